@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install demo test test-all lint format
+
+help: ## show what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: .venv/.installed ## make .venv with the project and all its extras
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv sync --inexact --all-extras || { \
+		echo "fast-slic was not built (it needs a C++ compiler): installing all but the extra 'superpixels'"; \
+		$(BIN)/uv sync --inexact --all-extras --no-extra superpixels; }
+	touch $@
+
+demo: install ## distil a teacher into a student on real digits (about 2 minutes)
+	$(BIN)/python experiments/digits/demo.py
+
+lint: install ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## put the code into its style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint ## lint, and all tests that are fast
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint ## lint, and all tests
+	$(BIN)/python -m pytest

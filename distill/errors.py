@@ -1,0 +1,56 @@
+"""A user's mistake, told in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend.
+
+    The message is one sentence that names the key, what was given and what would fit. The command line prints
+    it without a traceback and exits with 2.
+    """
+
+    def at(self, key: str) -> UserError:
+        """The same sentence, said of the configuration key `key`."""
+        return type(self)(f"{key}: {self}")
+
+
+def choices(given: str, known: Iterable[str], limit: int = 8) -> str:
+    """What would have fitted instead of `given`: near matches if there are any, else the first known names.
+
+    >>> choices("layr4", ["layer1", "layer4", "fc"])
+    "did you mean 'layer4' or 'layer1'?"
+    >>> choices("x", ["layer1", "fc"])
+    "known are 'fc' and 'layer1'"
+    """
+    names = sorted(set(known))
+    near = get_close_matches(given, names, n=3, cutoff=0.6)
+    if not near:  # a different case, or a part of a name
+        near = [name for name in names if given.lower() in name.lower()][:3] if len(given) > 2 else []
+    if near:
+        return f"did you mean {_joined(near, 'or')}?"
+    if not names:
+        return "none is known"
+    if len(names) > limit:
+        return f"known are {', '.join(map(repr, names[:limit]))} and {len(names) - limit} more"
+    return f"known are {_joined(names, 'and')}"
+
+
+def one_of(name: str, given: str, known: Iterable[str]) -> str:
+    """`given` itself if it is among `known`.
+
+    Raises:
+        UserError: it is not; the sentence calls it `name`.
+    """
+    names = list(known)
+    if given not in names:
+        raise UserError(f"{name} cannot be {given!r}: {choices(given, names)}")
+    return given
+
+
+def _joined(names: list[str], last: str) -> str:
+    quoted = [repr(name) for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from distill.errors import UserError, choices
+
+
+def test_a_users_mistake_is_a_value_error() -> None:
+    assert issubclass(UserError, ValueError)
+
+
+def test_a_mistake_can_be_told_of_its_configuration_key() -> None:
+    error = UserError("temperature must be above 0, given -1").at("model.heads.kd")
+    assert isinstance(error, UserError)
+    assert str(error) == "model.heads.kd: temperature must be above 0, given -1"
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "told"),
+    [
+        ("layr4", ["layer1", "layer4", "fc"], "did you mean 'layer4' or 'layer1'?"),
+        ("rkd", ["KD", "RKD"], "did you mean 'RKD'?"),
+        ("block", ["stages.0.blocks", "head"], "did you mean 'stages.0.blocks'?"),
+        ("x", ["layer1", "fc"], "known are 'fc' and 'layer1'"),
+        ("x", ["only"], "known are 'only'"),
+        ("x", [], "none is known"),
+    ],
+)
+def test_choices_names_near_matches_or_what_is_known(given: str, known: list[str], told: str) -> None:
+    assert choices(given, known) == told
+
+
+def test_choices_counts_what_it_does_not_list() -> None:
+    names = [f"name{i}" for i in range(5)]
+    assert choices("?", names, limit=3) == "known are 'name0', 'name1', 'name2' and 2 more"
