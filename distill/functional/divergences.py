@@ -1,0 +1,41 @@
+"""How far what the student has is from what the teacher has."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def huber(student: Tensor, teacher: Tensor, present: Tensor | None = None, delta: float = 1.0) -> Tensor:
+    """Mean Huber loss: half the squared difference up to `delta`, linear beyond.
+
+    Args:
+        student: any shape.
+        teacher: the same shape.
+        present: bool, broadcastable to that shape; the mean runs over the entries where it holds (over all without
+            it, and it is 0 if it holds nowhere).
+        delta: where the square ends.
+
+    Returns:
+        A scalar.
+    """
+    if present is None:
+        return F.huber_loss(student, teacher, delta=delta)
+    loss = F.huber_loss(student, teacher, delta=delta, reduction="none").masked_fill(~present, 0.0)
+    return loss.sum() / present.expand_as(loss).sum().clamp_min(1)
+
+
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of the softened class distributions, computed from log probabilities.
+
+    Args:
+        student_logits: `[..., K]`.
+        teacher_logits: `[..., K]`.
+        temperature: divides the logits of both.
+
+    Returns:
+        `[...]`, one value a sample, not multiplied by the squared temperature.
+    """
+    student = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)

@@ -1,0 +1,91 @@
+"""Losses between class logits, one value a sample; finite, with their gradients, at any gap between two logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.functional.divergences import kl_divergence
+
+
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """Knowledge distillation (Hinton et al. 2015): T^2 KL(teacher || student) at temperature T.
+
+    Args:
+        student_logits: `[..., K]`.
+        teacher_logits: `[..., K]`.
+        temperature: T; 4 as in the CRD benchmark.
+
+    Returns:
+        `[...]`.
+    """
+    return temperature**2 * kl_divergence(student_logits, teacher_logits, temperature)
+
+
+def tckd(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
+    """Target-class part of DKD: T^2 KL between the distributions over {target, any other class}.
+
+    Args:
+        student_logits: `[..., K]`.
+        teacher_logits: `[..., K]`.
+        target: int64 `[...]`, the class of each sample.
+        temperature: T.
+
+    Returns:
+        `[...]`.
+    """
+    student = _target_or_other(student_logits / temperature, target)
+    teacher = _target_or_other(teacher_logits / temperature, target)
+    return temperature**2 * kl_divergence(student, teacher)
+
+
+def nckd(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
+    """Non-target-class part of DKD: T^2 KL between the distributions over the classes other than the target.
+
+    Args:
+        student_logits: `[..., K]`.
+        teacher_logits: `[..., K]`.
+        target: int64 `[...]`, the class of each sample.
+        temperature: T.
+
+    Returns:
+        `[...]`.
+    """
+    return kd(_others(student_logits, target), _others(teacher_logits, target), temperature)
+
+
+def dkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    """Decoupled knowledge distillation (Zhao et al. 2022): `alpha` TCKD + `beta` NCKD.
+
+    Args:
+        student_logits: `[..., K]`.
+        teacher_logits: `[..., K]`.
+        target: int64 `[...]`, the class of each sample.
+        alpha: weight of the target-class part.
+        beta: weight of the other classes; the published values depend on the pair of networks, 8 is the most usual.
+        temperature: T.
+
+    Returns:
+        `[...]`.
+    """
+    target_part = tckd(student_logits, teacher_logits, target, temperature)
+    return alpha * target_part + beta * nckd(student_logits, teacher_logits, target, temperature)
+
+
+def _others(logits: Tensor, target: Tensor) -> Tensor:
+    """The logits `[..., K - 1]` of the classes other than the target."""
+    target = target.unsqueeze(-1)
+    classes = torch.arange(logits.shape[-1] - 1, device=logits.device).expand(*target.shape[:-1], -1)
+    return logits.gather(-1, classes + (classes >= target))
+
+
+def _target_or_other(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits `[..., 2]` of being the target and of being any other class: no probability, so nothing saturates."""
+    return torch.stack([logits.gather(-1, target.unsqueeze(-1)).squeeze(-1), _others(logits, target).logsumexp(-1)], -1)

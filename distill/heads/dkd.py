@@ -1,0 +1,60 @@
+"""Decoupled knowledge distillation (Zhao, Cui, Song, Qiu, Liang, 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill import functional
+from distill.errors import UserError
+from distill.features import Features, FeatureSpec
+from distill.heads.base import Batch, LogitHead, mean_over_ranks, positive
+from distill.schedules import Number, value_at
+
+
+class DKD(LogitHead):
+    """`alpha` TCKD + `beta` NCKD: the target class against the rest, and the rest among themselves.
+
+    It reads the labels. The target of a soft label `[B, K]` is its largest class (the first of equals). A sample
+    without a label (-1, or a soft label of zeros) takes no part: the mean runs over the labelled samples of all ranks,
+    and is 0 where there are none.
+
+    The public recipe warms the loss up over 20 epochs: give its term the weight `Warmup(epochs=20)`.
+
+    Args:
+        alpha: weight of the target-class part.
+        beta: weight of the other classes; the published values depend on the pair of networks.
+        temperature: T, a number or a schedule; 4 as in the CRD benchmark.
+
+    Raises:
+        UserError: a temperature not above 0.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: Number = 4.0) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = positive("temperature", temperature)
+
+    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Hold the numbers of classes against each other.
+
+        Raises:
+            UserError: they differ, or there is no second class.
+        """
+        super().build(student, teacher)
+        if student["logits"] == (1,):
+            raise UserError("DKD sets a class against the others, but the networks have 1 class: it needs 2 or more")
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """Compare logits `[B, K]` with logits `[B, K]`, given labels `[B]` or `[B, K]`."""
+        label = batch["label"]
+        labelled, target = (label.sum(dim=-1) > 0, label.argmax(dim=-1)) if label.ndim == 2 else (label != -1, label)
+        loss = functional.dkd(
+            student["logits"],
+            teacher["logits"],
+            target.masked_fill(~labelled, 0),
+            self.alpha,
+            self.beta,
+            value_at(self.temperature, self.progress),
+        )
+        return mean_over_ranks((loss * labelled).sum(), labelled.sum())

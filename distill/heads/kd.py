@@ -1,0 +1,32 @@
+"""Knowledge distillation (Hinton, Vinyals, Dean, 2015)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill import functional
+from distill.features import Features
+from distill.heads.base import Batch, LogitHead, positive
+from distill.schedules import Number, value_at
+
+
+class KD(LogitHead):
+    """T^2 KL(teacher || student) of the softened class distributions, mean over the samples.
+
+    It reads no labels.
+
+    Args:
+        temperature: T, a number or a schedule; 4 as in the CRD benchmark.
+
+    Raises:
+        UserError: a temperature not above 0.
+    """
+
+    def __init__(self, temperature: Number = 4.0) -> None:
+        super().__init__()
+        self.temperature = positive("temperature", temperature)
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """Compare logits `[B, K]` with logits `[B, K]`."""
+        temperature = value_at(self.temperature, self.progress)
+        return functional.kd(student["logits"], teacher["logits"], temperature).mean()

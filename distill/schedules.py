@@ -1,0 +1,166 @@
+"""Numbers that change with the progress of training: weights, temperatures, learning-rate factors."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill.errors import UserError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training has come.
+
+    Attributes:
+        step: optimiser steps done.
+        epoch: epochs done, fractions included.
+        steps: optimiser steps of the whole run, `None` if it has no end.
+        epochs: epochs of the whole run, `None` if it has no end.
+    """
+
+    step: int = 0
+    epoch: float = 0.0
+    steps: int | None = None
+    epochs: float | None = None
+
+
+class Schedule(ABC):
+    """A number as a function of training progress. Subclass it and write `__call__`."""
+
+    @abstractmethod
+    def __call__(self, progress: Progress) -> float:
+        """The number at `progress`."""
+
+
+Number = float | Schedule
+"""What a weight or a temperature may be: a constant or a schedule."""
+
+
+def value_at(number: Number, progress: Progress) -> float:
+    """The value of a constant or a schedule at `progress`."""
+    return number(progress) if isinstance(number, Schedule) else float(number)
+
+
+class Span(Schedule):
+    """A schedule that runs its course over a number of steps, of epochs, or (by default) over the whole run.
+
+    Args:
+        steps: length in optimiser steps.
+        epochs: length in epochs; give one of the two or none.
+    """
+
+    def __init__(self, steps: int | None = None, epochs: float | None = None) -> None:
+        if steps is not None and epochs is not None:
+            raise UserError(f"{type(self).__name__} takes steps or epochs, not both (given {steps} and {epochs})")
+        length = steps if steps is not None else epochs
+        if length is not None and length <= 0:
+            raise UserError(f"{type(self).__name__} needs a positive length, given {length}")
+        self.steps = steps
+        self.epochs = epochs
+
+    def share(self, progress: Progress) -> float:
+        """The share of the span that is done, in `[0, 1]`.
+
+        Raises:
+            UserError: the span is the whole run, and the run has no end.
+        """
+        if self.epochs is not None:
+            return min(progress.epoch / self.epochs, 1.0)
+        steps = self.steps if self.steps is not None else progress.steps
+        if steps is None:
+            raise UserError(f"{type(self).__name__} over a run without an end needs steps or epochs, or max_epochs")
+        return min(progress.step / max(steps, 1), 1.0)
+
+
+class Constant(Schedule):
+    """`value`, always."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, progress: Progress) -> float:
+        return self.value
+
+
+class Linear(Span):
+    """From `start` to `end` in a straight line."""
+
+    def __init__(self, start: float, end: float, steps: int | None = None, epochs: float | None = None) -> None:
+        super().__init__(steps, epochs)
+        self.start = start
+        self.end = end
+
+    def __call__(self, progress: Progress) -> float:
+        return self.start + (self.end - self.start) * self.share(progress)
+
+
+class Cosine(Span):
+    """From `start` to `end` along half a cosine wave: slow, fast, slow."""
+
+    def __init__(self, start: float, end: float, steps: int | None = None, epochs: float | None = None) -> None:
+        super().__init__(steps, epochs)
+        self.start = start
+        self.end = end
+
+    def __call__(self, progress: Progress) -> float:
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * self.share(progress)))
+
+
+class Warmup(Span):
+    """`value` (a number or another schedule), multiplied by a factor that grows from `start` to 1.
+
+    Args:
+        value: what is reached after the warm-up.
+        steps: length of the warm-up in optimiser steps.
+        epochs: length in epochs; give one of the two.
+        start: the factor at step 0.
+    """
+
+    def __init__(
+        self, value: Number = 1.0, steps: int | None = None, epochs: float | None = None, start: float = 0.0
+    ) -> None:
+        super().__init__(steps, epochs)
+        self.value = value
+        self.start = start
+
+    def __call__(self, progress: Progress) -> float:
+        return value_at(self.value, progress) * (self.start + (1.0 - self.start) * self.share(progress))
+
+
+class Step(Schedule):
+    """`value`, multiplied by `factor` at each milestone.
+
+    Args:
+        value: the number before the first milestone.
+        milestones: epochs (steps if `every_step`) at which the number falls, rising order.
+        factor: what it is multiplied by each time.
+        every_step: count the milestones in optimiser steps.
+    """
+
+    def __init__(
+        self, milestones: Sequence[float], value: float = 1.0, factor: float = 0.1, every_step: bool = False
+    ) -> None:
+        if list(milestones) != sorted(milestones):
+            raise UserError(f"Step needs milestones in rising order, given {list(milestones)}")
+        self.milestones = list(milestones)
+        self.value = value
+        self.factor = factor
+        self.every_step = every_step
+
+    def __call__(self, progress: Progress) -> float:
+        now = progress.step if self.every_step else progress.epoch
+        return self.value * self.factor ** sum(now >= milestone for milestone in self.milestones)
+
+
+class Stop(Span):
+    """`value` (a number or another schedule) until the span is over, then 0."""
+
+    def __init__(self, value: Number = 1.0, steps: int | None = None, epochs: float | None = None) -> None:
+        super().__init__(steps, epochs)
+        self.value = value
+
+    def __call__(self, progress: Progress) -> float:
+        return value_at(self.value, progress) if self.share(progress) < 1.0 else 0.0

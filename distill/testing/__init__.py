@@ -1,0 +1,267 @@
+"""The contract of a head, as checks that any head can be put through; they need torch and nothing else.
+
+In a test of your own head::
+
+    def test_my_head_keeps_the_contract():
+        check_head(MyHead)
+
+Each check raises an AssertionError whose first line says what the head fails in. The features are random tensors of
+the shapes `STUDENT` and `TEACHER`, of which a head is given exactly what it names in `needs`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.autograd.gradcheck import GradcheckError, gradcheck
+
+from distill.distributed import all_sum, gather, world_size
+from distill.features import FeatureSpec
+from distill.heads.base import RelationHead
+from distill.testing.case import STUDENT, TEACHER, Case, Make, Result, Sample, evaluate, seeded
+
+__all__ = ["CHECKS", "DEGENERATE", "STUDENT", "TEACHER", "Case", "Result", "Sample", "check_head", "evaluate"]
+
+Runner = Callable[..., Sequence[Any]]
+"""Called as `run(function, *arguments)`: runs the function on two ranks and returns both results."""
+
+
+def check_head(
+    make: Make, student: FeatureSpec = STUDENT, teacher: FeatureSpec = TEACHER, run: Runner | None = None
+) -> None:
+    """Hold a head to the whole contract.
+
+    Args:
+        make: makes a new head: its class, or a `functools.partial` of it.
+        student: what the student gives; taps that the head needs and the spec lacks get a made-up map.
+        teacher: what the teacher gives.
+        run: runs a function on two ranks; without it the check of two ranks is left out.
+
+    Raises:
+        AssertionError: the head fails in one of `CHECKS`.
+    """
+    case = Case(make, student, teacher)
+    for check in CHECKS:
+        check(case)
+    if run is not None:
+        two_ranks_equal_one(case, run)
+
+
+def arguments_have_defaults_and_words(case: Case) -> None:
+    """Every argument of `__init__` has a type, a default and a line under `Args:`."""
+    kind = type(case.make())
+    words = "".join((inspect.getdoc(base) or "").partition("\nArgs:")[2] for base in kind.__mro__)
+    for argument in list(inspect.signature(kind.__init__).parameters.values())[1:]:
+        told = f"argument {argument.name!r} of {kind.__name__}"
+        assert argument.annotation is not argument.empty, f"{told} has no type"
+        assert argument.default is not argument.empty, f"{told} has no default"
+        assert f"\n    {argument.name}: " in words, f"{told} is not described under Args: in the docstring"
+
+
+def gradient_is_the_derivative(case: Case) -> None:
+    """In float64, by finite differences, for the student's features and the head's parameters."""
+    head, sample = case.head(), case.sample()
+    names = sorted(head.needs)
+    parameters = {key: value.detach() for key, value in head.named_parameters() if value.requires_grad}
+
+    def loss(*tensors: Tensor) -> Tensor:
+        own = dict(zip(names, tensors, strict=False))
+        values = dict(zip(parameters, tensors[len(names) :], strict=True))
+        student = replace(
+            sample.student,
+            **{key: value for key, value in own.items() if key not in sample.student.maps},  # type: ignore[arg-type]
+            maps={key: own[key] for key in sample.student.maps},
+        )
+        arguments = (student, sample.teacher, sample.batch)
+        value: Tensor = torch.func.functional_call(deepcopy(head), values, arguments)
+        return value
+
+    inputs = [tensor.clone().requires_grad_() for tensor in (*(sample.student[n] for n in names), *parameters.values())]
+    with seeded(0):
+        try:
+            gradcheck(loss, inputs, atol=1e-7, rtol=1e-4, fast_mode=True)
+        except GradcheckError as error:
+            raise AssertionError(f"the gradient of {case.name} is not the derivative of its value\n{error}") from None
+
+
+def everything_is_trained(case: Case) -> None:
+    """The student gets a gradient, and so does every parameter of the head (DDP stops at one that gets none)."""
+    result = evaluate(case.head(), case.sample())
+    assert any(bool(gradient.any()) for gradient in result.student.values()), (
+        f"{case.name} gives the student no gradient"
+    )
+    for key, gradient in result.parameters.items():
+        assert bool(gradient.any()), f"parameter {key!r} of {case.name} gets no gradient: freeze it or use it"
+
+
+def teacher_gets_no_gradient(case: Case) -> None:
+    """Not even where the teacher's features carry one."""
+    head, sample = case.head(), case.sample()
+    if sample.teacher is None:
+        return
+    teacher = sample.teacher.apply(lambda tensor: tensor.requires_grad_())
+    evaluate(head, replace(sample, teacher=teacher))
+    for key in sorted(head.needs):
+        assert teacher[key].grad is None, f"{case.name} gives the teacher's {key!r} a gradient"
+
+
+def inputs_stay_as_they_are(case: Case) -> None:
+    """A head changes neither features nor batch: the next head reads them too."""
+    head, sample, before = case.head(), case.sample(), case.sample()
+    evaluate(head, sample)
+    for key in sorted(head.needs):
+        for side, one, other in (
+            ("student", sample.student, before.student),
+            ("teacher", sample.teacher, before.teacher),
+        ):
+            if one is not None and other is not None:
+                assert torch.equal(one[key], other[key]), f"{case.name} changes the {side}'s {key!r}"
+    assert list(sample.batch) == list(before.batch), f"{case.name} adds to the batch or takes from it"
+    for key, value in before.batch.items():
+        assert torch.equal(sample.batch[key], value), f"{case.name} changes {key!r} of the batch"
+
+
+def degenerate_inputs_stay_finite(case: Case) -> None:
+    """Loss and gradients in float32, for each of `DEGENERATE` in the student, the teacher or both, and no label."""
+    head, sample = case.head(torch.float32), case.sample(dtype=torch.float32)
+    unlabelled = replace(sample, batch=sample.batch | {"label": torch.full_like(sample.batch["label"], -1)})
+    cases = {"unlabelled samples": unlabelled}
+    for what, change in DEGENERATE.items():
+        both = sample.apply(change)
+        cases |= {
+            f"{what} in student and teacher": both,
+            f"{what} in the student": replace(both, teacher=sample.teacher),
+            f"{what} in the teacher": replace(both, student=sample.student),
+        }
+    for what, changed in cases.items():
+        result = evaluate(head, changed)
+        finite = all(
+            bool(t.isfinite().all()) for t in (result.loss, *result.student.values(), *result.parameters.values())
+        )
+        assert finite, f"{case.name} is not finite, or its gradient is not, with {what}"
+
+
+def half_precision_computes_in_float32(case: Case) -> None:
+    """Half-precision features, under autocast, give what float32 gives for the same rounded features."""
+    for dtype in (torch.bfloat16, torch.float16):
+        half = case.sample(dtype=torch.float32).apply(lambda tensor, dtype=dtype: tensor.to(dtype))  # type: ignore[misc]
+        expected = evaluate(case.head(torch.float32), half.apply(Tensor.float))
+        given = evaluate(case.head(torch.float32), half, autocast=dtype)
+        rounded = {key: value.to(dtype) for key, value in expected.student.items()}
+        _same(
+            replace(expected, student=rounded), given, f"{case.name} does not compute in float32 for {dtype} features"
+        )
+
+
+def batch_order_does_not_matter(case: Case) -> None:
+    """A permuted batch has the same loss and the permuted gradient."""
+    head, sample = case.head(), case.sample()
+    order = torch.randperm(case.size, generator=torch.Generator().manual_seed(0))
+    straight, permuted = evaluate(head, sample), evaluate(head, sample[order])
+    expected = replace(straight, student={key: value[order] for key, value in straight.student.items()}, state={})
+    _same(expected, replace(permuted, state={}), f"{case.name} depends on the order of the batch")
+
+
+def copies_behave_alike(case: Case) -> None:
+    """A deep copy, a pickled copy and a new head with the old one's state (read safely) go on exactly alike."""
+    head, sample = case.head(), case.sample()
+    restored = case.head(seed=1, calls=0)
+    stored = io.BytesIO()
+    torch.save(head.state_dict(), stored)
+    stored.seek(0)
+    restored.load_state_dict(torch.load(stored, weights_only=True))
+    expected = evaluate(head, sample)
+    for what, copy in {
+        "a deep copy": deepcopy(head),
+        "a pickled copy": pickle.loads(pickle.dumps(head)),
+        "a new head with the state_dict": restored,
+    }.items():
+        _same(
+            expected, evaluate(copy, sample), f"{what} of {case.name} behaves differently: keep all memory in buffers"
+        )
+
+
+def nothing_waits_for_the_device(case: Case) -> None:
+    """No value is read on the host (`.item()`, `if tensor`, boolean indexing): on a GPU each read stalls the step."""
+    head, sample = case.head(torch.float32), case.sample(dtype=torch.float32)
+    with FakeTensorMode() as mode:  # fake tensors have shapes but no values to be read
+        state: dict[str, Tensor] = {
+            key: mode.from_tensor(value) for key, value in (*head.named_parameters(), *head.named_buffers())
+        }
+        batch = {key: mode.from_tensor(value) for key, value in sample.batch.items()}
+        fake = sample.apply(mode.from_tensor)
+        student = fake.student.apply(lambda tensor: tensor.requires_grad_())
+        try:
+            torch.func.functional_call(head, state, (student, fake.teacher, batch)).backward()
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise AssertionError(f"{case.name} reads a tensor's value on the host\n{error}") from error
+
+
+def two_ranks_equal_one(case: Case, run: Runner) -> None:
+    """Two ranks with half a batch each give one process's loss, gradients and state: as DDP averages, in float64.
+
+    A relation within one process's batch (scope `batch`) is another loss on two ranks, and is passed over.
+    """
+    head = case.make()
+    if isinstance(head, RelationHead) and head.scope == "batch":
+        return
+    expected = averaged(case)
+    for result in run(averaged, case):
+        _same(expected, result, f"two ranks do not equal one process in {case.name}")
+
+
+def averaged(case: Case) -> Result:
+    """What this rank finds: its own state, and loss and gradients as DDP averages them, with all ranks' features."""
+    own = evaluate(case.head(), case.sample())
+    return Result(
+        all_sum(own.loss) / world_size(),
+        {key: gather(value) / world_size() for key, value in own.student.items()},
+        {key: all_sum(value) / world_size() for key, value in own.parameters.items()},
+        own.state,
+    )
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = (
+    arguments_have_defaults_and_words,
+    gradient_is_the_derivative,
+    everything_is_trained,
+    teacher_gets_no_gradient,
+    inputs_stay_as_they_are,
+    degenerate_inputs_stay_finite,
+    half_precision_computes_in_float32,
+    batch_order_does_not_matter,
+    copies_behave_alike,
+    nothing_waits_for_the_device,
+)
+"""What `check_head` checks, each by itself; `two_ranks_equal_one` besides."""
+
+DEGENERATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": torch.zeros_like,
+    "equal values": torch.ones_like,
+    "equal images": lambda tensor: tensor[:1].expand_as(tensor),
+    "pairs of equal images": lambda tensor: tensor.roll(len(tensor) // 2, 0).where(_first_half(tensor), tensor),
+    "equal tokens in an image": lambda tensor: tensor[:, :1].expand_as(tensor),
+    "huge values": lambda tensor: 1e4 * tensor,
+    "tiny values": lambda tensor: 1e-12 * tensor,
+}
+"""Changes of features that a head must survive."""
+
+
+def _first_half(tensor: Tensor) -> Tensor:
+    return (torch.arange(len(tensor)) < len(tensor) // 2).view(-1, *[1] * (tensor.ndim - 1))
+
+
+def _same(expected: Result, given: Result, sentence: str) -> None:
+    tolerance = 1e-10 if expected.loss.dtype == torch.float64 else None  # None: torch's own for the type
+    torch.testing.assert_close(
+        vars(given), vars(expected), rtol=tolerance, atol=tolerance, msg=lambda text: f"{sentence}\n{text}"
+    )

@@ -1,0 +1,144 @@
+"""A head under test: made-up features for it, and what a call of it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from distill.distributed import rank, world_size
+from distill.features import Features, FeatureSpec
+from distill.heads.base import Batch, Head
+
+STUDENT = FeatureSpec(logits=(5,), embedding=(6,), tokens=(16, 6), grid=(4, 4))
+TEACHER = FeatureSpec(logits=(5,), embedding=(9,), tokens=(36, 9), grid=(6, 6))
+
+Make = Callable[[], Head]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch with what both networks saw of it."""
+
+    student: Features
+    teacher: Features | None
+    batch: Batch
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Sample:
+        """The sample with `function` applied to every feature of both networks."""
+        teacher = None if self.teacher is None else self.teacher.apply(function)
+        return replace(self, student=self.student.apply(function), teacher=teacher)
+
+    def __getitem__(self, rows: Tensor | slice) -> Sample:
+        picked = self.apply(lambda tensor: tensor[rows])
+        return replace(picked, batch={key: value[rows] for key, value in self.batch.items()})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call of a head gave: the loss, its gradients, and the head's state after it."""
+
+    loss: Tensor
+    student: dict[str, Tensor]
+    parameters: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A head under test, and the shapes that it is tried with."""
+
+    make: Make
+    student: FeatureSpec = STUDENT
+    teacher: FeatureSpec = TEACHER
+    size: int = 8
+
+    @property
+    def name(self) -> str:
+        """The head's class name."""
+        return type(self.make()).__name__
+
+    def head(self, dtype: torch.dtype = torch.float64, seed: int = 0, calls: int = 2) -> Head:
+        """A built head whose memory, if it has one, was filled by earlier calls."""
+        with seeded(seed):
+            head = self.make()
+            student, teacher = self._specs(head)
+            head.check(student, teacher)
+            head.build(student, teacher)
+        head.to(dtype)
+        for number in range(calls):
+            sample = self.sample(number + 1, dtype)
+            head(sample.student, sample.teacher, sample.batch)
+        return head
+
+    def sample(self, number: int = 0, dtype: torch.dtype = torch.float64) -> Sample:
+        """This rank's part of the sample of that number; its first image has no label."""
+        generator = torch.Generator().manual_seed(1000 + number)
+
+        def features(spec: FeatureSpec) -> Features:
+            def draw(shape: tuple[int, ...] | None) -> Tensor | None:
+                return None if shape is None else torch.randn(self.size, *shape, generator=generator).to(dtype)
+
+            maps = {
+                name: torch.randn(self.size, *shape, generator=generator).to(dtype) for name, shape in spec.maps.items()
+            }
+            return Features(draw(spec.logits), draw(spec.embedding), draw(spec.tokens), spec.grid, maps)
+
+        head = self.make()
+        student, teacher = self._specs(head)
+        classes = (self.student.logits or (5,))[0]
+        batch = {
+            "image": torch.rand(self.size, 3, 24, 24, generator=generator).to(dtype),
+            "label": torch.randint(classes, (self.size,), generator=generator),
+            "index": self.size * number + torch.randperm(self.size, generator=generator),
+        }
+        batch["label"][0] = -1
+        if head.needs_segments:
+            batch["segments"] = torch.randint(4, (self.size, 24, 24), generator=generator)
+        sample = Sample(features(student), features(teacher) if head.needs_teacher else None, batch)
+        part = self.size // world_size()
+        return sample[slice(rank() * part, (rank() + 1) * part)]
+
+    def _specs(self, head: Head) -> tuple[FeatureSpec, FeatureSpec]:
+        """The shapes of exactly what the head needs."""
+        return _only(self.student, head, (6, 4, 4)), _only(self.teacher, head, (9, 6, 6))
+
+
+def evaluate(head: Head, sample: Sample, autocast: torch.dtype | None = None) -> Result:
+    """Call a copy of the head (under autocast to a type, if given), with the backward pass."""
+    head = deepcopy(head)
+    student = sample.student.apply(lambda tensor: tensor.detach().clone().requires_grad_())
+    with nullcontext() if autocast is None else torch.autocast("cpu", autocast):
+        loss = head(student, sample.teacher, sample.batch)
+    name = type(head).__name__
+    assert loss.ndim == 0, f"{name} returns a tensor of shape {tuple(loss.shape)} instead of a scalar"
+    assert loss.requires_grad, f"{name} returns a loss without gradient"
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's backward has no types
+    return Result(
+        loss.detach(),
+        {key: _gradient(student[key]) for key in sorted(head.needs)},
+        {key: _gradient(parameter) for key, parameter in head.named_parameters() if parameter.requires_grad},
+        {key: value.detach() for key, value in head.state_dict().items()},
+    )
+
+
+def _only(spec: FeatureSpec, head: Head, made_up: tuple[int, ...]) -> FeatureSpec:
+    own = {key: getattr(spec, key) if key in head.needs else None for key in ("logits", "embedding", "tokens")}
+    maps = {key: spec.maps.get(key, made_up) for key in sorted(head.needs) if key not in own}
+    return FeatureSpec(**own, grid=spec.grid, maps=maps)
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.detach()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's global generator of that seed, and leave the generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,21 @@
+"""What all tests share: one thread a process, and two processes that train together."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: the tests themselves run side by side
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.ddp import RankPool
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[RankPool]:
+    """Two gloo processes; `pool.run(function, *args)` gives the results of both."""
+    ranks = RankPool()
+    yield ranks
+    ranks.close()

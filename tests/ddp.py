@@ -1,0 +1,94 @@
+"""Two processes in one gloo group, started once a session: a call costs milliseconds."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class RankPool:
+    """Runs functions on all ranks of a group. The processes start with the first call.
+
+    Args:
+        ranks: number of processes.
+        timeout: seconds that a call may take before it fails; the start of the processes is not counted.
+    """
+
+    def __init__(self, ranks: int = 2, timeout: float = 60.0) -> None:
+        self.ranks = ranks
+        self.timeout = timeout
+        self._pool: Pool | None = None
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call `function(*args)` on every rank at once.
+
+        Args:
+            function: a function of an importable module (not of `conftest`), which may use collectives.
+            args: what can be pickled.
+
+        Returns:
+            The results, by rank.
+
+        Raises:
+            Exception: what the function raised on any rank, or a TimeoutError; the next call starts new processes.
+        """
+        # Bytes, since torch would otherwise put tensors into memory that both ranks share.
+        jobs = [pickle.dumps((function, args))] * self.ranks
+        try:
+            if self._pool is None:
+                self._pool = self._start()
+            results = self._pool.map_async(_call, jobs, chunksize=1).get(self.timeout)
+        except BaseException:
+            self.close()
+            raise
+        return [result for _, result in sorted((pickle.loads(found) for found in results), key=lambda item: item[0])]
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
+            self._pool = None
+
+    def _start(self) -> Pool:
+        context = get_context("spawn")
+        places = context.Queue()
+        for place in range(self.ranks):
+            places.put(place)
+        self._directory = tempfile.TemporaryDirectory()  # a file needs no free port, so pools do not meet
+        pool = context.Pool(self.ranks, _join, (places, self.ranks, Path(self._directory.name) / "group", self.timeout))
+        try:
+            pool.map_async(_ready, range(self.ranks), chunksize=1).get(300)
+        except BaseException:
+            pool.terminate()
+            raise
+        return pool
+
+
+def _join(places: Queue[int], ranks: int, file: Path, timeout: float) -> None:
+    import distill.heads  # noqa: F401  # once here, not in the first call's time
+
+    torch.set_num_threads(1)
+    # A rank whose partner failed gives up before the caller does, so that the caller learns the partner's error.
+    give_up = timedelta(seconds=timeout / 2)
+    dist.init_process_group("gloo", f"file://{file}", give_up, world_size=ranks, rank=places.get())
+
+
+def _ready(_: int) -> None:
+    dist.barrier()
+
+
+def _call(job: bytes) -> bytes:
+    dist.barrier()  # so that no process takes two jobs
+    function, args = pickle.loads(job)
+    return pickle.dumps((dist.get_rank(), function(*args)))

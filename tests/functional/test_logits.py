@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distill.functional import dkd, kd, nckd, tckd
+from tests.golden import Q, assert_relative
+
+
+def kd_of(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
+    return kd(student_logits, teacher_logits, temperature)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"kd": kd_of, "tckd": tckd, "nckd": nckd, "dkd": dkd}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    student, teacher = (2 * Q([8, 10], 1)).requires_grad_(), 3 * Q([8, 10], 2)
+    return student, teacher, (3 * torch.arange(8) + 1) % 10
+
+
+@every_loss
+def test_value_and_gradient_are_the_golden_ones(name: str) -> None:
+    student, teacher, target = inputs()
+    assert_relative(name, LOSSES[name](student, teacher, target, temperature=4.0).mean(), student)
+
+
+@every_loss
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_value_is_that_of_the_literal_formula_in_probabilities(name: str, temperature: float) -> None:
+    student, teacher, target = inputs()
+
+    def divergence(p: Tensor, q: Tensor) -> float:
+        return temperature**2 * (p * (p / q).log()).sum().item()
+
+    for s, t, c, given_loss in zip(
+        student.detach(),
+        teacher,
+        target.tolist(),
+        LOSSES[name](student, teacher, target, temperature=temperature),
+        strict=True,
+    ):
+        q, p = torch.softmax(s / temperature, 0), torch.softmax(t / temperature, 0)
+        rest = torch.arange(10) != c
+        binary = divergence(torch.stack([p[c], 1 - p[c]]), torch.stack([q[c], 1 - q[c]]))
+        others = divergence(p[rest] / p[rest].sum(), q[rest] / q[rest].sum())
+        expected = {"kd": divergence(p, q), "tckd": binary, "nckd": others, "dkd": binary + 8 * others}
+        assert given_loss.item() == pytest.approx(expected[name], rel=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(1, 10_000), spread=st.floats(0.1, 30), temperature=st.floats(0.5, 8))
+def test_kd_is_the_target_part_and_the_rest_by_its_share(seed: int, spread: float, temperature: float) -> None:
+    student, teacher = spread * Q([4, 6], seed), spread * Q([4, 6], seed + 1)
+    target = torch.tensor([0, 5, 2, 2])
+    rest = 1 - torch.softmax(teacher / temperature, -1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    parts = tckd(student, teacher, target, temperature) + rest * nckd(student, teacher, target, temperature)
+    torch.testing.assert_close(parts, kd(student, teacher, temperature), rtol=1e-9, atol=1e-10)
+
+
+@every_loss
+def test_equal_logits_have_no_loss_and_no_gradient(name: str) -> None:
+    student, _, target = inputs()
+    loss = LOSSES[name](student, student.detach(), target)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-13)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-13)
+
+
+@every_loss
+@pytest.mark.parametrize("gap", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("side", ["student", "teacher", "both"])
+@pytest.mark.parametrize("saturated", [0, 1])
+def test_any_gap_between_two_logits_is_finite_in_float32(name: str, gap: float, side: str, saturated: int) -> None:
+    gapped, plain = torch.zeros(1, 5), torch.linspace(-1, 1, 5).unsqueeze(0)
+    gapped[0, saturated] = gap  # class 0 is the target
+    student = (plain if side == "teacher" else gapped).clone().requires_grad_()
+    teacher = {"student": plain, "teacher": gapped, "both": -gapped}[side]
+    loss = LOSSES[name](student, teacher, torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    assert bool(loss.isfinite().all())
+    assert bool(gradient.isfinite().all())
+    assert loss.item() >= 0
+
+
+@every_loss
+def test_leading_dimensions_are_samples(name: str) -> None:
+    student, teacher, target = inputs()
+    folded = LOSSES[name](student.view(2, 4, 10), teacher.view(2, 4, 10), target.view(2, 4))
+    torch.testing.assert_close(folded.flatten(), LOSSES[name](student, teacher, target), rtol=1e-12, atol=0)
+
+
+@every_loss
+def test_dtype_is_the_callers(name: str) -> None:
+    student, teacher, target = inputs()
+    assert LOSSES[name](student.float(), teacher.float(), target).dtype == torch.float32
+
+
+def test_parts_of_dkd_are_weighted_by_alpha_and_beta() -> None:
+    student, teacher, target = inputs()
+    expected = 0.5 * tckd(student, teacher, target, 2.0) + 3 * nckd(student, teacher, target, 2.0)
+    torch.testing.assert_close(dkd(student, teacher, target, 0.5, 3.0, 2.0), expected, rtol=1e-12, atol=0)

@@ -1,0 +1,262 @@
+"""Every shipped head against the whole contract, and the contract against heads that break it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.distributed import gather
+from distill.errors import UserError
+from distill.features import Features, FeatureSpec
+from distill.heads import Batch, Head, shipped
+from distill.testing import (
+    CHECKS,
+    Case,
+    arguments_have_defaults_and_words,
+    batch_order_does_not_matter,
+    check_head,
+    copies_behave_alike,
+    degenerate_inputs_stay_finite,
+    everything_is_trained,
+    gradient_is_the_derivative,
+    half_precision_computes_in_float32,
+    inputs_stay_as_they_are,
+    nothing_waits_for_the_device,
+    teacher_gets_no_gradient,
+    two_ranks_equal_one,
+)
+from tests.ddp import RankPool
+
+every_head = pytest.mark.parametrize("make", shipped().values(), ids=shipped().keys())
+
+
+@every_head
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_shipped_head(make: type[Head], check: Callable[[Case], None]) -> None:
+    check(Case(make))
+
+
+@every_head
+def test_shipped_head_on_two_ranks_equals_one_process(make: type[Head], pool: RankPool) -> None:
+    two_ranks_equal_one(Case(make), pool.run)
+
+
+class Good(Head):
+    """Keeps the whole contract, with a projection and a memory.
+
+    Args:
+        size: rows of the memory.
+    """
+
+    needs = frozenset({"embedding", "tap"})
+    memory: Tensor
+    project: Callable[[Tensor], Tensor]
+
+    def __init__(self, size: int = 5) -> None:
+        super().__init__()
+        self.size = size
+
+    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        self.project = nn.Linear(student["embedding"][0], teacher["embedding"][0])
+        self.register_buffer("memory", torch.zeros(teacher["embedding"]))
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        fresh = gather(teacher["embedding"]).mean(0)
+        loss = (self.project(student["embedding"]) - self.memory).square().mean()
+        with torch.no_grad():
+            self.memory.lerp_(fresh, 1 / self.size)
+        return loss + student["tap"].square().mean()
+
+
+def test_a_head_with_projection_memory_and_tap_passes(pool: RankPool) -> None:
+    check_head(Good, run=pool.run)
+
+
+def test_a_head_on_shapes_of_its_own_passes(pool: RankPool) -> None:
+    spec = FeatureSpec(embedding=(4,), maps={"tap": (2, 3, 3)})
+    check_head(Good, student=spec, teacher=spec, run=pool.run)
+
+
+class Undocumented(Good):
+    """No word about its argument."""
+
+    def __init__(self, rows: int = 5) -> None:
+        super().__init__(rows)
+
+
+class Untyped(Good):
+    """Has no types."""
+
+    def __init__(self, size=5) -> None:  # type: ignore[no-untyped-def]  # that is what is wrong with it
+        super().__init__(size)
+
+
+class WithoutDefault(Good):
+    """Has no default.
+
+    Args:
+        size: rows.
+        other: without a default.
+    """
+
+    def __init__(self, other: int, size: int = 5) -> None:
+        super().__init__(size)
+
+
+class WrongGradient(Good):
+    """Stops half of its gradient."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        tap = student["tap"]
+        return super().forward(student, teacher, batch) + (tap * tap.detach()).mean()
+
+
+class Unused(Good):
+    """Has a parameter that takes no part."""
+
+    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        super().build(student, teacher)
+        self.unused = nn.Parameter(torch.ones(1))
+
+
+class Careless(Good):
+    """Runs without the base class's care for types and for the teacher."""
+
+    def __call__(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        return cast(Tensor, nn.Module.__call__(self, student, teacher, batch))
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        x, y = student["embedding"], teacher["embedding"]
+        return ((x @ x.T) - (y @ y.T)).square().mean().to(x.dtype) + student["tap"].mean()
+
+
+class Overwriting(Good):
+    """Normalises the teacher in place."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        teacher["embedding"].div_(2)
+        return super().forward(student, teacher, batch)
+
+
+class Writing(Good):
+    """Leaves something in the batch."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        batch["own"] = batch["index"]
+        return super().forward(student, teacher, batch)
+
+
+class Fragile(Good):
+    """Divides by a norm."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        x = student["embedding"]
+        return super().forward(student, teacher, batch) + (x / x.square().sum(-1, keepdim=True).sqrt()).mean()
+
+
+class Ordered(Good):
+    """Compares each image with the next."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        x = student["embedding"]
+        return super().forward(student, teacher, batch) + (x[1:] * x[:-1]).mean()
+
+
+class Forgetful(Good):
+    """Keeps its memory outside of the state."""
+
+    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        super().build(student, teacher)
+        self.calls = 0
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        self.calls += 1
+        return super().forward(student, teacher, batch) * self.calls
+
+
+class Waiting(Good):
+    """Branches on a value."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        loss = super().forward(student, teacher, batch)
+        return loss if loss.item() > 0 else loss * 0
+
+
+class Indexing(Good):
+    """Picks rows by a mask."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        return super().forward(student, teacher, batch) + student["embedding"][batch["label"] >= 0].sum()
+
+
+class Lonely(Good):
+    """Relates the images of its own process."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        return super().forward(student, teacher, batch) + torch.pdist(student["embedding"]).mean()
+
+
+class PrivateMemory(Good):
+    """Remembers its own process's images."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        loss = student["tap"].mean() + self.project(student["embedding"]).square().mean()
+        self.memory.copy_(teacher["embedding"].mean(0))
+        return loss
+
+
+class Unequal(Good):
+    """Gives each image its own loss."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        return student["tap"].flatten(1).mean(1)
+
+
+class Greedy(Good):
+    """Reads what it does not name."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        return super().forward(student, teacher, batch) + student["logits"].mean()
+
+
+@pytest.mark.parametrize(
+    ("make", "check", "told"),
+    [
+        (Untyped, arguments_have_defaults_and_words, "argument 'size' of Untyped has no type"),
+        (Undocumented, arguments_have_defaults_and_words, "argument 'rows' of Undocumented is not described"),
+        (WithoutDefault, arguments_have_defaults_and_words, "argument 'other' of WithoutDefault has no default"),
+        (WrongGradient, gradient_is_the_derivative, "not the derivative"),
+        (Unused, everything_is_trained, "parameter 'unused' of Unused gets no gradient"),
+        (Careless, teacher_gets_no_gradient, "gives the teacher's 'embedding' a gradient"),
+        (Careless, half_precision_computes_in_float32, "does not compute in float32"),
+        (Overwriting, inputs_stay_as_they_are, "changes the teacher's 'embedding'"),
+        (Writing, inputs_stay_as_they_are, "adds to the batch"),
+        (Fragile, degenerate_inputs_stay_finite, "zeros in"),
+        (Ordered, batch_order_does_not_matter, "depends on the order"),
+        (Forgetful, copies_behave_alike, "a new head with the state_dict of Forgetful behaves differently"),
+        (Waiting, nothing_waits_for_the_device, "on the host"),
+        (Indexing, nothing_waits_for_the_device, "on the host"),
+        (Unequal, everything_is_trained, "instead of a scalar"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_head_that_breaks_the_contract_is_told_so(make: Any, check: Callable[[Case], None], told: str) -> None:
+    broken = (lambda: make(other=1)) if make is WithoutDefault else make
+    check(Case(Good))
+    with pytest.raises(AssertionError, match=told):
+        check(Case(broken))
+
+
+@pytest.mark.parametrize("make", [Lonely, PrivateMemory])
+def test_a_head_that_differs_on_two_ranks_is_told_so(make: type[Head], pool: RankPool) -> None:
+    with pytest.raises(AssertionError, match="two ranks do not equal one process"):
+        two_ranks_equal_one(Case(make), pool.run)
+
+
+def test_a_head_is_given_only_what_it_names() -> None:
+    with pytest.raises(UserError, match="gives no 'logits'"):
+        check_head(Greedy)

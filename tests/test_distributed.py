@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distill.distributed import all_sum, gather, rank, world_size
+from tests.ddp import RankPool
+from tests.golden import Q
+
+
+def test_without_a_process_group_there_is_one_rank() -> None:
+    assert (rank(), world_size()) == (0, 1)
+
+
+def test_without_a_process_group_gather_is_the_tensor_itself() -> None:
+    tensor = Q([4, 3], 1).requires_grad_()
+    assert gather(tensor) is tensor
+
+
+def test_without_a_process_group_all_sum_is_the_detached_tensor() -> None:
+    tensor = Q([4, 3], 1).requires_grad_()
+    assert torch.equal(all_sum(tensor), tensor)
+    assert not all_sum(tensor).requires_grad
+
+
+def _own_rank() -> tuple[int, int]:
+    return rank(), world_size()
+
+
+def test_each_process_has_its_place(pool: RankPool) -> None:
+    assert pool.run(_own_rank) == [(0, 2), (1, 2)]
+
+
+def _gathered(whole: Tensor) -> Tensor:
+    return gather(whole.chunk(world_size())[rank()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
+def test_gather_puts_the_parts_together_in_rank_order(pool: RankPool, dtype: torch.dtype) -> None:
+    whole = (10 * Q([6, 3, 2], 1)).to(dtype)
+    for gathered in pool.run(_gathered, whole):
+        assert torch.equal(gathered, whole)
+
+
+def _gathered_transposed(whole: Tensor) -> Tensor:
+    return gather(whole.chunk(world_size())[rank()].mT)
+
+
+def test_gather_takes_a_tensor_that_is_not_contiguous(pool: RankPool) -> None:
+    whole = Q([6, 3, 2], 1)
+    for gathered in pool.run(_gathered_transposed, whole):
+        assert torch.equal(gathered, whole.mT)
+
+
+def _pairwise_gradient(whole: Tensor) -> Tensor:
+    own = whole.chunk(world_size())[rank()].clone().requires_grad_()
+    x = gather(own)
+    return torch.autograd.grad((x @ x.T).square().mean(), own)[0]
+
+
+def test_gradient_through_gather_averaged_over_ranks_is_that_of_one_process(pool: RankPool) -> None:
+    whole = Q([6, 3], 1)
+    expected = _pairwise_gradient(whole)
+    averaged = torch.cat(pool.run(_pairwise_gradient, whole)) / 2
+    torch.testing.assert_close(averaged, expected, rtol=1e-12, atol=0)
+
+
+def _summed() -> tuple[Tensor, bool, Tensor]:
+    own = torch.tensor([1.0, 10.0]).requires_grad_() * (rank() + 1)
+    total = all_sum(own)
+    return own.detach(), total.requires_grad, total
+
+
+def test_all_sum_adds_over_ranks_without_gradient_and_leaves_its_input(pool: RankPool) -> None:
+    for place, (own, has_gradient, total) in enumerate(pool.run(_summed)):
+        assert own.tolist() == [1.0 + place, 10.0 * (1 + place)]
+        assert not has_gradient
+        assert total.tolist() == [3.0, 30.0]
+
+
+def _fails_on_one_rank() -> Tensor:
+    if rank() == 1:
+        raise ValueError("on purpose")
+    return all_sum(torch.ones(1))
+
+
+@pytest.mark.slow
+def test_pool_tells_the_error_of_one_rank_and_starts_again() -> None:
+    own = RankPool(timeout=6.0)
+    with pytest.raises(ValueError, match="on purpose"):
+        own.run(_fails_on_one_rank)
+    try:
+        assert own.run(_own_rank) == [(0, 2), (1, 2)]
+    finally:
+        own.close()
+
+
+def _waits_on_one_rank() -> None:
+    if rank() == 1:
+        time.sleep(60)
+    dist.barrier()
+
+
+@pytest.mark.slow
+def test_pool_does_not_wait_forever() -> None:
+    before = len(multiprocessing.active_children())
+    with pytest.raises(multiprocessing.TimeoutError):
+        RankPool(timeout=2.0).run(_waits_on_one_rank)
+    assert len(multiprocessing.active_children()) == before

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.errors import UserError
+from distill.schedules import Constant, Cosine, Linear, Progress, Schedule, Span, Step, Stop, Warmup, value_at
+
+
+def at(step: int, steps: int | None = 100, per_epoch: int = 10) -> Progress:
+    return Progress(step, step / per_epoch, steps, None if steps is None else steps / per_epoch)
+
+
+def test_a_plain_number_is_its_own_value() -> None:
+    assert value_at(3, at(7)) == 3.0
+    assert isinstance(value_at(3, at(7)), float)
+
+
+def test_a_constant_never_changes() -> None:
+    assert [value_at(Constant(0.5), at(step)) for step in (0, 50, 100)] == [0.5, 0.5, 0.5]
+
+
+def test_linear_runs_over_the_whole_run_by_default() -> None:
+    schedule = Linear(4.0, 1.0)
+    assert [schedule(at(step)) for step in (0, 50, 100, 200)] == [4.0, 2.5, 1.0, 1.0]
+
+
+def test_linear_over_a_number_of_steps_ends_there() -> None:
+    schedule = Linear(0.0, 1.0, steps=20)
+    assert [schedule(at(step)) for step in (0, 5, 20, 90)] == [0.0, 0.25, 1.0, 1.0]
+
+
+def test_linear_over_epochs_counts_fractions_of_an_epoch() -> None:
+    schedule = Linear(0.0, 1.0, epochs=2)
+    assert [schedule(at(step)) for step in (0, 5, 10, 20, 30)] == [0.0, 0.25, 0.5, 1.0, 1.0]
+
+
+def test_cosine_falls_along_half_a_wave() -> None:
+    schedule = Cosine(0.5, 0.07)
+    assert schedule(at(0)) == 0.5
+    assert schedule(at(25)) == pytest.approx(0.07 + 0.43 * (1 + math.cos(math.pi / 4)) / 2)
+    assert schedule(at(50)) == pytest.approx(0.285)
+    assert schedule(at(100)) == 0.07
+
+
+@given(step=st.integers(0, 300), start=st.floats(-9, 9), end=st.floats(-9, 9))
+def test_linear_and_cosine_stay_between_their_ends(step: int, start: float, end: float) -> None:
+    low, high = min(start, end) - 1e-9, max(start, end) + 1e-9
+    assert low <= Linear(start, end)(at(step)) <= high
+    assert low <= Cosine(start, end)(at(step)) <= high
+
+
+def test_warmup_multiplies_a_number_by_a_growing_factor() -> None:
+    schedule = Warmup(2.0, steps=10)
+    assert [schedule(at(step)) for step in (0, 5, 10, 50)] == [0.0, 1.0, 2.0, 2.0]
+
+
+def test_warmup_can_start_above_zero() -> None:
+    assert Warmup(2.0, epochs=1, start=0.5)(at(0)) == 1.0
+
+
+def test_warmup_multiplies_another_schedule() -> None:
+    schedule = Warmup(Linear(4.0, 0.0), steps=50)
+    assert [schedule(at(step)) for step in (25, 50, 75)] == [3.0 * 0.5, 2.0, 1.0]
+
+
+def test_step_falls_at_each_milestone() -> None:
+    schedule = Step([2, 4], value=1.0, factor=0.5)
+    assert [schedule(at(step)) for step in (0, 19, 20, 39, 40, 90)] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_step_can_count_steps() -> None:
+    schedule = Step([5], factor=0.1, every_step=True)
+    assert [schedule(at(step)) for step in (4, 5)] == [1.0, 0.1]
+
+
+def test_stop_is_zero_once_its_span_is_over() -> None:
+    schedule = Stop(0.7, epochs=3)
+    assert [schedule(at(step)) for step in (0, 29, 30, 99)] == [0.7, 0.7, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("schedule", [Linear(1, 0), Cosine(1, 0), Warmup(), Stop()])
+def test_a_span_over_an_endless_run_is_refused(schedule: Schedule) -> None:
+    with pytest.raises(UserError, match=f"{type(schedule).__name__} over a run without an end"):
+        schedule(at(3, steps=None))
+
+
+def test_a_span_of_its_own_length_needs_no_end_of_the_run() -> None:
+    assert Warmup(1.0, steps=10)(at(5, steps=None)) == 0.5
+
+
+def test_a_span_takes_steps_or_epochs_not_both() -> None:
+    with pytest.raises(UserError, match="Linear takes steps or epochs, not both"):
+        Linear(0, 1, steps=5, epochs=1)
+
+
+@pytest.mark.parametrize("length", [{"steps": 0}, {"steps": -3}, {"epochs": 0.0}])
+def test_a_span_needs_a_positive_length(length: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="needs a positive length"):
+        Warmup(1.0, **length)
+
+
+def test_step_needs_rising_milestones() -> None:
+    with pytest.raises(UserError, match="rising order"):
+        Step([4, 2])
+
+
+def test_a_users_schedule_is_a_function_of_progress() -> None:
+    class Halving(Span):
+        def __call__(self, progress: Progress) -> float:
+            return 0.5**progress.step
+
+    assert value_at(Halving(), at(3)) == 0.125
