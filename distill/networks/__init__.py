@@ -1,0 +1,9 @@
+"""Teachers and students: networks that say what they saw."""
+
+from distill.networks.base import Network
+from distill.networks.teacher import FrozenTeacher
+from distill.networks.timm import Timm
+from distill.networks.weights import load_weights
+from distill.networks.wrap import Wrap
+
+__all__ = ["FrozenTeacher", "Network", "Timm", "Wrap", "load_weights"]
