@@ -1,0 +1,185 @@
+"""What all data modules share: the batch dict, the loaders, mixing, and counting no sample twice."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from distill.errors import UserError
+
+Split = Literal["train", "val", "test"]
+Sample = dict[str, Any]
+
+
+@dataclass
+class Mixing:
+    """Mixes the images of a batch pairwise on the device; labels become soft.
+
+    Args:
+        mixup: alpha of mixup's Beta distribution, 0 for none.
+        cutmix: alpha of CutMix's, 0 for none; with both, each batch draws one of them.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise UserError(f"data.mixing needs alphas of at least 0, given {self.mixup} and {self.cutmix}")
+
+
+class Source(Protocol):
+    """Pairs of an image and its label, by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
+
+
+class Samples(Dataset[Sample]):
+    """A set of images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabelled) and `index`.
+
+    An index past the end stands for a sample that only fills up a rank's last batch; it comes with `index` -1.
+
+    Args:
+        source: gives (image, label) at a position.
+        transform: from what `source` gives to a float tensor.
+        labels: replaces the source's labels, -1 where the label is withheld.
+    """
+
+    def __init__(self, source: Source, transform: Callable[[Any], Tensor], labels: Sequence[int] | None = None) -> None:
+        self.source = source
+        self.transform = transform
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: int) -> Sample:
+        index = position % len(self)
+        image, label = self.source[index]
+        if self.labels is not None:
+            label = self.labels[index]
+        return {"image": self.transform(image), "label": int(label), "index": index if index == position else -1}
+
+
+class ImageData(LightningDataModule, ABC):
+    """Base of the data modules: a subclass gives `num_classes`, `image_shape` and its three sets of samples.
+
+    Args:
+        batch_size: images a process and step.
+        num_workers: processes that prepare batches.
+        mixing: mixup and CutMix on training batches.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    def __init__(self, batch_size: int = 64, num_workers: int = 0, mixing: Mixing | None = None) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size must be at least 1, given {batch_size}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.mixing = mixing
+        self._samples: dict[Split, Samples] = {}
+
+    def setup(self, stage: str) -> None:
+        """Hold the training images against the batch size before anything of a run is written."""
+        if stage == "fit" and len(samples := self._cached("train")) < self.batch_size:
+            raise UserError(
+                f"data.batch_size is {self.batch_size}, more than the {len(samples)} training images: "
+                f"give {len(samples)} or less"
+            )
+
+    @abstractmethod
+    def samples(self, split: Split) -> Samples:
+        """The samples of a split; the training split with its augmentation."""
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled batches of equal size; what is left over at the end of an epoch is dropped."""
+        return self._loader(self._cached("train"), shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation images in order, each counted once on any number of ranks."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The test images in order, each counted once on any number of ranks."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """The test images."""
+        return self._evaluation_loader("test")
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Mix training batches on the device."""
+        if self.mixing is None or self.trainer is None or not self.trainer.training:
+            return batch
+        return {**batch, **mix(batch["image"], batch["label"], self.num_classes, self.mixing)}
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
+        samples = self._cached(split)
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return self._loader(samples, sampler=MarkedSampler(samples, num_replicas=world, rank=rank))
+
+    def _cached(self, split: Split) -> Samples:
+        if split not in self._samples:
+            self._samples[split] = self.samples(split)
+        return self._samples[split]
+
+    def _loader(self, samples: Samples, **kwargs: Any) -> DataLoader[Sample]:
+        return DataLoader(
+            samples,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **kwargs,
+        )
+
+
+class MarkedSampler(DistributedSampler[int]):
+    """Deals the samples to the ranks in order; positions that only fill up lie past the end of the set.
+
+    `Samples` marks those with `index` -1, and no metric counts them.
+    """
+
+    def __init__(self, samples: Samples, num_replicas: int, rank: int) -> None:
+        super().__init__(cast(Dataset[int], samples), num_replicas=num_replicas, rank=rank, shuffle=False)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self.total_size, self.num_replicas))
+
+
+def mix(image: Tensor, label: Tensor, num_classes: int, mixing: Mixing) -> dict[str, Tensor]:
+    """Mix a batch with itself by mixup or CutMix.
+
+    Args:
+        image: `[B, C, H, W]`.
+        label: `[B]`, -1 for unlabelled: such a sample adds nothing to the soft label.
+        num_classes: K.
+        mixing: the strengths.
+
+    Returns:
+        `image` `[B, C, H, W]` and soft `label` `[B, K]`, whose rows sum to the labelled share of the mixed image.
+    """
+    from torchvision.transforms import v2
+
+    kinds = [
+        kind(alpha=alpha, num_classes=num_classes)
+        for kind, alpha in ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix))
+        if alpha > 0
+    ]
+    soft = functional.one_hot(label.clamp_min(0), num_classes).to(image.dtype) * (label >= 0).unsqueeze(1)
+    if kinds:
+        image, soft = v2.RandomChoice(kinds)(image, soft)
+    return {"image": image, "label": soft}

@@ -1,0 +1,113 @@
+"""scikit-learn's handwritten digits: 1,797 real scans that need no download."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distill.data.base import ImageData, Mixing, Samples, Split
+from distill.errors import UserError
+
+_SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
+_SPLIT_SEED = 0  # the split is part of the data set: the same in every run
+
+
+class Digits(ImageData):
+    """Handwritten digits of scikit-learn (8x8 scans, ten classes), resized, in three channels.
+
+    The split is fixed and stratified: 1,078 training, 270 validation and 449 test images.
+
+    Args:
+        labels_per_class: how many training images of each class keep their label; the others come with label -1, for
+            terms that need no label. `None` keeps all.
+        labelled_only: leave the images without a label out of the training set.
+        image_size: side in pixels.
+        augment: rotate (10 degrees), shift (a tenth of the side) and scale (0.9 to 1.1) training images.
+        batch_size: images a process and step.
+        num_workers: processes that prepare batches.
+        mixing: mixup and CutMix on training batches.
+    """
+
+    def __init__(
+        self,
+        labels_per_class: int | None = None,
+        labelled_only: bool = False,
+        image_size: int = 32,
+        augment: bool = True,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        mixing: Mixing | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, mixing)
+        if labels_per_class is not None and labels_per_class < 1:
+            raise UserError(f"data.labels_per_class must be at least 1, given {labels_per_class}")
+        self.labels_per_class = labels_per_class
+        self.labelled_only = labelled_only
+        self.augment = augment
+        self.num_classes = 10
+        self.image_shape = (3, image_size, image_size)
+
+    def samples(self, split: Split) -> Samples:
+        """The images of a split as `[3, side, side]` in [0, 1]."""
+        images, labels = _load(split)
+        if split == "train" and self.labels_per_class is not None:
+            known = _first_of_each_class(labels, self.labels_per_class)
+            if self.labelled_only:
+                images, labels = images[known], labels[known]
+            else:
+                labels = torch.where(known, labels, -1)
+        images = functional.interpolate(images, self.image_shape[1:], mode="bilinear", align_corners=False)
+        images = images.expand(-1, 3, -1, -1)
+        return Samples(_Pairs(images, labels), _augmentation() if split == "train" and self.augment else _unchanged)
+
+
+class _Pairs:
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], self.labels[index]
+
+
+def _load(split: Split) -> tuple[Tensor, Tensor]:
+    """Images `[N, 1, 8, 8]` in [0, 1] and labels `[N]` of a split, in a fixed shuffled order."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    rest = list(range(len(digits.target)))
+    parts: dict[str, list[int]] = {}
+    for name in ("test", "val"):
+        size = round(_SHARES[name] * len(digits.target))
+        rest, parts[name] = train_test_split(
+            rest, test_size=size, stratify=digits.target[rest], random_state=_SPLIT_SEED
+        )
+    parts["train"] = rest
+    chosen = parts[split]
+    images = torch.from_numpy(digits.images[chosen]).float().div(16.0).unsqueeze(1)
+    return images, torch.from_numpy(digits.target[chosen]).long()
+
+
+def _first_of_each_class(labels: Tensor, count: int) -> Tensor:
+    """A mask `[N]` of the first `count` samples of every class."""
+    one_hot = functional.one_hot(labels)
+    place = (one_hot.cumsum(0) * one_hot).sum(1)
+    return place <= count
+
+
+def _augmentation() -> torch.nn.Module:
+    from torchvision.transforms import v2
+
+    affine: torch.nn.Module = v2.RandomAffine(
+        degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
+    )
+    return affine
+
+
+def _unchanged(image: Tensor) -> Tensor:
+    return image

@@ -1,0 +1,77 @@
+"""Any folder of images sorted into one folder a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distill.data.base import ImageData, Mixing, Samples, Split
+from distill.errors import UserError
+
+
+class ImageFolder(ImageData):
+    """Images as `root/train/<class>/*` and `root/val/<class>/*`, the layout of ImageNet; `root/test` if there is one.
+
+    Args:
+        root: the folder that holds `train` and `val`.
+        image_size: side in pixels of the square crop.
+        augment: random resized crops and flips of training images; else the centre crop.
+        batch_size: images a process and step.
+        num_workers: processes that prepare batches.
+        mixing: mixup and CutMix on training batches.
+
+    Raises:
+        UserError: the folder or its layout is not there.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 224,
+        augment: bool = True,
+        batch_size: int = 64,
+        num_workers: int = 4,
+        mixing: Mixing | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, mixing)
+        self.root = Path(root)
+        self.augment = augment
+        self.classes = self._classes("train")
+        if self._classes("val") != self.classes:
+            raise UserError(f"data.root: {self.root / 'val'} has other class folders than {self.root / 'train'}")
+        self.num_classes = len(self.classes)
+        self.image_shape = (3, image_size, image_size)
+
+    def samples(self, split: Split) -> Samples:
+        """The images of a split as `[3, side, side]` in [0, 1]."""
+        from torchvision.datasets import ImageFolder as Folder
+
+        folder = self.root / split
+        if split == "test" and not folder.is_dir():
+            folder = self.root / "val"
+        try:
+            source = Folder(str(folder))
+        except FileNotFoundError as error:
+            raise UserError(f"data.root: {folder} holds a class without images: {error}") from None
+        return Samples(source, self._transform(training=split == "train" and self.augment))
+
+    def _classes(self, split: str) -> list[str]:
+        folder = self.root / split
+        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+        if not classes:
+            raise UserError(
+                f"data.root: no class folders in {folder}; sort the images as {folder}/<class>/<image> "
+                "(ImageNet: from image-net.org, after registering)"
+            )
+        return classes
+
+    def _transform(self, training: bool) -> Any:
+        import torch
+        from torchvision.transforms import v2
+
+        side = self.image_shape[1]
+        if training:
+            crop = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
+        else:
+            crop = [v2.Resize(round(side / 0.875), antialias=True), v2.CenterCrop(side)]
+        return v2.Compose([v2.ToImage(), *crop, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])

@@ -1,0 +1,58 @@
+"""How closely a student follows its teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import Metric
+
+
+class _SampleMean(Metric):
+    """The mean over samples of a figure of student and teacher logits."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, student: Tensor, teacher: Tensor, counted: Tensor) -> None:
+        """Take in logits `[B, K]` of both; `counted` `[B]` is true for the samples that count."""
+        values = self.per_sample(student, teacher)
+        self.total += torch.where(counted, values, 0.0).sum()
+        self.count += counted.sum()
+
+    def compute(self) -> Tensor:
+        """The mean over all samples that counted."""
+        return (self.total / self.count).float()
+
+    def per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The figure of each sample, `[B]`."""
+        raise NotImplementedError
+
+
+class Agreement(_SampleMean):
+    """Share of samples on which student and teacher choose the same class, in `[0, 1]`."""
+
+    higher_is_better = True
+
+    def per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """1 where the two agree, else 0."""
+        return (student.argmax(dim=1) == teacher.argmax(dim=1)).float()
+
+
+class TeacherDivergence(_SampleMean):
+    """Mean KL(teacher || student) of the class probabilities at temperature 1, in nats."""
+
+    higher_is_better = False
+
+    def per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """KL(teacher || student) of each sample."""
+        log_student, log_teacher = (functional.log_softmax(logits.float(), dim=1) for logits in (student, teacher))
+        return functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)

@@ -1,0 +1,36 @@
+"""The metrics of a validation or a test, as torchmetrics collections."""
+
+from __future__ import annotations
+
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from distill.metrics.agreement import Agreement, TeacherDivergence
+
+UNCOUNTED = -1
+"""The label of a sample that is unlabelled or repeated only to fill up a rank's last batch."""
+
+
+def classification_metrics(num_classes: int, stage: str) -> MetricCollection:
+    """Top-1 and top-5 accuracy and the expected calibration error (15 bins, L1).
+
+    Args:
+        num_classes: K; top-5 is reported for more than 5 classes.
+        stage: `val` or `test`, the first part of the names.
+    """
+    metrics: dict[str, Metric | MetricCollection] = {
+        "top1": MulticlassAccuracy(num_classes, average="micro", ignore_index=UNCOUNTED, validate_args=False),
+        "calibration_error": MulticlassCalibrationError(num_classes, ignore_index=UNCOUNTED, validate_args=False),
+    }
+    if num_classes > 5:
+        metrics["top5"] = MulticlassAccuracy(
+            num_classes, top_k=5, average="micro", ignore_index=UNCOUNTED, validate_args=False
+        )
+    return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
+
+
+def teacher_metrics(stage: str) -> MetricCollection:
+    """Agreement with the teacher and KL to it."""
+    return MetricCollection(
+        {"agreement": Agreement(), "kl_to_teacher": TeacherDivergence()}, prefix=f"{stage}/", compute_groups=False
+    )

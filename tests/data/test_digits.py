@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from distill.data import Digits, Mixing
+from distill.data.base import MarkedSampler, mix
+from distill.errors import UserError
+
+
+def labels_of(samples):
+    return torch.tensor([samples[position]["label"] for position in range(len(samples))])
+
+
+def test_the_split_is_fixed_and_its_parts_are_disjoint():
+    digits = Digits(augment=False)
+    images = {split: digits.samples(split) for split in ("train", "val", "test")}
+    assert {split: len(samples) for split, samples in images.items()} == {"train": 1078, "val": 270, "test": 449}
+    seen = {
+        split: {samples[position]["image"].numpy().tobytes() for position in range(len(samples))}
+        for split, samples in images.items()
+    }
+    assert not seen["train"] & seen["test"]
+    assert not seen["train"] & seen["val"]
+    assert torch.equal(digits.samples("test")[7]["image"], Digits().samples("test")[7]["image"])
+
+
+def test_the_split_is_stratified():
+    counts = labels_of(Digits(augment=False).samples("test")).bincount(minlength=10)
+    assert counts.min() >= 43
+    assert counts.max() <= 46
+
+
+def test_images_are_in_zero_to_one_with_three_equal_channels():
+    image = Digits(image_size=24).samples("val")[0]["image"]
+    assert image.shape == (3, 24, 24)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert torch.equal(image[0], image[2])
+
+
+def test_only_the_asked_number_of_labels_a_class_is_kept():
+    labels = labels_of(Digits(labels_per_class=5, augment=False).samples("train"))
+    assert len(labels) == 1078
+    assert (labels == -1).sum() == 1078 - 50
+    assert labels[labels >= 0].bincount().tolist() == [5] * 10
+
+
+def test_labelled_only_leaves_the_rest_out():
+    labels = labels_of(Digits(labels_per_class=5, labelled_only=True, augment=False).samples("train"))
+    assert labels.bincount().tolist() == [5] * 10
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(1, 449), (2, 449), (4, 449)])
+def test_each_test_image_counts_once_on_any_number_of_ranks(ranks, expected):
+    samples = Digits().samples("test")
+    dealt = [[samples[p]["index"] for p in MarkedSampler(samples, ranks, rank)] for rank in range(ranks)]
+    assert len({len(part) for part in dealt}) == 1, "the ranks have unequal numbers of batches"
+    counted = sorted(index for part in dealt for index in part if index >= 0)
+    assert counted == list(range(expected))
+
+
+def test_more_than_there_is_in_a_batch_is_refused():
+    with pytest.raises(UserError, match=r"data.batch_size is 2000, more than the 1078 training images"):
+        Digits(batch_size=2000).setup("fit")
+
+
+def test_mixing_blends_labels_as_it_blends_images():
+    torch.manual_seed(0)
+    label = torch.arange(8) % 4
+    image = torch.nn.functional.one_hot(label, 4).float()[:, :, None, None].expand(8, 4, 16, 16)
+    for mixing in (Mixing(mixup=1.0), Mixing(cutmix=1.0)):
+        mixed = mix(image, label, 4, mixing)
+        assert torch.allclose(mixed["image"].mean(dim=(2, 3)), mixed["label"], atol=1e-5)
+        assert torch.allclose(mixed["label"].sum(1), torch.ones(8))
+
+
+def test_an_unlabelled_image_adds_no_label_mass():
+    mixed = mix(torch.rand(4, 3, 8, 8), torch.full((4,), -1), 10, Mixing(mixup=1.0))
+    assert mixed["label"].abs().sum() == 0

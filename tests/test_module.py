@@ -1,0 +1,139 @@
+"""The modules under the real Trainer: the promises about the teacher, the terms, the checkpoints."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from distill.data import Digits
+from distill.errors import UserError
+from distill.heads import Term
+from distill.heads.kd import KD
+from distill.heads.rkd import RKD
+from distill.module import ClassificationModule, DistillationModule
+from distill.networks import Timm
+from distill.schedules import Linear, Stop
+
+SETTINGS = {"optimizer": partial(torch.optim.SGD, lr=0.01), "num_classes": 10, "image_shape": (3, 32, 32)}
+
+
+def distillation(seed=0, teacher="test_resnet", **kwargs):
+    torch.manual_seed(seed)
+    heads = {"kd": Term(KD()), "rkd": Term(RKD())}
+    return DistillationModule(
+        student=Timm("test_efficientnet"), teacher=Timm(teacher), **{"heads": heads, **SETTINGS, **kwargs}
+    )
+
+
+def fit(module, tmp_path, ckpt_path=None, **kwargs):
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        limit_val_batches=0,
+        **{"max_steps": 3, **kwargs},
+    )
+    trainer.fit(module, Digits(batch_size=8), ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_fit_leaves_the_teacher_bit_for_bit_as_it_was(tmp_path):
+    module = distillation()
+    before = {name: tensor.clone() for name, tensor in module.teacher.network.state_dict().items()}
+    student = {name: tensor.clone() for name, tensor in module.student.state_dict().items()}
+    fit(module, tmp_path)
+    module.train()
+    assert not any(part.training for part in module.teacher.network.modules())
+    after = module.teacher.network.state_dict()
+    assert any("running_mean" in name for name in before), "a teacher without BatchNorm proves little"
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(parameter.grad is None for parameter in module.teacher.network.parameters())
+    assert not all(torch.equal(tensor, module.student.state_dict()[name]) for name, tensor in student.items())
+
+
+def test_teacher_is_not_in_the_checkpoint_nor_in_the_optimiser(tmp_path):
+    module = distillation()
+    trainer = fit(module, tmp_path)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"student"}
+    optimised = sum(len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"])
+    assert optimised == len(list(module.student.parameters()))
+    assert "hyper_parameters" not in checkpoint
+
+
+def test_a_resumed_run_rebuilds_its_teacher_and_goes_on(tmp_path):
+    fit(distillation(), tmp_path).save_checkpoint(tmp_path / "a.ckpt")
+    trainer = fit(distillation(), tmp_path, ckpt_path=tmp_path / "a.ckpt", max_steps=5)
+    assert trainer.global_step == 5
+
+
+def test_a_resumed_run_refuses_another_teachers_weights_by_name(tmp_path):
+    fit(distillation(seed=0), tmp_path).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"model.teacher: the checkpoint was trained with test_resnet \(weights \w+\)"):
+        fit(distillation(seed=1), tmp_path, ckpt_path=tmp_path / "a.ckpt", max_steps=5)
+
+
+def test_teacher_is_left_out_of_the_broadcasts_of_ddp():
+    module = distillation()
+    handled = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    assert handled
+    assert not any(name.startswith("teacher") for name in handled), "DDP broadcasts what it finds in the module"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_teacher_computes_in_its_own_dtype(dtype, tmp_path):
+    module = distillation(teacher_dtype=dtype)
+    assert {parameter.dtype for parameter in module.teacher.network.parameters()} == {getattr(torch, dtype)}
+    assert fit(module, tmp_path).global_step == 3
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms(tmp_path):
+    torch.manual_seed(3)
+    batch = {"image": torch.rand(8, 3, 32, 32), "label": torch.arange(8), "index": torch.arange(8)}
+    module = distillation(heads={"kd": Term(KD(), 0.5), "rkd": Term(RKD(), 2.0)}).eval()
+    module.log_dict = module.log = lambda *args, **kwargs: None
+    student, teacher = module.see(batch["image"])
+    parts = {name: term.head(student, teacher, batch) for name, term in module.terms.items()}
+    expected = parts["task"] + 0.5 * parts["kd"] + 2.0 * parts["rkd"]
+    torch.testing.assert_close(module.training_step(batch, 0), expected)
+
+
+def test_weights_follow_their_schedules(tmp_path):
+    module = distillation(heads={"kd": Term(KD(), Linear(0.0, 3.0)), "rkd": Term(RKD(), Stop(1.0, steps=2))})
+    trainer = fit(module, tmp_path, log_every_n_steps=1)
+    assert float(trainer.callback_metrics["train/kd_weight"]) == pytest.approx(3.0 * 2 / 3)
+    assert float(trainer.callback_metrics["train/rkd_weight"]) == 0.0
+
+
+def test_a_schedule_over_a_run_without_end_is_refused_before_step_0(tmp_path):
+    module = distillation(heads={"kd": Term(KD(), Linear(0.0, 3.0))})
+    with pytest.raises(UserError, match=r"model.heads.kd.weight: Linear over a run without an end"):
+        fit(module, tmp_path, max_steps=-1, max_epochs=-1)
+
+
+def test_a_classification_module_trains_without_a_teacher(tmp_path):
+    module = ClassificationModule(student=Timm("test_resnet"), **SETTINGS)
+    trainer = fit(module, tmp_path)
+    assert trainer.global_step == 3
+    assert set(module.terms) == {"task"}
+
+
+def test_terms_without_labels_train_on_images_without_labels(tmp_path):
+    module = distillation(task=Term(KD(), 0.0))
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_steps=2,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, Digits(batch_size=8, labels_per_class=1))
+    assert "train/task" not in trainer.callback_metrics
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
