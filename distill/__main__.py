@@ -1,0 +1,29 @@
+"""The program `distill`, also `python -m distill`."""
+
+from __future__ import annotations
+
+import sys
+
+from distill.errors import UserError
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 after a mistake of the user's, told in one sentence."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        if args[:1] == ["export"]:
+            from distill.export import run_export
+
+            run_export(args[1:])
+        else:
+            from distill.cli import run
+
+            run(args)
+    except UserError as error:
+        print(f"distill: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

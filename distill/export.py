@@ -1,0 +1,136 @@
+"""`distill export`: the student alone, for use without this project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+import distill.networks.timm
+import distill.networks.wrap  # noqa: F401  # makes the networks' short names known
+from distill.cli import Parser, read_checkpoint
+from distill.errors import UserError
+from distill.networks import Network
+
+Format = Literal["safetensors", "onnx", "torch"]
+
+
+def run_export(args: list[str]) -> None:
+    """Parse the command line of `distill export`, write the file and print how to load it."""
+    parser = Parser(prog="distill export", description="Write the student of a checkpoint alone.")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="A checkpoint of `distill fit`.")
+    parser.add_argument("--output", type=str, required=True, help="The file to write; it must not exist.")
+    parser.add_argument(
+        "--format",
+        type=Format,
+        default="safetensors",
+        help="`safetensors`: the weights under the network's own names; `onnx` and `torch` (a `torch.export` program): "
+        "the whole student from an image in [0, 1] to logits, normalisation included.",
+    )
+    given = parser.parse_args(args)
+    student = load_student(given.ckpt_path)
+    print(export(student, given.output, given.format))
+
+
+def load_student(ckpt_path: str | Path) -> Network:
+    """Rebuild the student of a checkpoint, with its weights, in eval mode; the teacher is not needed.
+
+    Raises:
+        UserError: the checkpoint is missing, broken, or not of `distill fit`.
+    """
+    checkpoint = read_checkpoint(ckpt_path)
+    if "distill_config" not in checkpoint:
+        raise UserError(f"ckpt_path: {str(ckpt_path)!r} holds no configuration; only `distill fit` writes it there")
+    config = yaml.safe_load(checkpoint["distill_config"])["model"]["student"]
+    for name, empty in (("pretrained", False), ("weights", None)):  # what it began with is not needed any more
+        if name in config["init_args"]:
+            config["init_args"][name] = empty
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Network, "student")
+    student: Network = parser.instantiate_classes(parser.parse_object({"student": config})).student
+    student.build(checkpoint["distill"]["num_classes"], tuple(checkpoint["distill"]["image_shape"]))
+    prefix = "student."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    student.load_state_dict(weights)
+    return student.eval()
+
+
+def export(student: Network, output: str | Path, format: Format = "safetensors") -> str:
+    """Write a student to `output`; returns the lines of Python that load it.
+
+    Args:
+        student: a built network.
+        output: the file to write.
+        format: see `distill export --help`.
+
+    Raises:
+        UserError: `output` exists, or what the format needs is not installed.
+    """
+    path = Path(output)
+    if path.exists():
+        raise UserError(f"output: {str(path)!r} exists and is not overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines: str = _WRITERS[format](student, path)
+    return lines
+
+
+class _Scores(nn.Module):
+    """A network as a function from images in [0, 1] to logits."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.network(image)["logits"]
+        return logits
+
+
+def _write_safetensors(student: Network, path: Path) -> str:
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.contiguous().clone() for name, tensor in student.model.state_dict().items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    return student.loading_lines(str(path))
+
+
+def _write_onnx(student: Network, path: Path) -> str:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UserError("format: onnx needs the packages onnx and onnxscript: install distill[onnx]") from None
+    image = torch.rand(2, *student.image_shape)
+    torch.onnx.export(
+        _Scores(student),
+        (image,),
+        str(path),
+        dynamo=True,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+        external_data=False,
+        verbose=False,
+    )
+    return (
+        "import onnxruntime\n"
+        f'session = onnxruntime.InferenceSession("{path}")\n'
+        '(logits,) = session.run(None, {"image": image})  # image: float32 [B, C, H, W] in [0, 1]'
+    )
+
+
+def _write_torch(student: Network, path: Path) -> str:
+    image = torch.rand(2, *student.image_shape)
+    program = torch.export.export(_Scores(student), (image,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
+    torch.export.save(program, path)
+    return (
+        "import torch\n"
+        f'network = torch.export.load("{path}").module()\n'
+        "logits = network(image)  # image: float32 [B, C, H, W] in [0, 1]"
+    )
+
+
+_WRITERS: dict[str, Any] = {"safetensors": _write_safetensors, "onnx": _write_onnx, "torch": _write_torch}

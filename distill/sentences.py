@@ -1,0 +1,146 @@
+"""Turns the parser's complaints into one sentence that names the key, what was given and what would fit."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from distill.errors import choices
+
+_GIVEN_KEY = re.compile(r"NestedArg\(key='([^']+)'")
+_SECTIONS = re.compile(r'Parser key "([^"]+)"')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_NO_OPTION = re.compile(r"Option '([^']+)' is not accepted")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (.+)")
+_NO_IMPORT = re.compile(r"(No module named .+|module .+ has no attribute .+)")
+_MISSING = re.compile(r'Key "([^"]+)" is required')
+_EXPECTED = re.compile(r"Expected an? (?!dot import|path|<class 'NoneType'>)(?:<class '([^']+)'>|(\S+))", re.M)
+_UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (\S+)")
+_GIVEN = re.compile(r"Given value: (.+)")
+
+
+def sentence(complaint: str, flags: Iterable[str]) -> str:
+    """The parser's complaint in one sentence.
+
+    Args:
+        complaint: what the parser says, often many nested lines.
+        flags: the options that the parser knows.
+    """
+    if found := _UNKNOWN_FLAG.search(complaint):
+        flag = found[1].split("=")[0]
+        return f"there is no option {flag}: {choices(flag, (f for f in flags if f.startswith('--')))}"
+    key = _key(complaint)
+    owner = _owner(complaint)
+    if found := _NO_OPTION.search(complaint):
+        key = key.removesuffix(f".{found[1]}")
+        return f"{key}: {owner.__name__ if owner else 'it'} has no {found[1]!r}: {choices(found[1], _arguments(owner))}"
+    if found := _NO_CLASS.search(complaint):
+        return f"{key}: there is no class {found[1]!r}: {_fitting_classes(found[1], key)}"
+    if found := _NO_IMPORT.search(complaint):
+        return f"{key}: {found[1]}"
+    given = _GIVEN.search(complaint)
+    expected = sorted({first or second for first, second in _EXPECTED.findall(complaint)})
+    if expected and given:
+        return f"{key}: expected {' or '.join(expected)}, given {_short(given[1])}"
+    text = " ".join(line.strip(" -") for line in complaint.splitlines() if line.strip())
+    return re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", text)
+
+
+def key_of(config: Mapping[str, Any], message: str) -> str | None:
+    """The configuration key that a class complains about in `message` ("temperature must be ..., given -1")."""
+    name = message.split(" ", 1)[0]
+    hits = [key for key, value in _leaves(config) if key.rsplit(".", 1)[-1] == name and f"given {value}" in message]
+    return hits[0].replace(".init_args.", ".") if len(hits) == 1 else None
+
+
+def _key(complaint: str) -> str:
+    """The dotted key that the complaint is about."""
+    sections = _SECTIONS.findall(complaint)
+    if not sections:
+        return "configuration"
+    key: str = sections[0]
+    if found := _GIVEN_KEY.search(complaint):  # from the command line: the key within a mapping is spelled out
+        return f"{key}.{found[1].replace('init_args.', '')}"
+    name = _entry(complaint) if len(sections) > 1 or _CLASS.search(complaint) else None
+    inner = [section for section in sections[1:] if section not in key.split(".")]
+    return ".".join([key, *([name] if name else []), *inner])
+
+
+def _entry(complaint: str) -> str | None:
+    """Within a mapping that came from a file, the name of the entry that is wrong."""
+    values = []
+    for text in _GIVEN.findall(complaint):
+        try:
+            values.append(ast.literal_eval(text))
+        except (ValueError, SyntaxError):
+            continue
+    mappings = [value for value in values if isinstance(value, dict)]
+    if len(mappings) < 2:
+        return None
+    return next((str(name) for name, entry in mappings[-1].items() if entry == mappings[-2]), None)
+
+
+def _owner(complaint: str) -> type | None:
+    """The innermost class that the complaint speaks of."""
+    paths = _CLASS.findall(complaint)
+    if not paths:
+        return None
+    module, _, name = paths[-1].rpartition(".")
+    owner = getattr(import_module(module), name, None)
+    return owner if inspect.isclass(owner) else None
+
+
+def _arguments(owner: type | None) -> list[str]:
+    return [] if owner is None else [name for name in inspect.signature(owner).parameters if name != "self"]
+
+
+def _fitting_classes(given: str, key: str) -> str:
+    known = {cls.__name__ for base in _bases(key) for cls in _subclasses(base)}
+    return choices(given, known)
+
+
+def _bases(key: str) -> list[type]:
+    """The classes of which a key takes subclasses."""
+    from lightning.pytorch import Callback, LightningDataModule
+    from lightning.pytorch.loggers import Logger
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from distill.heads import Head
+    from distill.networks import Network
+    from distill.schedules import Schedule
+
+    table: dict[str, list[type]] = {
+        "head": [Head],
+        "student": [Network],
+        "teacher": [Network],
+        "data": [LightningDataModule],
+        "optimizer": [Optimizer],
+        "scheduler": [LRScheduler, Schedule],
+        "callbacks": [Callback],
+        "logger": [Logger],
+    }
+    return table.get(key.rsplit(".", 1)[-1], [Schedule])
+
+
+def _subclasses(base: Any) -> Iterator[type]:
+    for cls in base.__subclasses__():
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+            yield cls
+        yield from _subclasses(cls)
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, config
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

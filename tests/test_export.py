@@ -1,0 +1,77 @@
+"""`distill export`: the student alone gives the module's logits, without this project."""
+
+import pytest
+import torch
+
+from distill.__main__ import main
+from distill.cli import run
+from distill.export import load_student
+from tests.cli import KD, TEACHER, TINY
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run, its checkpoint, a batch, and the module's logits on it."""
+    folder = tmp_path_factory.mktemp("run")
+    cli = run(["fit", *TINY, *TEACHER, *KD, f"--trainer.default_root_dir={folder}"])
+    image = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = cli.model.eval()(image)
+    return folder / "checkpoints/last.ckpt", image, logits
+
+
+def test_the_student_comes_back_from_the_checkpoint_alone(trained):
+    checkpoint, image, logits = trained
+    with torch.no_grad():
+        assert torch.equal(load_student(checkpoint)(image)["logits"], logits)
+
+
+def test_the_printed_lines_load_the_exported_weights_with_timm_alone(trained, tmp_path, capsys):
+    checkpoint, image, logits = trained
+    output = tmp_path / "new" / "student.safetensors"
+    assert main(["export", f"--ckpt_path={checkpoint}", f"--output={output}"]) == 0
+    lines = capsys.readouterr().out
+    assert "timm.create_model('test_resnet'" in lines
+    assert "distill" not in lines
+    scope = {"image": image}
+    with torch.no_grad():
+        exec(lines, scope)
+    torch.testing.assert_close(scope["logits"], logits)
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_same_logits_at_any_batch_size(trained, tmp_path, capsys):
+    checkpoint, image, logits = trained
+    assert main(["export", f"--ckpt_path={checkpoint}", f"--output={tmp_path}/a.onnx", "--format=onnx"]) == 0
+    scope = {"image": image.numpy()}
+    exec(
+        capsys.readouterr()
+        .out.split("[torch.onnx]")[-1]
+        .partition("import onnxruntime")[2]
+        .join(["import onnxruntime", ""]),
+        scope,
+    )
+    torch.testing.assert_close(torch.from_numpy(scope["logits"]), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_torch_program_gives_the_same_logits_at_any_batch_size(trained, tmp_path, capsys):
+    checkpoint, image, logits = trained
+    assert main(["export", f"--ckpt_path={checkpoint}", f"--output={tmp_path}/a.pt2", "--format=torch"]) == 0
+    scope = {"image": image}
+    exec(capsys.readouterr().out, scope)
+    torch.testing.assert_close(scope["logits"], logits)
+
+
+def test_an_existing_file_is_not_overwritten(trained, tmp_path, capsys):
+    (tmp_path / "a.safetensors").write_text("mine")
+    assert main(["export", f"--ckpt_path={trained[0]}", f"--output={tmp_path}/a.safetensors"]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert (tmp_path / "a.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize("args", [["--ckpt_path=nowhere.ckpt", "--output=a"], ["--output=a"], ["--ckpt_pth=a"]])
+def test_mistakes_get_one_sentence(args, capsys):
+    assert main(["export", *args]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("distill: ")
+    assert len(error.splitlines()) == 1
