@@ -82,7 +82,7 @@ class Timm(Network):
                 model = self._make(count, **self.made_for)
                 self._try(model)
             except Exception:
-                raise _wrong_size(model, self.name, self.input_shape) from error
+                raise _wrong_size(model, self.name, self.input_shape, error) from error
         if self.weights is not None:
             load_weights(model, self.weights, self.drop_classifier, [name for name, _ in _classifiers(model)])
         return model
@@ -235,8 +235,11 @@ def _check_name(name: str) -> None:
         raise UserError(f"timm's {architecture!r} has no weights {tag!r}: {choices(tag, tags)}")
 
 
-def _wrong_size(model: nn.Module, name: str, shape: tuple[int, int, int]) -> UserError:
+def _wrong_size(model: nn.Module, name: str, shape: tuple[int, int, int], error: Exception) -> UserError:
     config: Any = getattr(model, "pretrained_cfg", {})
-    height, width = config["input_size"][1:]
+    height, width = config.get("input_size", shape)[1:]
     own = f"{height}" if height == width else f"[{height}, {width}]"
-    return UserError(f"{name!r} does not take images of {shape[1]} x {shape[2]}: set image_size, its own is {own}")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"{name!r} does not take images of {shape[1]} x {shape[2]} ({reason}): set image_size, its own is {own}"
+    )
