@@ -22,6 +22,7 @@ import distill.heads  # and of the heads
 import distill.networks.timm
 import distill.networks.wrap  # noqa: F401  # and of the networks
 from distill import __version__
+from distill.callbacks import RandomState
 from distill.errors import UserError
 from distill.module import DistillationModule
 from distill.sentences import key_of, sentence
@@ -212,13 +213,15 @@ jsonargparse_typehints.discard_init_args_on_class_path_change = _drop_all_init_a
 
 def run(args: list[str]) -> DistillCLI:
     """Run one command, given as on the command line in `args`."""
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")  # it is what `args` is for
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
     return DistillCLI(
         DistillationModule,
         LightningDataModule,
         subclass_mode_data=True,
         save_config_callback=SaveRun,
         trainer_class=Trainer,
+        trainer_defaults={"callbacks": [RandomState()]},
         seed_everything_default=0,
         parser_class=Parser,
         parser_kwargs={"version": __version__, "description": _DESCRIPTION},
@@ -227,6 +230,14 @@ def run(args: list[str]) -> DistillCLI:
         args=args,
     )
 
+
+_NOISE = (
+    "LightningCLI's args parameter is intended",  # `run` is what it is intended for
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher, on purpose
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+    "The '.*_dataloader' does not have many workers",  # data in memory need none
+    "The number of training batches .* is smaller than the logging interval",
+)
 
 _DESCRIPTION = """Relation distillation for image models.
 `distill fit --config FILE` trains, and every key of FILE can be overridden: `--model.heads.kd.weight=0.5`.

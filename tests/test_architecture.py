@@ -12,12 +12,12 @@ PACKAGE = Path(__file__).parents[1] / "distill"
 # The rooms from the ground up; a room may use what stands before it, or beside it in the same row.
 FLOORS = [
     ["errors"],
-    ["functional", "distributed", "schedules"],
+    ["functional", "distributed", "schedules", "randomness"],
     ["features"],
     ["memory", "superpixels"],
     ["heads", "networks", "metrics", "finite"],
     ["testing"],
-    ["data", "module", "callbacks"],
+    ["module", "data", "callbacks"],
     ["check", "sentences"],
     ["cli"],
     ["export"],

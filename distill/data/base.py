@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
+from distill.data.samplers import MarkedSampler, Place, ResumableLoader, ShuffledSampler
 from distill.errors import UserError
+from distill.randomness import keyed
 
 Split = Literal["train", "val", "test"]
 Sample = dict[str, Any]
@@ -47,28 +50,33 @@ class Source(Protocol):
 class Samples(Dataset[Sample]):
     """A set of images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabelled) and `index`.
 
-    An index past the end stands for a sample that only fills up a rank's last batch; it comes with `index` -1.
+    A training sample is asked for as (epoch, index), and its augmentation depends on these and the seed alone: not on
+    workers, ranks, or what was drawn before. An index past the end stands for a sample that only fills up a rank's
+    last batch; it comes with `index` -1.
 
     Args:
         source: gives (image, label) at a position.
         transform: from what `source` gives to a float tensor.
-        labels: replaces the source's labels, -1 where the label is withheld.
+
+    Attributes:
+        seed: of the augmentation and the order.
     """
 
-    def __init__(self, source: Source, transform: Callable[[Any], Tensor], labels: Sequence[int] | None = None) -> None:
+    def __init__(self, source: Source, transform: Callable[[Any], Tensor]) -> None:
         self.source = source
         self.transform = transform
-        self.labels = labels
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning keeps the run's seed
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, place: int | Place) -> Sample:
+        epoch, position = place if isinstance(place, tuple) else (0, place)
         index = position % len(self)
         image, label = self.source[index]
-        if self.labels is not None:
-            label = self.labels[index]
-        return {"image": self.transform(image), "label": int(label), "index": index if index == position else -1}
+        with keyed("augmentation", self.seed, epoch, index):
+            image = self.transform(image)
+        return {"image": image, "label": int(label), "index": index if index == position else -1}
 
 
 class ImageData(LightningDataModule, ABC):
@@ -91,6 +99,8 @@ class ImageData(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.mixing = mixing
         self._samples: dict[Split, Samples] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._resumed: dict[str, int] = {}
 
     def setup(self, stage: str) -> None:
         """Hold the training images against the batch size before anything of a run is written."""
@@ -105,8 +115,12 @@ class ImageData(LightningDataModule, ABC):
         """The samples of a split; the training split with its augmentation."""
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled batches of equal size; what is left over at the end of an epoch is dropped."""
-        return self._loader(self._cached("train"), shuffle=True, drop_last=True)
+        """Shuffled batches of equal size, taken up where a checkpoint left them; an epoch's remainder is dropped."""
+        samples = self._cached("train")
+        sampler = ShuffledSampler(samples, *self._ranks(), seed=samples.seed)
+        self._train_loader = ResumableLoader(samples, sampler=sampler, drop_last=True, **self._settings())
+        self._train_loader.load_state_dict(self._resumed)
+        return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation images in order, each counted once on any number of ranks."""
@@ -120,44 +134,43 @@ class ImageData(LightningDataModule, ABC):
         """The test images."""
         return self._evaluation_loader("test")
 
+    def state_dict(self) -> dict[str, int]:
+        """How far the training data have been given out; Lightning keeps it in the checkpoints."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there."""
+        self._resumed = state_dict
+
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Mix training batches on the device."""
         if self.mixing is None or self.trainer is None or not self.trainer.training:
             return batch
-        return {**batch, **mix(batch["image"], batch["label"], self.num_classes, self.mixing)}
+        batches_before = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        place = self.trainer.current_epoch, batches_before, self.trainer.global_rank
+        with keyed("mixing", self._cached("train").seed, *place):
+            return {**batch, **mix(batch["image"], batch["label"], self.num_classes, self.mixing)}
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
         samples = self._cached(split)
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return self._loader(samples, sampler=MarkedSampler(samples, num_replicas=world, rank=rank))
+        return DataLoader(samples, sampler=MarkedSampler(samples, *self._ranks()), **self._settings())
 
     def _cached(self, split: Split) -> Samples:
         if split not in self._samples:
             self._samples[split] = self.samples(split)
         return self._samples[split]
 
-    def _loader(self, samples: Samples, **kwargs: Any) -> DataLoader[Sample]:
-        return DataLoader(
-            samples,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **kwargs,
-        )
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-
-class MarkedSampler(DistributedSampler[int]):
-    """Deals the samples to the ranks in order; positions that only fill up lie past the end of the set.
-
-    `Samples` marks those with `index` -1, and no metric counts them.
-    """
-
-    def __init__(self, samples: Samples, num_replicas: int, rank: int) -> None:
-        super().__init__(cast(Dataset[int], samples), num_replicas=num_replicas, rank=rank, shuffle=False)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.rank, self.total_size, self.num_replicas))
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "generator": torch.Generator().manual_seed(0),  # so that loaders draw nothing from the global one
+        }
 
 
 def mix(image: Tensor, label: Tensor, num_classes: int, mixing: Mixing) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from distill.data import Digits, Mixing
-from distill.data.base import MarkedSampler, mix
+from distill.data.base import mix
+from distill.data.samplers import MarkedSampler
 from distill.errors import UserError
 
 

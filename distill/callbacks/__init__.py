@@ -1,0 +1,5 @@
+"""What rides along with the Trainer."""
+
+from distill.callbacks.random_state import RandomState
+
+__all__ = ["RandomState"]

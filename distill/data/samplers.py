@@ -1,0 +1,82 @@
+"""In which order samples come, so that it depends on nothing but seed and epoch, and can be taken up in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from distill.randomness import seed_of
+
+Place = tuple[int, int]
+"""Epoch and index: what a training sample's augmentation depends on, besides the seed."""
+
+
+class ShuffledSampler(DistributedSampler[Place]):
+    """Deals the samples of an epoch to the ranks in an order that depends on seed and epoch alone.
+
+    The k-th global batch holds the same samples on any number of ranks. What is left over at the end is dropped.
+
+    Args:
+        samples: the data set.
+        num_replicas: number of ranks.
+        rank: this one.
+        seed: of the order.
+    """
+
+    def __init__(self, samples: Sized, num_replicas: int, rank: int, seed: int) -> None:
+        super().__init__(cast(Dataset[Place], samples), num_replicas, rank, seed=seed, drop_last=True)
+        self.start = 0  # of the samples of this rank, how many to pass over in the next epoch
+
+    def __iter__(self) -> Iterator[Place]:
+        generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
+        order = torch.randperm(len(cast(Sized, self.dataset)), generator=generator).tolist()
+        mine = order[: self.total_size][self.rank :: self.num_replicas]
+        start, self.start = self.start, 0
+        return iter([(self.epoch, index) for index in mine[start:]])
+
+
+class MarkedSampler(DistributedSampler[int]):
+    """Deals the samples to the ranks in order; positions that only fill up lie past the end of the set.
+
+    `Samples` marks those with `index` -1, and no metric counts them.
+    """
+
+    def __init__(self, samples: Sized, num_replicas: int, rank: int) -> None:
+        super().__init__(cast(Dataset[int], samples), num_replicas, rank, shuffle=False)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self.total_size, self.num_replicas))
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader over a `ShuffledSampler` that goes on after the batch at which its state was saved.
+
+    The data module keeps its state. (Lightning would, but loads it too late where the length of the run is asked for
+    before, as every schedule over the whole run does.)
+    """
+
+    sampler: ShuffledSampler
+
+    def __init__(self, samples: Dataset[Any], **kwargs: Any) -> None:
+        super().__init__(samples, **kwargs)
+        self.given = 0
+        self._resumed: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: Lightning tells the epoch after iter()
+        resumed, self._resumed = self._resumed, {}
+        self.given = resumed["batches"] if resumed.get("epoch") == self.sampler.epoch else 0
+        self.sampler.start = self.given * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were given out."""
+        return {"epoch": self.sampler.epoch, "batches": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there, if the next epoch that is asked for is that one."""
+        self._resumed = state

@@ -1,0 +1,70 @@
+import torch
+
+from distill.data import Digits
+from distill.data.samplers import ResumableLoader, ShuffledSampler
+
+
+def epochs(loader, *numbers):
+    seen = []
+    for number in numbers:
+        loader.sampler.set_epoch(number)
+        seen.append([batch["index"].tolist() for batch in loader])
+    return seen
+
+
+def test_the_order_changes_with_the_epoch_and_is_the_same_in_every_run():
+    first, second = (epochs(Digits(batch_size=32).train_dataloader(), 0, 1) for _ in range(2))
+    assert first == second
+    assert first[0] != first[1]
+
+
+def test_the_global_batches_hold_the_same_samples_on_any_number_of_ranks():
+    samples = range(103)
+    alone = [index for _, index in ShuffledSampler(samples, 1, 0, seed=5)]
+    ranks = [[index for _, index in ShuffledSampler(samples, 2, rank, seed=5)] for rank in range(2)]
+    for start in range(0, 51, 4):
+        together = {index for part in ranks for index in part[start : start + 4]}
+        assert together == set(alone[2 * start : min(2 * start + 8, 102)])
+
+
+def test_an_image_is_augmented_alike_whatever_was_drawn_before_it():
+    samples = Digits().samples("train")
+    first = samples[(3, 17)]["image"]
+    torch.manual_seed(123)
+    _ = samples[(3, 18)], torch.rand(5)
+    assert torch.equal(samples[(3, 17)]["image"], first)
+    assert not torch.equal(samples[(4, 17)]["image"], first), "the next epoch augments it anew"
+
+
+def test_augmentation_draws_nothing_from_the_global_stream():
+    before = torch.get_rng_state()
+    next(iter(Digits(batch_size=4).train_dataloader()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_change_nothing():
+    alone, helped = (Digits(batch_size=64, num_workers=workers).train_dataloader() for workers in (0, 2))
+    assert torch.equal(next(iter(alone))["image"], next(iter(helped))["image"])
+
+
+def test_a_resumed_loader_goes_on_in_the_middle_of_the_epoch():
+    whole = epochs(Digits(batch_size=64).train_dataloader(), 4, 5)
+    loader = Digits(batch_size=64).train_dataloader()
+    assert isinstance(loader, ResumableLoader)
+    loader.sampler.set_epoch(4)
+    iterator = iter(loader)
+    for _ in range(5):
+        next(iterator)
+    state = loader.state_dict()
+    resumed = Digits(batch_size=64).train_dataloader()
+    resumed.load_state_dict(state)
+    assert epochs(resumed, 4, 5) == [whole[0][5:], whole[1]]
+
+
+def test_a_loader_resumed_at_the_end_of_an_epoch_begins_the_next():
+    whole = epochs(Digits(batch_size=64).train_dataloader(), 1)
+    loader = Digits(batch_size=64).train_dataloader()
+    epochs(loader, 0)
+    resumed = Digits(batch_size=64).train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    assert epochs(resumed, 1) == whole
