@@ -29,7 +29,7 @@ format: install ## put the code into its style
 	$(BIN)/ruff format .
 
 test: lint ## lint, and all tests that are fast
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: lint ## lint, and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2

@@ -18,6 +18,7 @@ _NO_OPTION = re.compile(r"Option '([^']+)' is not accepted")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (.+)")
 _NO_IMPORT = re.compile(r"(No module named .+|module .+ has no attribute .+)")
 _MISSING = re.compile(r'Key "([^"]+)" is required')
+_ONE_OF = re.compile(r"Expected an? typing\.Literal(\[.+\])")
 _EXPECTED = re.compile(r"Expected an? (?!dot import|path|<class 'NoneType'>)(?:<class '([^']+)'>|(\S+))", re.M)
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (\S+)")
 _GIVEN = re.compile(r"Given value: (.+)")
@@ -43,6 +44,8 @@ def sentence(complaint: str, flags: Iterable[str]) -> str:
     if found := _NO_IMPORT.search(complaint):
         return f"{key}: {found[1]}"
     given = _GIVEN.search(complaint)
+    if given and (found := _ONE_OF.search(complaint)):
+        return f"{key}: it cannot be {given[1]!r}: {choices(given[1], ast.literal_eval(found[1]))}"
     expected = sorted({first or second for first, second in _EXPECTED.findall(complaint)})
     if expected and given:
         return f"{key}: expected {' or '.join(expected)}, given {_short(given[1])}"

@@ -3,6 +3,32 @@
 from torch import Tensor, nn
 
 
+class Branching(nn.Module):
+    """A network with a layer that returns two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = Split()
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        left, right = self.split(image)
+        scores: Tensor = self.head(left + right)
+        return scores
+
+
+class Split(nn.Module):
+    """Two halves of a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(3, 16)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = self.project(image.mean((2, 3))).chunk(2, dim=1)
+        return left, right
+
+
 class Plain(nn.Module):
     """A perceptron: logits and an embedding, no tokens."""
 

@@ -9,7 +9,7 @@ from distill.cli import run
 from distill.heads import kd
 from distill.heads.dkd import DKD
 from distill.schedules import Warmup
-from tests.cli import KD, RKD, TEACHER, TINY, in_a_process
+from tests.cli import KD, RKD, TEACHER, TINY
 
 BASE = """
 seed_everything: 0
@@ -196,29 +196,6 @@ def test_a_scheduler_of_torch_moves_it_every_epoch():
 def test_soft_labels_of_mixing_train_throughout():
     args = ["--data.mixing.mixup=0.8", "--data.mixing.cutmix=1.0", "--model.task.head.label_smoothing=0.1"]
     assert main(["fit", *TINY, *TEACHER, *KD, "--model.heads.dkd.head=DKD", *args, "--trainer.default_root_dir=a"]) == 0
-
-
-def test_a_users_own_head_runs_from_yaml(tmp_path):
-    (tmp_path / "my_heads.py").write_text(
-        "from torch.nn.functional import mse_loss, normalize\n"
-        "from distill import RelationHead\n\n\n"
-        "class CosineRelation(RelationHead):\n"
-        "    needs = {'embedding'}\n\n"
-        "    def tokens(self, features, batch):\n"
-        "        return features.embedding\n\n"
-        "    def relate(self, tokens):\n"
-        "        tokens = normalize(tokens, dim=-1)\n"
-        "        return tokens @ tokens.T\n\n"
-        "    def compare(self, student_relation, teacher_relation):\n"
-        "        return mse_loss(student_relation, teacher_relation)\n"
-    )
-    (tmp_path / "mine.yaml").write_text(
-        "model:\n  heads:\n    mine: {head: {class_path: my_heads.CosineRelation}, weight: 10.0}\n"
-        "trainer: {default_root_dir: mine, log_every_n_steps: 1}\n"
-    )
-    found = in_a_process("fit", "--config", "base.yaml", "--config", "mine.yaml", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
-    assert "train/mine_weighted" in (tmp_path / "mine/metrics.csv").read_text()
 
 
 def test_short_names_are_those_of_the_shipped_classes():

@@ -40,6 +40,14 @@ CASES = {
         ["--model.student.taps=[layr4]"],
         "model.student: no layer 'layr4' in ResNet: did you mean 'layer4'",
     ),
+    "a tap that returns no tensor": (
+        ["--model.student=Wrap", "--model.student.module=tests.nets.Branching", "--model.student.taps=[split]"],
+        "model.student: layer 'split' returns no tensor but tuple: tap a layer inside it",
+    ),
+    "a wrong choice": (
+        [*TEACHER, "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.enqueue=befor"],
+        "model.heads.rrd.head.enqueue: it cannot be 'befor': did you mean 'before'?",
+    ),
     "an unknown model": (
         ["--model.student.name=resnet1O"],
         "model.student: timm has no model 'resnet1O': did you mean 'resnet18'",
