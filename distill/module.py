@@ -81,13 +81,16 @@ class ClassificationModule(LightningModule):
         progress = self._progress(self.global_step)
         values: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
+        shown: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             term.head.progress = progress
             values[name] = term.head(student, teacher, batch)
+            shown |= {f"train/{name}/{key}": figure for key, figure in term.head.diagnostics().items()}
             weights[name] = term.weight_at(progress)
         self._watch.watch(self.global_step, values)
         loss = torch.stack([weights[name] * value for name, value in values.items()]).sum()
         self._log_terms(values, weights, loss, len(batch["image"]))
+        self.log_dict(shown, batch_size=len(batch["image"]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -119,13 +122,21 @@ class ClassificationModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def on_fit_start(self) -> None:
-        """Read every weight once: a schedule that cannot work stops the run before step 0."""
+        """Hold the terms against the run and its data: what cannot work stops it before step 0."""
         self._require_terms()
+        progress = self._progress(0)
+        data = getattr(self.trainer.train_dataloader, "dataset", None)
         for name, term in self.terms.items():
+            key = f"model.heads.{name}"
             try:
-                term.weight_at(self._progress(0))
+                term.weight_at(progress)
             except UserError as error:
-                raise error.at(f"model.heads.{name}.weight") from None
+                raise error.at(f"{key}.weight") from None
+            try:
+                if data is not None:
+                    term.head.check_samples(len(data))
+            except UserError as error:
+                raise error.at(f"{key}.head") from None
 
     def on_train_epoch_end(self) -> None:
         """Wait for the last verdicts on the epoch's losses."""

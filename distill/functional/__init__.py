@@ -1,6 +1,8 @@
 """Pure functions of tensors, in the manner of `torch.nn.functional`: one file a family, the dtype is the caller's."""
 
+from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
 from distill.functional.divergences import huber, kl_divergence
+from distill.functional.hashing import random_bits
 from distill.functional.logits import dkd, kd, nckd, tckd
 from distill.functional.relations import angle_cosines, normalised_distances, pair_distances
 
@@ -8,10 +10,15 @@ __all__ = [
     "angle_cosines",
     "dkd",
     "huber",
+    "info_nce",
     "kd",
     "kl_divergence",
+    "memory_relation",
     "nckd",
+    "noise_contrast",
     "normalised_distances",
     "pair_distances",
+    "random_bits",
+    "softmax_over_memory",
     "tckd",
 ]

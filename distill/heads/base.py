@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from distill.distributed import all_sum, gather, world_size
 from distill.errors import UserError, choices
 from distill.features import Features, FeatureSpec
 from distill.schedules import Number, Progress, Schedule, value_at
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Batch = dict[str, Any]
 """`image` `[B, C, H, W]`, `label` `[B]` or `[B, K]`, `index` `[B]`, perhaps `segments` `[B, H, W]`."""
@@ -33,14 +37,17 @@ class Head(nn.Module, ABC):
         needs: names of the `Features` it reads from both networks (`logits`, `embedding`, `tokens` or a tap's name),
             checked before step 0. An instance may set its own.
         needs_teacher: whether it compares with a teacher at all; a loss on the labels does not.
-        needs_segments: whether it reads `batch["segments"]`.
+        needs_segments: whether it reads `batch["segments"]`. An instance may set its own.
+        exact_gradient: arguments under which its gradient is the derivative of its value, for a head that by default
+            stops a part of it; the contract's tester tries it with these.
         scope: over what its relation ranges.
         progress: how far training has come, kept up to date by the module; for schedules inside the head.
     """
 
     needs: AbstractSet[str] = frozenset()
     needs_teacher: ClassVar[bool] = True
-    needs_segments: ClassVar[bool] = False
+    needs_segments: bool = False
+    exact_gradient: ClassVar[Mapping[str, Any]] = {}
     scope: Scope = "batch"
 
     def __init__(self) -> None:
@@ -79,6 +86,10 @@ class Head(nn.Module, ABC):
     def diagnostics(self) -> dict[str, Tensor]:
         """Scalars of the last call that are worth a curve, by name, without gradient; the default has none."""
         return {}
+
+    def plot(self, student: Features, teacher: Features, batch: Batch) -> Figure | None:
+        """A picture of what the head compares on a few samples; the default has none."""
+        return None
 
     def check(self, student: FeatureSpec, teacher: FeatureSpec | None) -> None:
         """Hold `needs` against what the networks give.

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distill.distributed import gather, rank
+from distill.errors import UserError
+from distill.memory import EmbeddingQueue, SampleBank, with_gradient_now
+from tests.ddp import RankPool
+from tests.golden import Q
+
+
+def numbered(start: int, count: int) -> Tensor:
+    """Rows that tell when they were put in."""
+    return torch.arange(start, start + count).float().unsqueeze(1).expand(-1, 2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(size=st.integers(1, 9), batches=st.lists(st.integers(0, 20), max_size=12))
+def test_after_any_batches_the_queue_is_the_list_of_the_last_rows(size: int, batches: list[int]) -> None:
+    queue = EmbeddingQueue(size, 2)
+    model: list[list[float]] = []
+    for count in batches:
+        fresh = numbered(int(queue.count) + 1, count)
+        queue.enqueue(fresh)
+        model = (model + fresh.tolist())[-size:]
+        assert queue.latest().tolist() == model
+        assert int(queue.filled) == len(model)
+        assert sorted(queue.rows[: len(model)].tolist()) == sorted(model)  # what is scored
+        assert not queue.rows[len(model) :].any()
+
+
+def test_rows_are_written_in_a_ring() -> None:
+    queue = EmbeddingQueue(4, 2)
+    for start, count in ((1, 3), (4, 3), (7, 6)):
+        queue.enqueue(numbered(start, count))
+    assert queue.rows[:, 0].tolist() == [9, 10, 11, 12]
+    queue.enqueue(numbered(13, 1))
+    assert queue.rows[:, 0].tolist() == [13, 10, 11, 12]
+
+
+def test_no_graph_grows_in_the_queue() -> None:
+    queue = EmbeddingQueue(4, 2)
+    for _ in range(3):
+        queue.enqueue((numbered(1, 3) * 2).requires_grad_() * 2)
+    assert not queue.rows.requires_grad
+    assert queue.rows.grad_fn is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_queue_saved_in_the_middle_of_the_ring_goes_on_bit_for_bit(dtype: str) -> None:
+    straight, restored = EmbeddingQueue(7, 3, dtype), EmbeddingQueue(7, 3, dtype)
+    batches = [torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    for batch in batches[:2]:
+        straight.enqueue(batch)
+    restored.load_state_dict(deepcopy(straight.state_dict()))
+    for batch in batches[2:]:
+        straight.enqueue(batch)
+        restored.enqueue(batch)
+    assert straight.rows.dtype == getattr(torch, dtype)
+    assert torch.equal(straight.rows, restored.rows)
+    assert torch.equal(straight.count, restored.count)
+    assert int(restored.count) % 7 != 0
+    assert torch.equal(straight.latest(), torch.cat(batches)[-7:].to(straight.rows.dtype))
+
+
+def filled_by_all(batches: list[Tensor], ranks: int) -> dict[str, Tensor]:
+    queue = EmbeddingQueue(7, 3)
+    for batch in batches:
+        part = len(batch) // ranks
+        queue.enqueue(gather(batch[rank() * part : (rank() + 1) * part]))
+    return queue.state_dict()
+
+
+def test_two_ranks_hold_the_queue_of_one_process_bit_for_bit(pool: RankPool) -> None:
+    batches = [Q([count, 3], count).float() for count in (2, 6, 4, 16, 8)]
+    expected = filled_by_all(batches, 1)
+    for state in pool.run(filled_by_all, batches, 2):
+        assert torch.equal(state["rows"], expected["rows"])
+        assert torch.equal(state["count"], expected["count"])
+
+
+@pytest.mark.parametrize(("size", "width", "told"), [(0, 4, "size .* given 0"), (4, -1, "width .* given -1")])
+def test_a_queue_without_rows_or_width_is_refused(size: int, width: int, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        EmbeddingQueue(size, width)
+
+
+def test_a_place_in_the_bank_moves_towards_what_is_seen() -> None:
+    bank = SampleBank(6, 3, momentum=0.25).double()
+    before = deepcopy(bank)
+    index, student, teacher = torch.tensor([4, 1]), Q([2, 3], 1), Q([2, 3], 2)
+    bank.update(index, student, teacher, torch.tensor([8, 9]))
+    for side, fresh in (("student", student), ("teacher", teacher)):
+        old, new = getattr(before, side), getattr(bank, side)
+        torch.testing.assert_close(new[index], F.normalize(0.25 * old[index] + 0.75 * fresh, dim=1))
+        untouched = torch.tensor([0, 2, 3, 5])
+        assert torch.equal(new[untouched], old[untouched])
+    assert bank.label.tolist() == [-1, 9, -1, -1, 8, -1]
+
+
+def test_of_a_sample_that_occurs_twice_the_last_one_counts() -> None:
+    bank = SampleBank(6, 3).double()
+    other = deepcopy(bank)
+    fresh, label = Q([4, 3], 1), torch.arange(4)
+    bank.update(torch.tensor([2, 5, 2, 2]), fresh, fresh, label)
+    other.update(torch.tensor([5, 2]), fresh[[1, 3]], fresh[[1, 3]], label[[1, 3]])
+    for key, value in bank.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [({"samples": 1}, "samples .* given 1"), ({"width": 0}, "width .* given 0"), ({"momentum": 1.5}, "given 1.5")],
+)
+def test_a_bank_of_nothing_is_refused(arguments: dict[str, float], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        SampleBank(**arguments)
+
+
+def test_a_gradient_taken_at_once_outlives_what_it_was_computed_from() -> None:
+    memory, inputs = Q([5, 3], 1), [Q([4, 3], seed).requires_grad_() for seed in (2, 3)]
+
+    def loss(one: Tensor, other: Tensor) -> Tensor:
+        return ((one @ memory.T).square() * (other @ memory.T)).mean()
+
+    expected = loss(*inputs)
+    gradients = torch.autograd.grad(3 * expected, inputs)
+    given = with_gradient_now(loss, *inputs)
+    memory.zero_()
+    assert torch.equal(given, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * given, inputs), gradients)
