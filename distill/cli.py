@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 import distill.data  # makes the short names of the data modules known
 import distill.heads  # and of the heads
+import distill.lr_schedulers  # and of the scheduler
 import distill.networks.timm
 import distill.networks.wrap  # noqa: F401  # and of the networks
 from distill import __version__
@@ -224,7 +225,7 @@ def run(args: list[str]) -> DistillCLI:
         trainer_defaults={"callbacks": [RandomState()]},
         seed_everything_default=0,
         parser_class=Parser,
-        parser_kwargs={"version": __version__, "description": _DESCRIPTION},
+        parser_kwargs={"prog": "distill", "version": __version__, "description": _DESCRIPTION},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         args=args,

@@ -193,6 +193,16 @@ def test_a_scheduler_of_torch_moves_it_every_epoch():
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001)
 
 
+def test_a_scheduler_of_timm_moves_it_every_epoch():
+    scheduler = [
+        "--model.scheduler=TimmScheduler",
+        "--model.scheduler.num_epochs=4",
+        "--model.scheduler.warmup_epochs=2",
+    ]
+    cli = run(["fit", *TINY, "--trainer.default_root_dir=a", *scheduler])
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005, rel=1e-3)
+
+
 def test_soft_labels_of_mixing_train_throughout():
     args = ["--data.mixing.mixup=0.8", "--data.mixing.cutmix=1.0", "--model.task.head.label_smoothing=0.1"]
     assert main(["fit", *TINY, *TEACHER, *KD, "--model.heads.dkd.head=DKD", *args, "--trainer.default_root_dir=a"]) == 0

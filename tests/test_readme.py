@@ -69,14 +69,13 @@ def test_the_heads_that_the_readme_lists_are_those_there_are():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_command_runs_as_it_stands(beside_the_project):
     (beside_the_project / "bin").mkdir()
     program = beside_the_project / "bin" / "distill"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m distill "$@"\n')
     program.chmod(0o755)
-    for number, command in enumerate(COMMANDS):
-        if command.count("--config experiments/digits/distill.yaml --model"):  # would take the first run's folder
-            command += f" --trainer.default_root_dir=runs/{number}"
+    for command in COMMANDS:
         found = subprocess.run(
             f'export PATH="$PWD/bin:$PATH"; {command}', shell=True, capture_output=True, text=True, timeout=600
         )

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from distill.__main__ import main
 from distill.cli import run
 from tests.cli import ROOT, TEACHER, TINY
 
@@ -78,3 +79,19 @@ def test_a_run_killed_in_the_middle_of_an_epoch_is_taken_up_where_it_was(undistu
     kept = sorted((tmp_path / "checkpoints").glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime)
     run(["fit", *RUN, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={kept[0]}"])
     assert_equal_bits(weights(tmp_path / "resumed-1/checkpoints/last.ckpt"), weights(undisturbed / "last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("--model.heads.rrd.head.size=50", "the queue (size x width) is 100 x 128 in the checkpoint and 50 x 128"),
+        ("--model.heads.rrd.head.width=64", "is 100 x 128 in the checkpoint and 100 x 64 in the configuration"),
+    ],
+)
+def test_a_resume_with_another_memory_is_refused_and_nothing_is_lost(undisturbed, other, told, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in undisturbed.iterdir()}
+    checkpoint = f"--ckpt_path={undisturbed / 'step=8.ckpt'}"
+    assert main(["fit", *RUN, checkpoint, other, f"--trainer.default_root_dir={tmp_path / 'new'}"]) == 2
+    assert told in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in undisturbed.iterdir()} == before
+    assert not (tmp_path / "new").exists()

@@ -172,6 +172,8 @@ class RRD(Head):
         ):
             for name, curve in zip(("teacher", "student"), curves, strict=True):
                 axes.plot(curve.float().numpy(), label=name)
+            axes.set_yscale("log")
+            axes.set_ylim(1e-6, 1.5)
             axes.set_ylabel("probability")
         axes.set_xlabel("rows of the queue, most similar to the teacher first")
         axes.legend()

@@ -1,0 +1,68 @@
+"""timm's learning-rate schedulers as a torch one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class TimmScheduler(LRScheduler):
+    """A learning-rate scheduler of timm by its name, stepped once an epoch.
+
+    Args:
+        optimizer: whose learning rate it moves.
+        sched: `cosine`, `tanh`, `step`, `multistep` or `poly`.
+        num_epochs: length of the run without cooldown.
+        warmup_epochs: length of the linear warm-up.
+        warmup_lr: learning rate at its start.
+        min_lr: learning rate at the end.
+        decay_epochs: epochs between two decays (`step`).
+        decay_milestones: epochs of the decays (`multistep`).
+        decay_rate: factor of each decay.
+        warmup_prefix: whether the warm-up comes before the schedule instead of replacing its beginning.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        sched: str = "cosine",
+        num_epochs: int = 300,
+        warmup_epochs: int = 0,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 0.0,
+        decay_epochs: int = 90,
+        decay_milestones: Sequence[int] = (90, 180, 270),
+        decay_rate: float = 0.1,
+        warmup_prefix: bool = False,
+    ) -> None:
+        from timm.scheduler.scheduler_factory import create_scheduler_v2
+
+        self.timm, _ = create_scheduler_v2(
+            optimizer,
+            sched=sched,
+            num_epochs=num_epochs,
+            warmup_epochs=warmup_epochs,
+            warmup_lr=warmup_lr,
+            min_lr=min_lr,
+            decay_epochs=decay_epochs,
+            decay_milestones=list(decay_milestones),
+            decay_rate=decay_rate,
+            warmup_prefix=warmup_prefix,
+        )
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        """The learning rates of timm's scheduler after `last_epoch` epochs."""
+        self.timm.step(self.last_epoch)
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch: all else follows from the arguments."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from that epoch."""
+        self.last_epoch = state_dict["last_epoch"]
