@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def pair_distances(x: Tensor) -> Tensor:
+def pair_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
     """Euclidean distances between all pairs of tokens.
 
     Two tokens that cannot be told apart (squared distance below 1e-12 or within the rounding of the Gram matrix) are
@@ -16,40 +16,43 @@ def pair_distances(x: Tensor) -> Tensor:
 
     Args:
         x: `[..., L, d]`.
+        present: bool `[..., L]`, without it all are; an absent token is at distance 0 from every other.
 
     Returns:
         `[..., L, L]`, symmetric, 0 on the diagonal.
     """
-    return _distances(_centred_gram(x))
+    return _distances(_centred_gram(x), present)
 
 
-def normalised_distances(x: Tensor) -> Tensor:
+def normalised_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
     """Pair distances divided by the mean of the non-zero ones among the same L tokens.
 
     Args:
         x: `[..., L, d]`.
+        present: bool `[..., L]`, without it all are; an absent token is at distance 0 and takes no part in the mean.
 
     Returns:
         `[..., L, L]`; all 0 where all tokens are equal.
     """
-    distances = pair_distances(x)
+    distances = pair_distances(x, present)
     pairs = (distances != 0).sum(dim=(-2, -1), keepdim=True).clamp_min(1)
     mean = distances.sum(dim=(-2, -1), keepdim=True) / pairs
     return distances / mean.masked_fill(mean == 0, 1.0)
 
 
-def angle_cosines(x: Tensor) -> Tensor:
+def angle_cosines(x: Tensor, present: Tensor | None = None) -> Tensor:
     """Cosines of the angles in all triangles of tokens.
 
     Args:
         x: `[..., L, d]`.
+        present: bool `[..., L]`, without it all are; a cosine in which an absent token takes part is 0.
 
     Returns:
         `[..., L, L, L]`; the entry `[i, j, k]` belongs to the angle at the vertex `i` between the edges to `j` and to
         `k`. It is 0 where an edge has no length, so wherever `i = j` or `i = k`.
     """
     gram = _centred_gram(x)
-    distances = _distances(gram)
+    distances = _distances(gram, present)
     inverse = distances.masked_fill(distances == 0, math.inf).reciprocal()
     # (x_j - x_i)(x_k - x_i) = G_jk - (G_ij - G_ii / 2) - (G_ik - G_ii / 2)
     offset = gram - gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) / 2
@@ -62,10 +65,12 @@ def _centred_gram(x: Tensor) -> Tensor:
     return x @ x.mT
 
 
-def _distances(gram: Tensor) -> Tensor:
+def _distances(gram: Tensor, present: Tensor | None) -> Tensor:
     squares = gram.diagonal(dim1=-2, dim2=-1)
     sums = squares.unsqueeze(-1) + squares.unsqueeze(-2)
     squared = sums - 2 * gram
     noise = (4 * torch.finfo(gram.dtype).eps * sums.detach()).clamp_min(1e-12)
     equal = squared <= noise  # False for NaN, which must not turn into a distance of 0
+    if present is not None:
+        equal = equal | ~(present.unsqueeze(-1) & present.unsqueeze(-2))
     return squared.masked_fill(equal, 1.0).sqrt().masked_fill(equal, 0.0)

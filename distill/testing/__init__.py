@@ -17,6 +17,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +69,13 @@ def arguments_have_defaults_and_words(case: Case) -> None:
 
 
 def gradient_is_the_derivative(case: Case) -> None:
-    """In float64, by finite differences, for the student's features and the head's parameters."""
+    """In float64, by finite differences, for the student's features and the head's parameters.
+
+    A head that stops a part of its gradient is made with the arguments of its `exact_gradient`.
+    """
+    exact = case.make().exact_gradient
+    if exact:
+        case = replace(case, make=partial(case.make, **exact))
     head, sample = case.head(), case.sample()
     names = sorted(head.needs)
     parameters = {key: value.detach() for key, value in head.named_parameters() if value.requires_grad}

@@ -138,3 +138,15 @@ def test_relations_follow_a_permutation_of_the_tokens(seed: int, order: list[int
     x = Q([6, 4], seed)
     torch.testing.assert_close(normalised_distances(x[order]), normalised_distances(x)[order][:, order])
     torch.testing.assert_close(angle_cosines(x[order]), angle_cosines(x)[order][:, order][:, :, order])
+
+
+@pytest.mark.parametrize("function", [pair_distances, normalised_distances, angle_cosines])
+def test_absent_tokens_take_no_part(function: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    x, present = Q([2, 6, 4], 3), torch.tensor([[1, 1, 0, 1, 1, 0], [0, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    relations = function(x, present)
+    for tokens, here, relation in zip(x, present, relations, strict=True):
+        expected = function(tokens[here], None)
+        rows = torch.arange(6)[here]
+        found = relation[torch.meshgrid(*[rows] * relation.ndim, indexing="ij")]
+        torch.testing.assert_close(found, expected)
+        assert relation.count_nonzero() == expected.count_nonzero()

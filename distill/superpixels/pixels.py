@@ -1,0 +1,99 @@
+"""Superpixels of the pixels themselves: SLIC for a batch of images."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distill.errors import UserError, one_of
+from distill.superpixels import fast
+from distill.superpixels.clustering import cell_grid, cluster
+from distill.superpixels.colour import rgb_to_lab
+from distill.superpixels.connectivity import connect
+
+Backend = Literal["auto", "torch", "fast_slic"]
+
+
+@torch.no_grad()
+def slic(
+    images: Tensor,
+    segments: int = 196,
+    compactness: float = 10.0,
+    iterations: int = 10,
+    connected: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Segments of each image: pixels that are alike in colour and near to each other.
+
+    The backends differ in more than speed. `torch` gives exactly the labels of the grid `cell_grid(segments, H, W)`,
+    in its order, and needs `connected` to make each of them one piece; `fast_slic` numbers its segments as they appear,
+    gives fewer of them where the image has no more, and they are always connected. Their scales of compactness are not
+    the same.
+
+    Args:
+        images: `[B, 3, H, W]`, or grey, `[B, 1, H, W]`, of any floating type, in [0, 1] and not normalised.
+        segments: K, how many there are at most; 196 is a ViT's 14 x 14 on 224 x 224 pixels.
+        compactness: how much place counts against colour; 10 as in the literature.
+        iterations: how often centres are moved; 5 cost half and lose little.
+        connected: whether pieces of a segment that lie apart from its largest are given to their neighbours. On a GPU
+            this waits for the device.
+        backend: `torch` on any device; `fast_slic` on the CPU, if it is installed; `auto` takes `fast_slic` for images
+            in CPU memory where it can.
+
+    Returns:
+        `[B, H, W]` int64 in `0 .. K - 1`, the same for the same images each time.
+
+    Raises:
+        UserError: an argument out of its range, or `fast_slic` without the library; for images on the CPU, where
+            looking costs no waiting, also values that are not finite.
+    """
+    _check(images, segments, compactness, iterations)
+    with torch.autocast(images.device.type, enabled=False):
+        if _takes_fast_slic(images, segments, backend):
+            labels = fast.fast_slic(images.expand(-1, 3, -1, -1).cpu(), segments, compactness, iterations)
+            return labels.to(images.device)
+        colours = rgb_to_lab(images)
+        grid = cell_grid(segments, *images.shape[2:])
+        labels, centres = cluster(colours, grid, compactness, iterations)
+        return connect(labels, colours, centres) if connected else labels
+
+
+def _takes_fast_slic(images: Tensor, segments: int, backend: Backend) -> bool:
+    if one_of("backend", backend, ("auto", "torch", "fast_slic")) == "torch" or torch.compiler.is_compiling():
+        return False
+    if backend == "auto":
+        return images.device.type == "cpu" and segments <= fast.MOST_SEGMENTS and fast.is_installed()
+    if not fast.is_installed():
+        raise UserError(
+            "backend 'fast_slic' needs the fast-slic library, which is not installed: install distill[superpixels] "
+            "with uv, or take backend 'torch'"
+        )
+    if segments > fast.MOST_SEGMENTS:
+        raise UserError(f"backend 'fast_slic' makes at most {fast.MOST_SEGMENTS} segments, given {segments}")
+    return True
+
+
+def _check(images: Tensor, segments: int, compactness: float, iterations: int) -> None:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
+        raise UserError(
+            f"images must be floating-point [B, 3, H, W] or [B, 1, H, W], given {images.dtype} of shape "
+            f"{tuple(images.shape)}"
+        )
+    height, width = images.shape[2:]
+    if not 1 <= segments <= height * width:
+        raise UserError(
+            f"segments must be from 1 to {height * width} for images of {height} x {width} pixels, given {segments}"
+        )
+    if not compactness > 0:
+        raise UserError(f"compactness must be above 0, given {compactness}")
+    if iterations < 1:
+        raise UserError(f"iterations must be at least 1, given {iterations}")
+    # A sum is not finite if one of its values is not, and it is quick to take.
+    if (
+        images.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not images.sum(dtype=torch.float32).isfinite()
+    ):
+        raise UserError("images must be finite, but some hold NaN or infinity")
