@@ -17,7 +17,7 @@ install: .venv/.installed ## make .venv with the project and all its extras
 	touch $@
 
 demo: install ## distil a teacher into a student on real digits (about 2 minutes)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python experiments/digits/demo.py
+	$(BIN)/python experiments/digits/demo.py
 
 lint: install ## check style and types
 	$(BIN)/ruff check .

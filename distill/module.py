@@ -126,6 +126,7 @@ class ClassificationModule(LightningModule):
         self._require_terms()
         progress = self._progress(0)
         data = getattr(self.trainer.train_dataloader, "dataset", None)
+        provided = {getattr(callback, "provides", None) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         for name, term in self.terms.items():
             key = f"model.heads.{name}"
             try:
@@ -133,6 +134,11 @@ class ClassificationModule(LightningModule):
             except UserError as error:
                 raise error.at(f"{key}.weight") from None
             try:
+                if term.head.needs_segments and "segments" not in provided:
+                    raise UserError(
+                        f"{type(term.head).__name__} needs segments: add the callback SuperpixelSegments to "
+                        "trainer.callbacks"
+                    )
                 if data is not None:
                     term.head.check_samples(len(data))
             except UserError as error:

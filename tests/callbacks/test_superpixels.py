@@ -1,0 +1,105 @@
+"""The callback that finds segments on the fly, under the real command line."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from distill.__main__ import main
+from distill.cli import run
+from distill.heads import Head
+from distill.superpixels import slic
+from tests.cli import TINY
+
+NETWORKS = [
+    *TINY,
+    "--model.student.name=test_vit",
+    "--model.student.options={patch_size: 8}",
+    "--model.teacher=Timm",
+    "--model.teacher.name=test_vit",
+    "--model.teacher.options={patch_size: 4}",
+]
+SEGMENTS = [
+    "--model.heads.serkd.head=SeRKD",
+    "--model.heads.serkd.head.superpixels=segments",
+    "--model.heads.serkd.head.count=9",
+]
+CALLBACK = ["--trainer.callbacks=SuperpixelSegments", "--trainer.callbacks.segments=9"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class Reader(Head):
+    """Keeps the batches that it was given."""
+
+    needs_segments = True
+    needs = frozenset({"logits"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[dict[str, torch.Tensor]] = []
+
+    def forward(self, student, teacher, batch):
+        self.batches.append(batch)
+        return student["logits"].sum() * 0.0
+
+
+def test_segments_are_those_of_the_mixed_image():
+    mixing = ["--data.mixing.cutmix=1.0", "--data.mixing.mixup=0.5"]
+    cli = run(["fit", *NETWORKS, "--model.heads.a.head=tests.callbacks.test_superpixels.Reader", *CALLBACK, *mixing])
+    batches = cli.model.terms["a"].head.batches
+    assert len(batches) == 2
+    for batch in batches:
+        assert batch["label"].ndim == 2, "the batch was mixed"
+        assert batch["segments"].dtype == torch.int64
+        assert torch.equal(batch["segments"], slic(batch["image"], 9))
+
+
+def test_it_does_nothing_where_no_head_reads_segments():
+    class Look(Callback):
+        seen = False
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            Look.seen = "segments" in batch
+
+    cli = run(["fit", *NETWORKS, "--model.heads.kd.head=KD", *CALLBACK, "--trainer.default_root_dir=a"])
+    cli.trainer.callbacks.append(Look())
+    cli.trainer.fit_loop.max_epochs = 2
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert not Look.seen
+    assert "train/superpixels_ms" not in cli.trainer.callback_metrics
+
+
+def test_serkd_trains_on_segments_and_logs_what_they_cost():
+    cli = run(["fit", *NETWORKS, *SEGMENTS, *CALLBACK])
+    assert cli.trainer.callback_metrics["train/superpixels_ms"] > 0
+    assert torch.isfinite(cli.trainer.callback_metrics["train/serkd"])
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (SEGMENTS, "model.heads.serkd.head: SeRKD needs segments: add the callback SuperpixelSegments"),
+        (
+            [*SEGMENTS, "--trainer.callbacks=SuperpixelSegments", "--trainer.callbacks.segments=16"],
+            "SuperpixelSegments makes 16 segments, but model.heads.serkd.head.count is 9",
+        ),
+        (
+            [
+                *SEGMENTS,
+                "--model.heads.serkd.head.count=5000",
+                "--trainer.callbacks=SuperpixelSegments",
+                "--trainer.callbacks.segments=5000",
+            ],
+            "SuperpixelSegments: segments must be from 1 to 1024 for images of 32 x 32 pixels, given 5000",
+        ),
+        ([*SEGMENTS, "--trainer.callbacks=SuperpixelSegments", "--trainer.callbacks.segments=0"], "given 0"),
+    ],
+    ids=["no callback", "more than the head takes", "more than there are pixels", "none"],
+)
+def test_what_cannot_work_is_refused_before_step_0(args, told, tmp_path, capsys):
+    assert main(["fit", *NETWORKS, *args]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
