@@ -121,13 +121,21 @@ class Taps:
             hook.attach()
 
     def __enter__(self) -> dict[str, Tensor]:
-        for hook in self.hooks:
-            hook.attach()
-        self.seen = {}
+        self.open()
         return self.seen
 
     def __exit__(self, *_: object) -> None:
-        self.seen = {}  # keep no graph alive between steps
+        self.close()
+
+    def open(self) -> None:
+        """Begin a pass."""
+        for hook in self.hooks:
+            hook.attach()
+        self.seen = {}
+
+    def close(self) -> None:
+        """End it, and keep no graph alive between steps."""
+        self.seen = {}
 
     def protect(self) -> None:
         """Copy, from the next pass on, what is written over after its layer returned it (`ReLU(inplace=True)`).

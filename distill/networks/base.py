@@ -122,8 +122,10 @@ class Network(nn.Module, ABC):
 
     def forward(self, image: Tensor) -> Features:
         """What the network sees of `image` `[B, C, H, W]`, in [0, 1] and not normalised."""
-        with self.taps:
-            return self._with_maps(self.look(self.prepare(image)))
+        self.taps.open()  # no `with`: torch 2.11 does not trace a context manager of one's own
+        features = self._with_maps(self.look(self.prepare(image)))
+        self.taps.close()
+        return features
 
     def _with_maps(self, features: Features) -> Features:
         return replace(features, maps={name: self.taps.seen[name] for name in self.tapped})
