@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from distill.module import ClassificationModule
 
@@ -52,9 +51,8 @@ class HeadPictures(Callback):
             if figure is not None:
                 self._show(trainer, name, figure)
 
-    @rank_zero_only
     def _show(self, trainer: Trainer, name: str, figure: Figure) -> None:
-        checkpoints = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else None  # type: ignore[attr-defined]
+        checkpoints = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else None  # type: ignore[attr-defined]  # Lightning has it
         folder = Path(checkpoints).parent if checkpoints else Path(trainer.default_root_dir)
         path = folder / "pictures" / f"{name}-epoch-{trainer.current_epoch}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ class _SampleMean(Metric):
         """The mean over all samples that counted."""
         return (self.total / self.count).float()
 
+    @abstractmethod
     def per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The figure of each sample, `[B]`."""
-        raise NotImplementedError
 
 
 class Agreement(_SampleMean):
