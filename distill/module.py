@@ -22,6 +22,7 @@ from distill.schedules import Progress, Schedule
 
 TASK = "task"
 """The name of the term on the labels."""
+Decayed = Literal["all", "matrices"]
 _TAKEN = (TASK, "loss", "lr")
 
 
@@ -37,6 +38,8 @@ class ClassificationModule(LightningModule):
         scheduler: the learning rate over time: one of torch's schedulers, stepped every `scheduler_interval`; or a
             `distill.schedules.Schedule`, a factor at every step that knows the length of the run.
         scheduler_interval: what steps a torch scheduler.
+        decayed: what the optimiser's weight decay is for: `all` parameters, or `matrices`: none of one dimension
+            (biases, norms) and none that the network itself exempts, as timm has it.
 
     Raises:
         UserError: the network cannot be made, or the task's head does not fit it.
@@ -51,6 +54,7 @@ class ClassificationModule(LightningModule):
         task: Term | None = None,
         scheduler: LRSchedulerCallable | Schedule | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
+        decayed: Decayed = "all",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -58,6 +62,7 @@ class ClassificationModule(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
+        self.decayed: Decayed = decayed
         self.student = _built(student, "model.student", num_classes, image_shape)
         self.terms: dict[str, Term] = {}
         self.heads = nn.ModuleDict()
@@ -107,7 +112,7 @@ class ClassificationModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser of all that learns: the student and the heads' own parameters."""
-        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        optimizer = self.optimizer(self._parameter_groups())
         if self.scheduler is None:
             return optimizer
         scheduler: Any
@@ -154,11 +159,13 @@ class ClassificationModule(LightningModule):
         checkpoint["distill"] = {"num_classes": self.num_classes, "image_shape": list(self.image_shape)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Outside of training only the student counts: the heads of that run may be others than those of this one."""
+        """Outside of training only the student must fit: the heads of that run may be others than those of this one."""
         if self._trainer is not None and self.trainer.state.fn != "fit":
-            kept = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("student.")}
+            found = checkpoint["state_dict"]
+            kept = {name: tensor for name, tensor in found.items() if name.startswith("student.")}
             own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("student.")}
-            checkpoint["state_dict"] = kept | own
+            same = {name: found[name] for name, tensor in own.items() if _shape(found.get(name)) == tensor.shape}
+            checkpoint["state_dict"] = kept | own | same
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights; raise a `UserError` in one sentence if they are not this module's."""
@@ -186,6 +193,22 @@ class ClassificationModule(LightningModule):
             raise error.at(f"{key}.head") from None
         self.terms[name] = term
         self.heads[name] = term.head
+
+    def _parameter_groups(self) -> list[Any]:
+        """All that learns, in one group, or apart from what weight decay spares."""
+        learning = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if self.decayed == "all":
+            return list(learning.values())
+        exempt: set[str] = getattr(self.student.model, "no_weight_decay", set)()
+        spared = {
+            name
+            for name, parameter in learning.items()
+            if parameter.ndim <= 1 or name.removeprefix("student.model.") in exempt
+        }
+        return [
+            {"params": [parameter for name, parameter in learning.items() if name not in spared]},
+            {"params": [learning[name] for name in learning if name in spared], "weight_decay": 0.0},
+        ]
 
     def _require_terms(self) -> None:
         if not self.terms:
@@ -246,6 +269,8 @@ class DistillationModule(ClassificationModule):
         scheduler: the learning rate over time: one of torch's schedulers, stepped every `scheduler_interval`; or a
             `distill.schedules.Schedule`, a factor at every step that knows the length of the run.
         scheduler_interval: what steps a torch scheduler.
+        decayed: what the optimiser's weight decay is for: `all` parameters, or `matrices`: none of one dimension
+            (biases, norms) and none that the network itself exempts, as timm has it.
 
     Raises:
         UserError: a network cannot be made, or a head does not fit the networks.
@@ -263,8 +288,9 @@ class DistillationModule(ClassificationModule):
         task: Term | None = None,
         scheduler: LRSchedulerCallable | Schedule | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
+        decayed: Decayed = "all",
     ) -> None:
-        super().__init__(student, optimizer, num_classes, image_shape, task, scheduler, scheduler_interval)
+        super().__init__(student, optimizer, num_classes, image_shape, task, scheduler, scheduler_interval, decayed)
         self.teacher: FrozenTeacher | None = None
         if teacher is not None:
             network = _built(teacher, "model.teacher", num_classes, image_shape)

@@ -137,3 +137,17 @@ def test_terms_without_labels_train_on_images_without_labels(tmp_path):
     trainer.fit(module, Digits(batch_size=8, labels_per_class=1))
     assert "train/task" not in trainer.callback_metrics
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_weight_decay_can_spare_biases_norms_and_what_the_network_exempts():
+    decaying = partial(torch.optim.AdamW, weight_decay=0.1)
+    module = ClassificationModule(Timm("test_vit"), **{**SETTINGS, "optimizer": decaying}, decayed="matrices")
+    optimizer = module.configure_optimizers()
+    decayed, spared = optimizer.param_groups
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert {"student.model.pos_embed", "student.model.cls_token", "student.model.norm.weight"} <= {
+        names[id(parameter)] for parameter in spared["params"]
+    }
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)

@@ -21,6 +21,9 @@ RUN = [
     "--model.student.options={drop_path_rate: 0.2, drop_rate: 0.3}",
     "--data.mixing.mixup=0.4",
     "--data.mixing.cutmix=0.4",
+    "--data.repetitions=2",
+    "--trainer.callbacks=EMAWeightAveraging",
+    "--trainer.callbacks.decay=0.8",
     "--model.scheduler=Warmup",
     "--model.scheduler.steps=7",
     "--trainer.max_epochs=3",
@@ -56,6 +59,8 @@ def test_a_run_resumed_from_any_checkpoint_ends_bit_for_bit_alike(undisturbed, s
     run(["fit", *RUN, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={checkpoint}"])
     ours, expected = weights(tmp_path / "checkpoints/last.ckpt"), weights(undisturbed / "last.ckpt")
     assert "heads.rrd.queue.rows" in ours
+    current = torch.load(undisturbed / "last.ckpt", weights_only=True)["current_model_state"]
+    assert any(not torch.equal(current[name], expected[name]) for name in current), "the averages differ from these"
     assert_equal_bits(ours, expected)
 
 

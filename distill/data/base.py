@@ -1,42 +1,25 @@
-"""What all data modules share: the batch dict, the loaders, mixing, and counting no sample twice."""
+"""What all data modules share: the batch dict, the loaders, and counting no sample twice."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from distill.data.mixing import Mixing, mix
 from distill.data.samplers import MarkedSampler, Place, ResumableLoader, ShuffledSampler
 from distill.errors import UserError
 from distill.randomness import keyed
 
 Split = Literal["train", "val", "test"]
 Sample = dict[str, Any]
-
-
-@dataclass
-class Mixing:
-    """Mixes the images of a batch pairwise on the device; labels become soft.
-
-    Args:
-        mixup: alpha of mixup's Beta distribution, 0 for none.
-        cutmix: alpha of CutMix's, 0 for none; with both, each batch draws one of them.
-    """
-
-    mixup: float = 0.0
-    cutmix: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.mixup < 0 or self.cutmix < 0:
-            raise UserError(f"data.mixing needs alphas of at least 0, given {self.mixup} and {self.cutmix}")
+Annotate = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Source(Protocol):
@@ -50,7 +33,7 @@ class Source(Protocol):
 class Samples(Dataset[Sample]):
     """A set of images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabelled) and `index`.
 
-    A training sample is asked for as (epoch, index), and its augmentation depends on these and the seed alone: not on
+    A training sample is asked for as (draw, index), and its augmentation depends on these and the seed alone: not on
     workers, ranks, or what was drawn before. An index past the end stands for a sample that only fills up a rank's
     last batch; it comes with `index` -1.
 
@@ -59,24 +42,27 @@ class Samples(Dataset[Sample]):
         transform: from what `source` gives to a float tensor.
 
     Attributes:
+        annotate: what else to find out about an image, after its transform: entries of the batch by name.
         seed: of the augmentation and the order.
     """
 
     def __init__(self, source: Source, transform: Callable[[Any], Tensor]) -> None:
         self.source = source
         self.transform = transform
+        self.annotate: Annotate | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning keeps the run's seed
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, place: int | Place) -> Sample:
-        epoch, position = place if isinstance(place, tuple) else (0, place)
+        draw, position = place if isinstance(place, tuple) else (0, place)
         index = position % len(self)
         image, label = self.source[index]
-        with keyed("augmentation", self.seed, epoch, index):
+        with keyed("augmentation", self.seed, draw, index):
             image = self.transform(image)
-        return {"image": image, "label": int(label), "index": index if index == position else -1}
+        sample = {"image": image, "label": int(label), "index": index if index == position else -1}
+        return sample if self.annotate is None else {**sample, **self.annotate(image)}
 
 
 class ImageData(LightningDataModule, ABC):
@@ -86,18 +72,27 @@ class ImageData(LightningDataModule, ABC):
         batch_size: images a process and step.
         num_workers: processes that prepare batches.
         mixing: mixup and CutMix on training batches.
+        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
+
+    Attributes:
+        annotate: what workers find out about each image after its augmentation, entries of the batch by name.
     """
 
     num_classes: int
     image_shape: tuple[int, int, int]
+    annotate: Annotate | None = None
 
-    def __init__(self, batch_size: int = 64, num_workers: int = 0, mixing: Mixing | None = None) -> None:
+    def __init__(
+        self, batch_size: int = 64, num_workers: int = 0, mixing: Mixing | None = None, repetitions: int = 1
+    ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"data.batch_size must be at least 1, given {batch_size}")
+        for name, number in (("batch_size", batch_size), ("repetitions", repetitions)):
+            if number < 1:
+                raise UserError(f"data.{name} must be at least 1, given {number}")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.mixing = mixing
+        self.repetitions = repetitions
         self._samples: dict[Split, Samples] = {}
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, int] = {}
@@ -117,7 +112,7 @@ class ImageData(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled batches of equal size, taken up where a checkpoint left them; an epoch's remainder is dropped."""
         samples = self._cached("train")
-        sampler = ShuffledSampler(samples, *self._ranks(), seed=samples.seed)
+        sampler = ShuffledSampler(samples, *self._ranks(), seed=samples.seed, repetitions=self.repetitions)
         self._train_loader = ResumableLoader(samples, sampler=sampler, drop_last=True, **self._settings())
         self._train_loader.load_state_dict(self._resumed)
         return self._train_loader
@@ -149,7 +144,7 @@ class ImageData(LightningDataModule, ABC):
         batches_before = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         place = self.trainer.current_epoch, batches_before, self.trainer.global_rank
         with keyed("mixing", self._cached("train").seed, *place):
-            return {**batch, **mix(batch["image"], batch["label"], self.num_classes, self.mixing)}
+            return mix(batch, self.num_classes, self.mixing)
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
         samples = self._cached(split)
@@ -158,6 +153,7 @@ class ImageData(LightningDataModule, ABC):
     def _cached(self, split: Split) -> Samples:
         if split not in self._samples:
             self._samples[split] = self.samples(split)
+        self._samples[split].annotate = self.annotate
         return self._samples[split]
 
     def _ranks(self) -> tuple[int, int]:
@@ -171,28 +167,3 @@ class ImageData(LightningDataModule, ABC):
             "pin_memory": torch.cuda.is_available(),
             "generator": torch.Generator().manual_seed(0),  # so that loaders draw nothing from the global one
         }
-
-
-def mix(image: Tensor, label: Tensor, num_classes: int, mixing: Mixing) -> dict[str, Tensor]:
-    """Mix a batch with itself by mixup or CutMix.
-
-    Args:
-        image: `[B, C, H, W]`.
-        label: `[B]`, -1 for unlabelled: such a sample adds nothing to the soft label.
-        num_classes: K.
-        mixing: the strengths.
-
-    Returns:
-        `image` `[B, C, H, W]` and soft `label` `[B, K]`, whose rows sum to the labelled share of the mixed image.
-    """
-    from torchvision.transforms import v2
-
-    kinds = [
-        kind(alpha=alpha, num_classes=num_classes)
-        for kind, alpha in ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix))
-        if alpha > 0
-    ]
-    soft = functional.one_hot(label.clamp_min(0), num_classes).to(image.dtype) * (label >= 0).unsqueeze(1)
-    if kinds:
-        image, soft = v2.RandomChoice(kinds)(image, soft)
-    return {"image": image, "label": soft}

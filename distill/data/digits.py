@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distill.data.base import ImageData, Mixing, Samples, Split
+from distill.data.base import ImageData, Samples, Split
+from distill.data.mixing import Mixing
 from distill.errors import UserError
 
 _SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
@@ -27,6 +28,7 @@ class Digits(ImageData):
         batch_size: images a process and step.
         num_workers: processes that prepare batches.
         mixing: mixup and CutMix on training batches.
+        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
     """
 
     def __init__(
@@ -38,8 +40,9 @@ class Digits(ImageData):
         batch_size: int = 64,
         num_workers: int = 0,
         mixing: Mixing | None = None,
+        repetitions: int = 1,
     ) -> None:
-        super().__init__(batch_size, num_workers, mixing)
+        super().__init__(batch_size, num_workers, mixing, repetitions)
         if labels_per_class is not None and labels_per_class < 1:
             raise UserError(f"data.labels_per_class must be at least 1, given {labels_per_class}")
         self.labels_per_class = labels_per_class

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distill.data.base import ImageData, Mixing, Samples, Split
+from distill.data.augmentation import Interpolation, TimmAugmentation
+from distill.data.base import ImageData, Samples, Split
+from distill.data.mixing import Mixing
 from distill.errors import UserError
 
 
@@ -15,10 +17,13 @@ class ImageFolder(ImageData):
     Args:
         root: the folder that holds `train` and `val`.
         image_size: side in pixels of the square crop.
-        augment: random resized crops and flips of training images; else the centre crop.
+        augment: random resized crops and flips of training images, or these and what a `TimmAugmentation` adds; `false`
+            takes the centre crop.
+        interpolation: how images are resized.
         batch_size: images a process and step.
         num_workers: processes that prepare batches.
         mixing: mixup and CutMix on training batches.
+        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
 
     Raises:
         UserError: the folder or its layout is not there.
@@ -28,14 +33,17 @@ class ImageFolder(ImageData):
         self,
         root: str,
         image_size: int = 224,
-        augment: bool = True,
+        augment: bool | TimmAugmentation = True,
+        interpolation: Interpolation = "bilinear",
         batch_size: int = 64,
         num_workers: int = 4,
         mixing: Mixing | None = None,
+        repetitions: int = 1,
     ) -> None:
-        super().__init__(batch_size, num_workers, mixing)
+        super().__init__(batch_size, num_workers, mixing, repetitions)
         self.root = Path(root)
         self.augment = augment
+        self.interpolation: Interpolation = interpolation
         self.classes = self._classes("train")
         if self._classes("val") != self.classes:
             raise UserError(f"data.root: {self.root / 'val'} has other class folders than {self.root / 'train'}")
@@ -53,7 +61,7 @@ class ImageFolder(ImageData):
             source = Folder(str(folder))
         except FileNotFoundError as error:
             raise UserError(f"data.root: {folder} holds a class without images: {error}") from None
-        return Samples(source, self._transform(training=split == "train" and self.augment))
+        return Samples(source, self._transform(self.augment if split == "train" else False))
 
     def _classes(self, split: str) -> list[str]:
         folder = self.root / split
@@ -65,13 +73,16 @@ class ImageFolder(ImageData):
             )
         return classes
 
-    def _transform(self, training: bool) -> Any:
+    def _transform(self, augment: bool | TimmAugmentation) -> Any:
         import torch
         from torchvision.transforms import v2
 
         side = self.image_shape[1]
-        if training:
-            crop = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
+        if isinstance(augment, TimmAugmentation):
+            return augment.transform(side, self.interpolation)
+        how = v2.InterpolationMode(self.interpolation)
+        if augment:
+            crop = [v2.RandomResizedCrop(side, interpolation=how, antialias=True), v2.RandomHorizontalFlip()]
         else:
-            crop = [v2.Resize(round(side / 0.875), antialias=True), v2.CenterCrop(side)]
+            crop = [v2.Resize(round(side / 0.875), interpolation=how, antialias=True), v2.CenterCrop(side)]
         return v2.Compose([v2.ToImage(), *crop, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from distill.randomness import seed_of
 
 Place = tuple[int, int]
-"""Epoch and index: what a training sample's augmentation depends on, besides the seed."""
+"""Draw and index: what a training sample's augmentation depends on, besides the seed. A draw is an epoch, or one of the
+repetitions in it."""
 
 
 class ShuffledSampler(DistributedSampler[Place]):
@@ -24,18 +25,37 @@ class ShuffledSampler(DistributedSampler[Place]):
         num_replicas: number of ranks.
         rank: this one.
         seed: of the order.
+        repetitions: how often a sample comes in an epoch, each time augmented anew, one right after the other (repeated
+            augmentation, dealt by timm's sampler). The epoch keeps its length, so it holds fewer samples.
     """
 
-    def __init__(self, samples: Sized, num_replicas: int, rank: int, seed: int) -> None:
+    def __init__(self, samples: Sized, num_replicas: int, rank: int, seed: int, repetitions: int = 1) -> None:
         super().__init__(cast(Dataset[Place], samples), num_replicas, rank, seed=seed, drop_last=True)
+        self.repetitions = repetitions
         self.start = 0  # of the samples of this rank, how many to pass over in the next epoch
 
     def __iter__(self) -> Iterator[Place]:
-        generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
-        order = torch.randperm(len(cast(Sized, self.dataset)), generator=generator).tolist()
-        mine = order[: self.total_size][self.rank :: self.num_replicas]
+        seed = seed_of("order", self.seed, self.epoch)
+        mine = self._once(seed) if self.repetitions == 1 else self._repeated(seed)
         start, self.start = self.start, 0
-        return iter([(self.epoch, index) for index in mine[start:]])
+        return iter(mine[start : self.num_samples])
+
+    def _once(self, seed: int) -> list[Place]:
+        order = torch.randperm(len(cast(Sized, self.dataset)), generator=torch.Generator().manual_seed(seed)).tolist()
+        return [(self.epoch, index) for index in order[: self.total_size][self.rank :: self.num_replicas]]
+
+    def _repeated(self, seed: int) -> list[Place]:
+        from timm.data.distributed_sampler import RepeatAugSampler
+
+        dealer: Any = cast(Any, RepeatAugSampler)(  # timm's has no types
+            self.dataset, self.num_replicas, self.rank, num_repeats=self.repetitions, selected_round=0
+        )
+        dealer.set_epoch(seed)  # nothing but the seed of its order
+        first = self.epoch * self.repetitions
+        return [
+            (first + (self.rank + place * self.num_replicas) % self.repetitions, index)
+            for place, index in enumerate(dealer)
+        ]
 
 
 class MarkedSampler(DistributedSampler[int]):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from distill.data import Digits, Mixing
-from distill.data.base import mix
+from distill.data.mixing import mix
 from distill.data.samplers import MarkedSampler
 from distill.errors import UserError
 
@@ -69,11 +69,11 @@ def test_mixing_blends_labels_as_it_blends_images():
     label = torch.arange(8) % 4
     image = torch.nn.functional.one_hot(label, 4).float()[:, :, None, None].expand(8, 4, 16, 16)
     for mixing in (Mixing(mixup=1.0), Mixing(cutmix=1.0)):
-        mixed = mix(image, label, 4, mixing)
+        mixed = mix({"image": image, "label": label}, 4, mixing)
         assert torch.allclose(mixed["image"].mean(dim=(2, 3)), mixed["label"], atol=1e-5)
         assert torch.allclose(mixed["label"].sum(1), torch.ones(8))
 
 
 def test_an_unlabelled_image_adds_no_label_mass():
-    mixed = mix(torch.rand(4, 3, 8, 8), torch.full((4,), -1), 10, Mixing(mixup=1.0))
+    mixed = mix({"image": torch.rand(4, 3, 8, 8), "label": torch.full((4,), -1)}, 10, Mixing(mixup=1.0))
     assert mixed["label"].abs().sum() == 0

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from distill.data import Digits
@@ -68,3 +69,29 @@ def test_a_loader_resumed_at_the_end_of_an_epoch_begins_the_next():
     resumed = Digits(batch_size=64).train_dataloader()
     resumed.load_state_dict(loader.state_dict())
     assert epochs(resumed, 1) == whole
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_repetitions_of_a_sample_follow_each_other_and_are_augmented_anew(ranks):
+    samplers = [ShuffledSampler(range(103), ranks, rank, seed=5, repetitions=3) for rank in range(ranks)]
+    for sampler in samplers:
+        sampler.set_epoch(2)
+    dealt = [list(sampler) for sampler in samplers]
+    assert [len(part) for part in dealt] == [103 // ranks] * ranks, "the epoch keeps its length"
+    together = [place for step in zip(*dealt, strict=True) for place in step]
+    alone = ShuffledSampler(range(103), 1, 0, seed=5, repetitions=3)
+    alone.set_epoch(2)
+    assert together == list(alone)[: len(together)], "on any number of ranks"
+    for first in range(0, len(together) - 2, 3):
+        draws, indices = zip(*together[first : first + 3], strict=True)
+        assert len(set(indices)) == 1
+        assert draws == (6, 7, 8), "the third epoch's"
+
+
+def test_no_two_epochs_share_a_draw():
+    sampler = ShuffledSampler(range(30), 1, 0, seed=0, repetitions=2)
+    places = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        places += list(sampler)
+    assert len(set(places)) == len(places)

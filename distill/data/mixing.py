@@ -1,0 +1,66 @@
+"""Mixup and CutMix, of labels and of segments too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from distill.errors import UserError
+
+
+@dataclass
+class Mixing:
+    """Mixes the images of a batch pairwise on the device; labels become soft.
+
+    Args:
+        mixup: alpha of mixup's Beta distribution, 0 for none.
+        cutmix: alpha of CutMix's, 0 for none; with both, each batch draws one of them.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise UserError(f"data.mixing needs alphas of at least 0, given {self.mixup} and {self.cutmix}")
+
+
+def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing) -> dict[str, Any]:
+    """Mix a batch with itself by mixup or CutMix.
+
+    Where workers have found `segments`, CutMix pastes them with the pixels: segment k of the image becomes 2 k, and of
+    the pasted box 2 k + 1. Of images that mixup has blended they would tell nothing, so the batch loses them.
+
+    Args:
+        batch: `image` `[B, C, H, W]`, `label` `[B]`, -1 for unlabelled: such a sample adds nothing to the soft label.
+        num_classes: K.
+        mixing: the strengths.
+
+    Returns:
+        The batch with mixed `image` and soft `label` `[B, K]`, whose rows sum to the labelled share of the mixed image.
+    """
+    from torchvision.transforms import v2
+
+    image, label = batch["image"], batch["label"]
+    soft = functional.one_hot(label.clamp_min(0), num_classes).to(image.dtype) * (label >= 0).unsqueeze(1)
+    kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix)) if alpha > 0]
+    if not kinds:
+        return {**batch, "label": soft}
+    kind, alpha = kinds[int(torch.randint(len(kinds), ()))]
+    mixer = kind(alpha=alpha, num_classes=num_classes)
+    if "segments" not in batch:
+        image, soft = mixer(image, soft)
+        return {**batch, "image": image, "label": soft}
+    rest = {name: value for name, value in batch.items() if name != "segments"}
+    if kind is v2.MixUp:
+        image, soft = mixer(image, soft)
+        return {**rest, "image": image, "label": soft}
+    # Segments and whose pixel it is ride along as two more channels.
+    owner = torch.arange(len(image), device=image.device).view(-1, 1, 1).expand_as(batch["segments"])
+    layers = torch.stack([batch["segments"], owner], dim=1).to(image.dtype)
+    channels, soft = mixer(torch.cat([image, layers], dim=1), soft)
+    image, segments, came_from = channels[:, :-2], channels[:, -2].long(), channels[:, -1].long()
+    return {**rest, "image": image.contiguous(), "label": soft, "segments": 2 * segments + (came_from != owner)}
