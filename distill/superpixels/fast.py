@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.errors import UserError
+
+NOT_FINITE = "images must be finite, but some hold NaN or infinity"
 MOST_SEGMENTS = 65533
 """The library takes no more."""
 
@@ -32,25 +35,42 @@ def fast_slic(images: Tensor, segments: int, compactness: float, iterations: int
 
     Returns:
         `[B, H, W]` int64.
+
+    Raises:
+        UserError: values that are not finite.
     """
     pixels = images.float().numpy()
-    label = partial(_labels, _kind(), segments, compactness, iterations)
-    # The library leaves Python while it computes. Threads of its own would hang in a forked data worker.
+    labels = np.empty((len(pixels), *pixels.shape[2:]), dtype=np.int64)
+    label = partial(_label, _kind(), segments, compactness, iterations)
+    # The library leaves Python while it computes. Threads of its own would hang in a forked data worker, and torch's
+    # keep a core busy for a while after each operation, so nothing here is done by torch.
     workers = min(torch.get_num_threads(), len(pixels))
     if workers == 1:
-        return label(pixels)
-    with ThreadPoolExecutor(workers) as pool:
-        return torch.cat(list(pool.map(label, np.array_split(pixels, workers))))
+        label(pixels, labels)
+    else:
+        parts = min(len(pixels), 4 * workers)
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(label, np.array_split(pixels, parts), np.array_split(labels, parts)))
+    return torch.from_numpy(labels)
 
 
-def _labels(kind: Any, segments: int, compactness: float, iterations: int, images: NDArray[np.float32]) -> Tensor:
-    pixels = np.ascontiguousarray((images.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(0, 2, 3, 1))
-    # A new object for each image: it would start from the clusters of the one before.
-    found = [
-        kind(num_components=segments, compactness=compactness, num_threads=1).iterate(image, max_iter=iterations)
-        for image in pixels
-    ]
-    return torch.from_numpy(np.stack(found).view(np.uint16).astype(np.int64))  # above 32767 labels have wrapped around
+def _label(
+    kind: Any,
+    segments: int,
+    compactness: float,
+    iterations: int,
+    images: NDArray[np.float32],
+    labels: NDArray[np.int64],
+) -> None:
+    """Write the labels of images `[b, 3, H, W]` to `labels` `[b, H, W]`."""
+    for image, place in zip(images, labels, strict=True):
+        if not np.isfinite(image.sum()):
+            raise UserError(NOT_FINITE)
+        pixels = np.ascontiguousarray((image.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
+        # A new object for each image: it would start from the clusters of the one before.
+        library = kind(num_components=segments, compactness=compactness, num_threads=1)
+        found = library.iterate(pixels, max_iter=iterations)
+        place[:] = found.view(np.uint16)  # above 32767 labels have wrapped around
 
 
 def _kind() -> Any:
