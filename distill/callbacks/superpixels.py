@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from distill.data import ImageData
 from distill.errors import UserError
 from distill.module import ClassificationModule
 from distill.superpixels import slic
@@ -20,12 +23,16 @@ class SuperpixelSegments(Callback):
     They are found on the device, in the images as the networks get to see them: after augmentation and mixing, before
     any normalisation. Without a head that reads them it does nothing. The milliseconds it takes are logged.
 
+    With many CPU cores, the data's workers can find them instead, after augmentation. Then CutMix pastes segments with
+    the pixels, which can double their number, and for batches that mixup has blended they are found here all the same.
+
     Args:
         segments: how many there are at most; not more than the head's `count`.
         compactness: how much place counts against colour.
         iterations: how often the segments' centres are moved.
         connected: whether each segment is made one piece.
         backend: `auto` takes fast-slic for images in CPU memory if it is installed, and torch else.
+        in_workers: whether the data's workers find them.
     """
 
     provides = "segments"
@@ -37,6 +44,7 @@ class SuperpixelSegments(Callback):
         iterations: int = 10,
         connected: bool = False,
         backend: Backend = "auto",
+        in_workers: bool = False,
     ) -> None:
         if segments < 1:
             raise UserError(f"segments must be at least 1, given {segments}")
@@ -47,6 +55,7 @@ class SuperpixelSegments(Callback):
             "connected": connected,
             "backend": backend,
         }
+        self.in_workers = in_workers
         self.is_needed = False
         self._events: tuple[Any, Any] | None = None  # the CUDA events around an earlier step
 
@@ -57,21 +66,34 @@ class SuperpixelSegments(Callback):
         self.is_needed = bool(readers)
         if not self.is_needed:
             return
+        most = self._prepare_workers(trainer) if self.in_workers else self.settings["segments"]
         for name, head in readers.items():
-            count = getattr(head, "count", self.settings["segments"])
-            if self.settings["segments"] > count:
+            count = getattr(head, "count", most)
+            if most > count:
+                twice = ", twice as many after CutMix" if most > self.settings["segments"] else ""
                 raise UserError(
-                    f"trainer.callbacks: SuperpixelSegments makes {self.settings['segments']} segments, but "
-                    f"model.heads.{name}.head.count is {count}: give both the same"
+                    f"trainer.callbacks: SuperpixelSegments makes {self.settings['segments']} segments{twice}, but "
+                    f"model.heads.{name}.head.count is {count}: give it {most}"
                 )
         try:
             slic(torch.rand(1, *pl_module.image_shape, generator=torch.Generator().manual_seed(0)), **self.settings)
         except UserError as error:
             raise error.at("trainer.callbacks: SuperpixelSegments") from None
 
+    def _prepare_workers(self, trainer: Trainer) -> int:
+        """Let the data's workers find segments; returns how many there may be in a batch."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, ImageData):
+            raise UserError(
+                f"trainer.callbacks: SuperpixelSegments.in_workers needs a data module of distill, given is {data!r}"
+            )
+        data.annotate = partial(_segments_of, settings=self.settings)
+        pasted = data.mixing is not None and data.mixing.cutmix > 0
+        return (2 if pasted else 1) * int(self.settings["segments"])
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the segments of a training batch, and log what they cost."""
-        if not self.is_needed:
+        if not self.is_needed or "segments" in batch:
             return
         if batch["image"].device.type != "cuda":
             started = perf_counter()
@@ -107,8 +129,13 @@ class SuperpixelSegments(Callback):
         self._add_if_needed(batch)
 
     def _add_if_needed(self, batch: Any) -> None:
-        if self.is_needed:
+        if self.is_needed and "segments" not in batch:
             self._add(batch)
 
     def _add(self, batch: Any) -> None:
         batch["segments"] = slic(batch["image"], **self.settings)
+
+
+def _segments_of(image: Tensor, settings: dict[str, Any]) -> dict[str, Tensor]:
+    """What a worker adds to a sample."""
+    return {"segments": slic(image.unsqueeze(0), **settings).squeeze(0)}

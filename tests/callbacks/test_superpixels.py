@@ -57,6 +57,47 @@ def test_segments_are_those_of_the_mixed_image():
         assert torch.equal(batch["segments"], slic(batch["image"], 9))
 
 
+def test_workers_segments_are_pasted_by_cutmix_with_their_pixels():
+    cli = run(
+        [
+            *("fit", *NETWORKS, "--model.heads.a.head=tests.callbacks.test_superpixels.Reader", *CALLBACK),
+            *("--trainer.callbacks.in_workers=true", "--data.mixing.cutmix=1.0", "--data.num_workers=1"),
+        ]
+    )
+    train = cli.datamodule.samples("train")
+    for batch in cli.model.terms["a"].head.batches:
+        labels = batch["segments"]
+        assert labels.dtype == torch.int64
+        images = torch.stack([train[(0, int(index))]["image"] for index in batch["index"]])
+        own = slic(images, 9)
+        came_from_another = labels % 2 == 1
+        partners = own.roll(1, 0)
+        assert torch.equal(labels // 2, torch.where(came_from_another, partners, own))
+        assert torch.equal(batch["image"], torch.where(came_from_another.unsqueeze(1), images.roll(1, 0), images)), (
+            "labels moved with the pixels"
+        )
+        assert came_from_another.any(), "a box was pasted"
+
+
+def test_workers_segments_are_found_anew_in_what_mixup_has_blended():
+    cli = run(
+        [
+            *("fit", *NETWORKS, "--model.heads.a.head=tests.callbacks.test_superpixels.Reader", *CALLBACK),
+            *("--trainer.callbacks.in_workers=true", "--data.mixing.mixup=1.0"),
+        ]
+    )
+    for batch in cli.model.terms["a"].head.batches:
+        assert torch.equal(batch["segments"], slic(batch["image"], 9))
+
+
+def test_workers_give_the_segments_that_the_callback_gives():
+    settings = ["fit", *NETWORKS, *SEGMENTS, *CALLBACK]
+    here = run([*settings, "--trainer.default_root_dir=here"])
+    there = run([*settings, "--trainer.default_root_dir=there", "--trainer.callbacks.in_workers=true"])
+    assert torch.equal(here.trainer.callback_metrics["train/serkd"], there.trainer.callback_metrics["train/serkd"])
+    assert "train/superpixels_ms" not in there.trainer.callback_metrics
+
+
 def test_it_does_nothing_where_no_head_reads_segments():
     class Look(Callback):
         seen = False
@@ -96,8 +137,12 @@ def test_serkd_trains_on_segments_and_logs_what_they_cost():
             "SuperpixelSegments: segments must be from 1 to 1024 for images of 32 x 32 pixels, given 5000",
         ),
         ([*SEGMENTS, "--trainer.callbacks=SuperpixelSegments", "--trainer.callbacks.segments=0"], "given 0"),
+        (
+            [*SEGMENTS, *CALLBACK, "--trainer.callbacks.in_workers=true", "--data.mixing.cutmix=1.0"],
+            "makes 9 segments, twice as many after CutMix, but model.heads.serkd.head.count is 9: give it 18",
+        ),
     ],
-    ids=["no callback", "more than the head takes", "more than there are pixels", "none"],
+    ids=["no callback", "more than the head takes", "more than there are pixels", "none", "pasted ones besides"],
 )
 def test_what_cannot_work_is_refused_before_step_0(args, told, tmp_path, capsys):
     assert main(["fit", *NETWORKS, *args]) == 2
