@@ -24,8 +24,10 @@ import distill.networks.timm
 import distill.networks.wrap  # noqa: F401  # and of the networks
 from distill import __version__
 from distill.callbacks import RandomState
+from distill.callbacks.pictures import PicturesOnce, can_plot
 from distill.errors import UserError
-from distill.module import DistillationModule
+from distill.heads import Head, shipped
+from distill.module import ClassificationModule, DistillationModule
 from distill.sentences import key_of, sentence
 
 
@@ -37,6 +39,36 @@ class Trainer(LightningTrainer):
         from distill.check import print_set_up
 
         print_set_up(model, datamodule, self)
+
+    def superpixels(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        output: str = "pictures",
+        images: int = 4,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Draw what the heads compare on the first validation images: superpixels and relations of both networks.
+
+        Args:
+            model: the module.
+            datamodule: its data.
+            output: the folder for the pictures, one for each term that can be drawn.
+            images: how many images each picture shows.
+            ckpt_path: a checkpoint with the student to look at; without one it is as it begins.
+        """
+        terms = model.terms.values() if isinstance(model, ClassificationModule) else []
+        if images < 1:
+            raise UserError(f"images must be at least 1, given {images}")
+        if not any(can_plot(term.head) for term in terms):
+            drawn = ", ".join(name for name, head in shipped().items() if head.plot is not Head.plot)
+            raise UserError(f"model.heads: none of the heads has a picture; those that have are {drawn}")
+        pictures = PicturesOnce(output, images)
+        self.callbacks.append(pictures)  # type: ignore[attr-defined]  # Lightning's Trainer has them
+        self.limit_val_batches = 1
+        self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        for path in pictures.written:
+            print(path)
 
 
 class Parser(LightningArgumentParser):
@@ -75,14 +107,15 @@ class SaveRun(SaveConfigCallback):
 
 
 class DistillCLI(LightningCLI):
-    """`distill fit | validate | test | predict | check`."""
+    """`distill fit | validate | test | predict | check | superpixels`."""
 
     run_folder: Path | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's own commands and `check`."""
-        return {**LightningCLI.subcommands(), "check": {"model", "datamodule"}}
+        """Lightning's own commands, `check` and `superpixels`."""
+        own = {name: {"model", "datamodule"} for name in ("check", "superpixels")}
+        return {**LightningCLI.subcommands(), **own}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take class count and image shape from the data, and save the best and the last checkpoint."""
@@ -237,6 +270,7 @@ _NOISE = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher, on purpose
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
     "The '.*_dataloader' does not have many workers",  # data in memory need none
+    "You're using the WeightAveraging callback, but loading a checkpoint outside",  # as one does for a test
     "The number of training batches .* is smaller than the logging interval",
 )
 

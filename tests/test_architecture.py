@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "distill"
 # The rooms from the ground up; a room may use what stands before it, or beside it in the same row.
 FLOORS = [
     ["errors"],
-    ["functional", "distributed", "schedules", "lr_schedulers", "randomness"],
+    ["functional", "distributed", "schedules", "lr_schedulers", "randomness", "drawing"],
     ["features"],
     ["memory", "superpixels"],
     ["heads", "networks", "metrics", "finite"],

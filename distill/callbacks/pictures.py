@@ -1,14 +1,18 @@
-"""Draws what the heads compare, every few epochs."""
+"""Draws what the heads compare: every few epochs, or once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
 
+from distill.errors import UserError
+from distill.heads import Head
 from distill.module import ClassificationModule
 
 if TYPE_CHECKING:
@@ -25,6 +29,8 @@ class HeadPictures(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise UserError(f"every_n_epochs must be at least 1, given {every_n_epochs}")
         self.every_n_epochs = every_n_epochs
         self._batch: dict[str, Any] | None = None
 
@@ -37,26 +43,71 @@ class HeadPictures(Callback):
         """Draw, with the student as it is now and in eval mode."""
         if self._batch is None or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
-        assert isinstance(pl_module, ClassificationModule)
         batch, self._batch = self._batch, None
-        was_training = pl_module.student.training
-        pl_module.student.eval()
-        with torch.no_grad():
-            student, teacher = pl_module.see(batch["image"])
-        pl_module.student.train(was_training)
-        if teacher is None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        for name, term in pl_module.terms.items():
-            figure = term.head.plot(student, teacher, batch)
-            if figure is not None:
-                self._show(trainer, name, figure)
-
-    def _show(self, trainer: Trainer, name: str, figure: Figure) -> None:
         checkpoints = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else None  # type: ignore[attr-defined]  # Lightning has it
-        folder = Path(checkpoints).parent if checkpoints else Path(trainer.default_root_dir)
-        path = folder / "pictures" / f"{name}-epoch-{trainer.current_epoch}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image(f"pictures/{name}", [str(path)], step=trainer.global_step)
+        folder = (Path(checkpoints).parent if checkpoints else Path(trainer.default_root_dir)) / "pictures"
+        for name, figure in _pictures(pl_module, batch):
+            path = _write(figure, folder / f"{name}-epoch-{trainer.current_epoch}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"pictures/{name}", [str(path)], step=trainer.global_step)
+
+
+class PicturesOnce(Callback):
+    """Lets every head that can `plot` draw the first batch of an evaluation.
+
+    Args:
+        folder: where the pictures go, each under its term's name.
+        images: how many images each shows.
+
+    Attributes:
+        written: the files.
+    """
+
+    def __init__(self, folder: str | Path, images: int) -> None:
+        self.folder = Path(folder)
+        self.images = images
+        self.written: list[Path] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw."""
+        if not self.written and trainer.is_global_zero:
+            for name, figure in _pictures(pl_module, batch, images=self.images):
+                self.written.append(_write(figure, self.folder / f"{name}.png"))
+
+
+def can_plot(head: Head) -> bool:
+    """Whether a head overrides `plot`."""
+    return type(head).plot is not Head.plot
+
+
+@torch.no_grad()
+def _pictures(module: LightningModule, batch: dict[str, Any], **options: int) -> Iterator[tuple[str, Figure]]:
+    """The pictures of all heads that have one, by the names of their terms; training goes on as if nothing had been."""
+    assert isinstance(module, ClassificationModule)
+    was_training = module.student.training
+    module.student.eval()
+    features = module.see(batch["image"])
+    module.student.train(was_training)
+    if features[1] is None:
+        return
+    student, teacher = (part.apply(Tensor.float) for part in features if part is not None)
+    for name, term in module.terms.items():
+        if can_plot(term.head) and (figure := term.head.plot(student, teacher, batch, **options)) is not None:
+            yield name, figure
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    return path

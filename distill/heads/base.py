@@ -87,8 +87,8 @@ class Head(nn.Module, ABC):
         """Scalars of the last call that are worth a curve, by name, without gradient; the default has none."""
         return {}
 
-    def plot(self, student: Features, teacher: Features, batch: Batch) -> Figure | None:
-        """A picture of what the head compares on a few samples; the default has none."""
+    def plot(self, student: Features, teacher: Features, batch: Batch, images: int = 4) -> Figure | None:
+        """A picture of what the head compares on the first `images` of a batch; the default has none."""
         return None
 
     def check(self, student: FeatureSpec, teacher: FeatureSpec | None) -> None:

@@ -149,8 +149,12 @@ class RRD(Head):
         ]
         return found[0], found[1]
 
-    def plot(self, student: Features, teacher: Features, batch: Batch, images: int = 4, rows: int = 50) -> Figure:
+    def plot(
+        self, student: Features, teacher: Features, batch: Batch, images: int = 4, rows: int = 50
+    ) -> Figure | None:
         """Draw both distributions of the first images over the rows that their teacher finds most similar.
+
+        While the queue is empty there is nothing to draw.
 
         Args:
             student: what the student saw.
@@ -161,6 +165,8 @@ class RRD(Head):
         """
         from matplotlib.figure import Figure
 
+        if self.queue.filled == 0:
+            return None
         of_student, of_teacher = (part[:images].cpu() for part in self.similarities(student, teacher))
         nearest = of_teacher.topk(min(rows, self.size), dim=1).indices
         figure = Figure(figsize=(8, 2 * len(nearest)), layout="constrained")

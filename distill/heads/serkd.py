@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.drawing import Kind, enlarged, grid_of_pictures, mean_colours, with_borders
 from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional import angle_cosines, huber, normalised_distances
 from distill.heads.base import Batch, RelationHead
 from distill.heads.grid_tokens import TOKENIZERS, GridTokens, Tokenizer
-from distill.superpixels import segment_tokens, soft_superpixels, superpixel_grid
+from distill.superpixels import segment_tokens, slic, soft_association, soft_superpixels, superpixel_grid
 from distill.superpixels.association import Gradient, Grid, Neighbourhood
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RELATIONS = {"distance": normalised_distances, "angle": angle_cosines}
 
@@ -166,6 +170,40 @@ class SeRKD(RelationHead):
     def diagnostics(self) -> dict[str, Tensor]:
         """The parts of the loss, before their weights."""
         return self._seen
+
+    def plot(self, student: Features, teacher: Features, batch: Batch, images: int = 4) -> Figure:
+        """Draw images, their segments, each network's soft superpixels, and the distances among what is related.
+
+        The segments are those of the batch; if it has none, as many as there are superpixels are found here.
+
+        Args:
+            student: what the student saw.
+            teacher: what the teacher saw.
+            batch: what both looked at.
+            images: how many images, one row each.
+        """
+        image = batch["image"][:images].float().cpu()
+        count = self.count if self.needs_segments else self.target[0] * self.target[1]
+        segments = batch["segments"][:images].cpu() if "segments" in batch else slic(image, count)
+        rows: list[dict[str, tuple[Kind, Tensor]]] = [
+            {"image": ("image", enlarged(one)), "segments": ("image", with_borders(one, labels))}
+            for one, labels in zip(image, segments, strict=True)
+        ]
+        distances: dict[str, Tensor] = {}
+        for side, features in (("teacher", self.teacher_grid(teacher)), ("student", self.student_grid(student))):
+            tokens, grid = _tokens_on_grid(features)
+            shares = soft_association(
+                tokens[:images], grid, target=self.target, iterations=self.iterations, neighbourhood=self.neighbourhood
+            ).cpu()
+            distances[side] = normalised_distances(*self.superpixels(features, batch))[:images].cpu()
+            for row, one, share in zip(rows, image, shares, strict=True):
+                painted = mean_colours(one, share, grid)
+                row[f"{side}'s superpixels"] = "image", with_borders(painted, share.argmax(1).view(grid))
+        for place, row in enumerate(rows):
+            for side, relation in distances.items():
+                row[f"{side}'s distances"] = "relation", relation[place]
+            row["student's - teacher's"] = "difference", distances["student"][place] - distances["teacher"][place]
+        return grid_of_pictures(rows)
 
     def _averaged(self, features: Features) -> Tensor:
         """The tokens, averaged over the cells of the coarser grid of both networks."""

@@ -1,7 +1,9 @@
 """The callback that draws what heads compare, under the real command line."""
 
+import pytest
 import torch
 
+from distill.__main__ import main
 from distill.cli import run
 from tests.cli import KD, TEACHER, TINY
 
@@ -16,3 +18,47 @@ def test_heads_that_can_are_drawn_and_training_is_not_disturbed(tmp_path):
     assert pictures[0].read_bytes().startswith(b"\x89PNG")
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(drawn.model.state_dict()[name], tensor), name
+
+
+SERKD = ["--model.heads.serkd.head=SeRKD", "--model.student.name=test_vit", "--model.student.options={patch_size: 4}"]
+VIT = ["--model.teacher=Timm", "--model.teacher.name=test_vit", "--model.teacher.options={patch_size: 8}"]
+
+
+@pytest.mark.parametrize(
+    "superpixels",
+    [
+        [],
+        [
+            "--model.heads.serkd.head.superpixels=segments",
+            "--model.heads.serkd.head.count=9",
+            "--trainer.callbacks=SuperpixelSegments",
+            "--trainer.callbacks.segments=9",
+        ],
+    ],
+    ids=["soft", "segments"],
+)
+def test_superpixels_are_drawn_by_their_own_command(superpixels, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = [*TINY, *SERKD, *VIT, *superpixels]
+    assert main(["fit", *settings, "--trainer.default_root_dir=run"]) == 0
+    checkpoint = "--ckpt_path=run/checkpoints/last.ckpt"
+    assert main(["superpixels", *settings, checkpoint, "--output=pictures", "--images=2"]) == 0, capsys.readouterr().err
+    assert "pictures/serkd.png" in capsys.readouterr().out
+    assert (tmp_path / "pictures" / "serkd.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "pictures"}
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([*TEACHER, *KD], "model.heads: none of the heads has a picture; those that have are "),
+        ([*SERKD, *VIT, "--images=0"], "images must be at least 1, given 0"),
+        (["--ckpt_path=nowhere.ckpt", *SERKD, *VIT], "ckpt_path: there is no file 'nowhere.ckpt'"),
+    ],
+    ids=["no head that draws", "no images", "no checkpoint"],
+)
+def test_what_cannot_be_drawn_is_told_in_one_sentence(args, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["superpixels", *TINY, *args, "--output=pictures"]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,80 @@
+"""Every shipped configuration does what it says: it is understood, and trains, on generated data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torchvision.transforms.functional import to_pil_image
+
+from distill.__main__ import main
+from tests.cli import ROOT
+from tests.data.test_cifar import write_cifar100
+
+EXPERIMENTS = ROOT / "experiments"
+PARTS = {"imagenet/deit", "imagenet/resnet", "cifar100/transfer"}
+"""Not whole: to be composed with others."""
+RUNS = {
+    "imagenet/serkd_deit_tiny": "imagenet/deit",
+    "imagenet/serkd_deit_small": "imagenet/deit",
+    "imagenet/serkd_resnet18": "imagenet/resnet",
+    "cifar100/transfer_deit_small": "cifar100/transfer",
+    "cifar100/transfer_deit_tiny": "cifar100/transfer",
+}
+"""What is composed with what."""
+FILES = [str(file.relative_to(EXPERIMENTS).with_suffix("")) for file in sorted(EXPERIMENTS.rglob("*.yaml"))]
+WHOLE = [name for name in FILES if name not in PARTS]
+OFF = {"weights": "null", "drop_classifier": "false", "pretrained": "false"}
+SMALL = [
+    *("--data.batch_size=4", "--data.num_workers=0", "--trainer.devices=1", "--trainer.accelerator=cpu"),
+    *("--trainer.precision=32", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"),
+    *("--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"),
+]
+
+
+def configs(name):
+    names = [RUNS[name], name] if name in RUNS else [name]
+    return [f"--config={EXPERIMENTS / part}.yaml" for part in names]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder like ImageNet and one like CIFAR-100, where the configurations look for them."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for number in range(4):
+            folder = tmp_path / "data" / "imagenet" / split / f"n{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            to_pil_image(torch.rand(3, 240, 240)).save(folder / f"{number}.png")
+    write_cifar100(tmp_path / "data")
+    return tmp_path
+
+
+def without_weights(name):
+    """Overrides for what is not at hand here: files of weights and downloads."""
+    model = {}
+    for config in configs(name):
+        model |= yaml.safe_load(Path(config.removeprefix("--config=")).read_text()).get("model", {})
+    for side in ("student", "teacher"):
+        given = model.get(side, {}).get("init_args", {})
+        yield from (f"--model.{side}.{key}={off}" for key, off in OFF.items() if key in given)
+
+
+def test_every_configuration_is_whole_or_composed():
+    assert PARTS | set(RUNS) <= set(FILES)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_configuration_is_understood(name, data, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *configs(name), "--print_config"])
+    assert stop.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_configuration_trains_and_tests(name, data, capsys):
+    verify = ["--data.verify=false"] if name.startswith("cifar100/") else []
+    settings = [*configs(name), *SMALL, *verify, *without_weights(name), "--trainer.default_root_dir=run"]
+    assert main(["fit", *settings]) == 0, capsys.readouterr().err
+    assert main(["test", *settings, "--ckpt_path=run/checkpoints/last.ckpt"]) == 0, capsys.readouterr().err
