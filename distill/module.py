@@ -131,6 +131,7 @@ class ClassificationModule(LightningModule):
         self._require_terms()
         progress = self._progress(0)
         data = getattr(self.trainer.train_dataloader, "dataset", None)
+        images = getattr(self.trainer.train_dataloader, "batch_size", None)
         provided = {getattr(callback, "provides", None) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         for name, term in self.terms.items():
             key = f"model.heads.{name}"
@@ -146,6 +147,8 @@ class ClassificationModule(LightningModule):
                     )
                 if data is not None:
                     term.head.check_samples(len(data))
+                if images is not None:
+                    term.head.check_batch(images)
             except UserError as error:
                 raise error.at(f"{key}.head") from None
 

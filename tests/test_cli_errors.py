@@ -100,6 +100,15 @@ CASES = {
         [*TEACHER, "--model.heads.task.head=KD"],
         "model.heads: a term cannot be called 'task'",
     ),
+    "a batch that is too small for a head": (
+        [
+            *TEACHER,
+            "--model.heads.trg.head=TRG",
+            "--model.heads.trg.head.tokens_per_image=1",
+            "--model.heads.trg.head.neighbours=16",
+        ],
+        "model.heads.trg.head: neighbours is 16, but a batch has 16 nodes (1 tokens of each image)",
+    ),
     "nothing to train on": (["--model.task.weight=0"], "model.task: no term of the loss has a weight"),
 }
 

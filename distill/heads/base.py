@@ -83,6 +83,16 @@ class Head(nn.Module, ABC):
             UserError: it has not one place for each sample.
         """
 
+    def check_batch(self, images: int) -> None:
+        """Hold what the head relates within a batch against its size; the default takes any.
+
+        Args:
+            images: how many this process trains on at a time.
+
+        Raises:
+            UserError: they are too few.
+        """
+
     def diagnostics(self) -> dict[str, Tensor]:
         """Scalars of the last call that are worth a curve, by name, without gradient; the default has none."""
         return {}

@@ -7,11 +7,14 @@ from torch import Tensor, nn
 
 
 class Projection(nn.Linear):
-    """A linear map with bias, and the result at length 1: `[..., d_in]` to `[..., d_out]`, in the input's type."""
+    """A linear map, by default with bias, and the result at length 1, in the input's type.
+
+    `[..., d_in]` to `[..., d_out]`.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        weight, bias = (parameter.to(input.dtype) for parameter in (self.weight, self.bias))
-        return F.normalize(F.linear(input, weight, bias), dim=-1)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.normalize(F.linear(input, self.weight.to(input.dtype), bias), dim=-1)
 
 
 class OnSphere(nn.Module):
