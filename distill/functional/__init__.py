@@ -1,7 +1,8 @@
 """Pure functions of tensors, in the manner of `torch.nn.functional`: one file a family, the dtype is the caller's."""
 
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
-from distill.functional.divergences import huber, kl_divergence
+from distill.functional.correlations import adjacent_congruence, dist, pearson
+from distill.functional.divergences import huber, kl_divergence, probability_divergence
 from distill.functional.graphs import (
     adjacency_divergence,
     context_difference,
@@ -11,13 +12,18 @@ from distill.functional.graphs import (
     node_contrast,
 )
 from distill.functional.hashing import random_bits
+from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalised_gram, taylor_kernel
 from distill.functional.logits import dkd, kd, nckd, tckd
-from distill.functional.relations import angle_cosines, normalised_distances, pair_distances
+from distill.functional.relations import angle_cosines, normalised_distances, pair_distances, relative_squared_distances
 
 __all__ = [
     "adjacency_divergence",
+    "adjacent_congruence",
     "angle_cosines",
+    "channel_discrepancy",
+    "conditional_probabilities",
     "context_difference",
+    "dist",
     "dkd",
     "huber",
     "info_nce",
@@ -31,8 +37,13 @@ __all__ = [
     "node_contrast",
     "noise_contrast",
     "normalised_distances",
+    "normalised_gram",
     "pair_distances",
+    "pearson",
+    "probability_divergence",
     "random_bits",
+    "relative_squared_distances",
     "softmax_over_memory",
+    "taylor_kernel",
     "tckd",
 ]

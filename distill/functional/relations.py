@@ -40,6 +40,20 @@ def normalised_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
     return distances / mean.masked_fill(mean == 0, 1.0)
 
 
+def relative_squared_distances(x: Tensor) -> Tensor:
+    """Squared pair distances divided by the largest among the same L tokens.
+
+    Args:
+        x: `[..., L, d]`.
+
+    Returns:
+        `[..., L, L]`, between 0 and 1; all 0 where all tokens are equal.
+    """
+    squared = pair_distances(x).square()
+    largest = squared.amax(dim=(-2, -1), keepdim=True)
+    return squared / largest.masked_fill(largest == 0, 1.0)
+
+
 def angle_cosines(x: Tensor, present: Tensor | None = None) -> Tensor:
     """Cosines of the angles in all triangles of tokens.
 

@@ -40,6 +40,7 @@ class Head(nn.Module, ABC):
         needs_segments: whether it reads `batch["segments"]`. An instance may set its own.
         exact_gradient: arguments under which its gradient is the derivative of its value, for a head that by default
             stops a part of it; the contract's tester tries it with these.
+        ordered: whether its value depends on the order of the batch, which the contract's tester otherwise refuses.
         scope: over what its relation ranges.
         progress: how far training has come, kept up to date by the module; for schedules inside the head.
     """
@@ -48,6 +49,7 @@ class Head(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = True
     needs_segments: bool = False
     exact_gradient: ClassVar[Mapping[str, Any]] = {}
+    ordered: ClassVar[bool] = False
     scope: Scope = "batch"
 
     def __init__(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import UserError, one_of
@@ -73,6 +74,15 @@ class GridTokens(nn.Module):
             return Features(tokens=cells.flatten(2).mT, grid=_size(cells))
         grid = features.grid or self.grid
         return Features(tokens=found[:, -grid[0] * grid[1] :], grid=grid)
+
+
+def averaged(features: Features, grid: tuple[int, int]) -> Tensor:
+    """Bring tokens `[B, N, d]` to a coarser grid by averaging: `[B, h * w, d]` for the grid `(h, w)`."""
+    tokens = features["tokens"]
+    if features.grid is None or features.grid == grid:
+        return tokens
+    cells = tokens.mT.reshape(len(tokens), -1, *features.grid)
+    return F.adaptive_avg_pool2d(cells, grid).flatten(2).mT
 
 
 def _size(cells: Tensor) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The map that brings both networks' embeddings onto one sphere."""
+"""The maps that bring both networks' embeddings to one width, and onto one sphere."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Projection(nn.Linear):
-    """A linear map, by default with bias, and the result at length 1, in the input's type.
-
-    `[..., d_in]` to `[..., d_out]`.
-    """
+class LinearMap(nn.Linear):
+    """A linear map, by default with bias: `[..., d_in]` to `[..., d_out]`, in the input's type."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.normalize(F.linear(input, self.weight.to(input.dtype), bias), dim=-1)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class Projection(LinearMap):
+    """The same, and the result at length 1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.normalize(super().forward(input), dim=-1)
 
 
 class OnSphere(nn.Module):

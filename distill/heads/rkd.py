@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.features import Features, FeatureSpec
 from distill.functional import angle_cosines, huber, normalised_distances
-from distill.heads.base import Batch, RelationHead, Scope
+from distill.heads.base import Scope
+from distill.heads.feature_relation import FeatureRelation
 
 
-class RKD(RelationHead):
+class RKD(FeatureRelation):
     """Distances between pairs and angles in triples of images, each compared by the Huber loss.
 
     Distances are divided by their mean over the non-zero pairs. The means run over all L^2 pairs and L^3 triples,
@@ -31,7 +31,7 @@ class RKD(RelationHead):
     def __init__(
         self, distance: float = 25.0, angle: float = 50.0, of: str = "embedding", scope: Scope = "global"
     ) -> None:
-        super().__init__(scope)
+        super().__init__(of, scope)
         self.relations = [
             (weight, relation)
             for weight, relation in ((distance, normalised_distances), (angle, angle_cosines))
@@ -39,26 +39,6 @@ class RKD(RelationHead):
         ]
         if not self.relations:
             raise UserError("RKD compares nothing with distance 0 and angle 0: give at least one of them a weight")
-        self.of = of
-        self.needs = frozenset({of})
-
-    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Hold the shapes against the scope; there is nothing to make.
-
-        Raises:
-            UserError: scope `image` without tokens, or with different numbers of them.
-        """
-        shapes = student[self.of], teacher[self.of]
-        if self.scope == "image" and (len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][0] != shapes[1][0]):
-            raise UserError(
-                f"RKD at scope 'image' needs equally many tokens of both networks, but {self.of!r} has the shape "
-                f"{shapes[0]} in the student and {shapes[1]} in the teacher"
-            )
-
-    def tokens(self, features: Features, batch: Batch) -> Tensor:
-        """One vector an image, `[B, d]`, or its tokens, `[B, N, d]`, at scope `image`."""
-        found = features[self.of]
-        return found if self.scope == "image" else found.flatten(1)
 
     def relate(self, tokens: Tensor) -> list[Tensor]:
         """Distances `[..., L, L]` and cosines `[..., L, L, L]`, those whose weight is not 0."""

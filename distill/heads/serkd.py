@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.drawing import Kind, enlarged, grid_of_pictures, mean_colours, with_borders
 from distill.errors import UserError, one_of
@@ -15,6 +15,7 @@ from distill.features import Features, FeatureSpec
 from distill.functional import angle_cosines, huber, normalised_distances
 from distill.heads.base import Batch, RelationHead
 from distill.heads.grid_tokens import TOKENIZERS, GridTokens, Tokenizer
+from distill.heads.projection import LinearMap
 from distill.superpixels import segment_tokens, slic, soft_association, soft_superpixels, superpixel_grid
 from distill.superpixels.association import Gradient, Grid, Neighbourhood
 
@@ -114,7 +115,7 @@ class SeRKD(RelationHead):
                 "features on a finer grid"
             )
         if self.weights["features"] != 0:
-            self.projection = nn.Linear(self.student_grid.width, self.teacher_grid.width)
+            self.projection = LinearMap(self.student_grid.width, self.teacher_grid.width)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the relations among the superpixels, and the tokens themselves if `features` has a weight."""

@@ -166,6 +166,12 @@ class Ordered(Good):
         return super().forward(student, teacher, batch) + (x[1:] * x[:-1]).mean()
 
 
+class OrderedInWordOnly(Good):
+    """Says that the order matters, and it does not."""
+
+    ordered = True
+
+
 class Forgetful(Good):
     """Keeps its memory outside of the state."""
 
@@ -237,6 +243,7 @@ class Greedy(Good):
         (Writing, inputs_stay_as_they_are, "adds to the batch"),
         (Fragile, degenerate_inputs_stay_finite, "zeros in"),
         (Ordered, batch_order_does_not_matter, "depends on the order"),
+        (OrderedInWordOnly, batch_order_does_not_matter, "no order matters to it"),
         (Forgetful, copies_behave_alike, "a new head with the state_dict of Forgetful behaves differently"),
         (Waiting, nothing_waits_for_the_device, "on the host"),
         (Indexing, nothing_waits_for_the_device, "on the host"),

@@ -1,0 +1,53 @@
+"""DIST: distillation from a stronger teacher by correlation (Huang, You, Wang, Qian, Xu, 2022)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from distill import functional
+from distill.features import Features
+from distill.heads.base import Batch, LogitHead, RelationHead, Scope, positive
+from distill.schedules import Number, value_at
+
+
+class DIST(RelationHead, LogitHead):
+    """T^2 (`beta` (1 - inter) + `gamma` (1 - intra)): the student's probabilities are to correlate with the teacher's.
+
+    inter is the Pearson correlation over the classes of a sample, mean over the samples; intra is that over the samples
+    of a class, mean over the classes. It reads no labels.
+
+    The published weight of the term is 2.
+
+    Args:
+        beta: weight of the relation between the classes of a sample.
+        gamma: weight of the relation between the samples of a class.
+        temperature: T, a number or a schedule; 1 as in the public code.
+        scope: over which samples a class is correlated: `batch`, or `global`, those of all ranks.
+
+    Raises:
+        UserError: a temperature not above 0, or there is no such scope.
+    """
+
+    scopes: ClassVar[tuple[Scope, ...]] = ("batch", "global")
+
+    def __init__(
+        self, beta: float = 1.0, gamma: float = 1.0, temperature: Number = 1.0, scope: Scope = "global"
+    ) -> None:
+        super().__init__(scope)
+        self.beta, self.gamma = beta, gamma
+        self.temperature = positive("temperature", temperature)
+
+    def tokens(self, features: Features, batch: Batch) -> Tensor:
+        """The logits `[B, K]`."""
+        return features["logits"]
+
+    def relate(self, tokens: Tensor) -> Tensor:
+        """The softened class probabilities `[B, K]`."""
+        return (tokens / value_at(self.temperature, self.progress)).softmax(dim=-1)
+
+    def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
+        """How little the probabilities correlate."""
+        squared = value_at(self.temperature, self.progress) ** 2
+        return squared * functional.dist(student_relation, teacher_relation, self.beta, self.gamma)

@@ -1,0 +1,47 @@
+"""Relations among the images of a batch, or the tokens of an image, by any of the features."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.features import Features, FeatureSpec
+from distill.heads.base import Batch, RelationHead, Scope
+
+
+class FeatureRelation(RelationHead):
+    """A relation among images, each as one vector, or among the tokens of each image.
+
+    A subclass says how two of them are related, and how two relations are compared.
+
+    Args:
+        of: the features that are related: `embedding`, `logits`, `tokens` or the name of a tap.
+        scope: `global` and `batch` relate images, each as one vector, so that both networks may have any widths and
+            grids; `image` relates the tokens of each image.
+
+    Raises:
+        UserError: there is no such scope.
+    """
+
+    def __init__(self, of: str = "embedding", scope: Scope = "global") -> None:
+        super().__init__(scope)
+        self.of = of
+        self.needs = frozenset({of})
+
+    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Hold the shapes against the scope; there is nothing to make.
+
+        Raises:
+            UserError: scope `image` without tokens, or with different numbers of them.
+        """
+        shapes = student[self.of], teacher[self.of]
+        if self.scope == "image" and (len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][0] != shapes[1][0]):
+            raise UserError(
+                f"{type(self).__name__} at scope 'image' needs equally many tokens of both networks, but {self.of!r} "
+                f"has the shape {shapes[0]} in the student and {shapes[1]} in the teacher"
+            )
+
+    def tokens(self, features: Features, batch: Batch) -> Tensor:
+        """One vector an image, `[B, d]`, or its tokens, `[B, N, d]`, at scope `image`."""
+        found = features[self.of]
+        return found if self.scope == "image" else found.flatten(1)

@@ -1,0 +1,32 @@
+"""Probabilistic knowledge transfer (Passalis, Tefas, 2018)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill.functional import conditional_probabilities, probability_divergence
+from distill.heads.feature_relation import FeatureRelation
+
+
+class PKT(FeatureRelation):
+    """How probably an image picks each other one as its neighbour: mean over B^2 of p_t log(p_t / p_s).
+
+    p(j | i) is the cosine of both, brought from [-1, 1] to [0, 1], over its sum over j.
+
+    The CRD benchmark relates the pooled embeddings with weight 30000, which undoes the mean at 64 images.
+
+    Args:
+        of: the features that are related: `embedding`, `logits`, `tokens` or the name of a tap.
+        scope: `global` and `batch` relate images, each as one vector; `image` relates the tokens of each image.
+
+    Raises:
+        UserError: there is no such scope.
+    """
+
+    def relate(self, tokens: Tensor) -> Tensor:
+        """p, `[..., L, L]`."""
+        return conditional_probabilities(tokens)
+
+    def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
+        """The mean of p_t log(p_t / p_s)."""
+        return probability_divergence(student_relation, teacher_relation)

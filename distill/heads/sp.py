@@ -1,0 +1,39 @@
+"""Similarity-preserving knowledge distillation (Tung, Mori, 2019)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.functional import normalised_gram
+from distill.heads.base import Scope
+from distill.heads.feature_relation import FeatureRelation
+
+
+class SP(FeatureRelation):
+    """Images that are alike to the teacher are alike to the student: 1 / B^2 |G_s - G_t|^2.
+
+    G holds the inner products of the flattened features of all pairs of images, each row brought to length 1. The two
+    networks may have any channels and grids.
+
+    The CRD benchmark relates the last map, which `tokens` are in a CNN, with weight 3000.
+
+    Args:
+        of: the features that are related: `tokens`, `embedding`, `logits` or the name of a tap.
+        scope: `global` and `batch` relate images (`global` sends the flattened features of all ranks to each);
+            `image` relates the tokens of each image.
+
+    Raises:
+        UserError: there is no such scope.
+    """
+
+    def __init__(self, of: str = "tokens", scope: Scope = "global") -> None:
+        super().__init__(of, scope)
+
+    def relate(self, tokens: Tensor) -> Tensor:
+        """G, `[..., L, L]`."""
+        return normalised_gram(tokens)
+
+    def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
+        """The mean squared difference."""
+        return F.mse_loss(student_relation, teacher_relation)
