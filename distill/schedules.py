@@ -164,3 +164,25 @@ class Stop(Span):
 
     def __call__(self, progress: Progress) -> float:
         return value_at(self.value, progress) if self.share(progress) < 1.0 else 0.0
+
+
+class Start(Span):
+    """0 until the span is over, then `value` (a number or another schedule, which counts from the first step too).
+
+    Args:
+        value: what follows.
+        steps: length of the span in optimiser steps.
+        epochs: length in epochs; give one of the two.
+
+    Raises:
+        UserError: no length is given.
+    """
+
+    def __init__(self, value: Number = 1.0, steps: int | None = None, epochs: float | None = None) -> None:
+        super().__init__(steps, epochs)
+        if steps is None and epochs is None:
+            raise UserError("Start needs steps or epochs: over the whole run it would never start")
+        self.value = value
+
+    def __call__(self, progress: Progress) -> float:
+        return value_at(self.value, progress) if self.share(progress) == 1.0 else 0.0

@@ -45,6 +45,16 @@ def test_a_fit_command_is_understood(command, beside_the_project, monkeypatch, c
     assert stop.value.code == 0, capsys.readouterr().err
 
 
+def test_the_readmes_stages_are_understood(beside_the_project, capsys):
+    (beside_the_project / "stages.yaml").write_text(block("model:"))
+    configs = ["--config=experiments/digits/distill.yaml", "--config=stages.yaml"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *configs, "--print_config"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 0, printed.err
+    assert "Start" in printed.out
+
+
 def test_the_readmes_head_trains(beside_the_project):
     quick = [word for word in TINY if "student" not in word and "optimizer" not in word]
     found = in_a_process(

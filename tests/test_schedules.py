@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import UserError
-from distill.schedules import Constant, Cosine, Linear, Progress, Schedule, Span, Step, Stop, Warmup, value_at
+from distill.schedules import Constant, Cosine, Linear, Progress, Schedule, Span, Start, Step, Stop, Warmup, value_at
 
 
 def at(step: int, steps: int | None = 100, per_epoch: int = 10) -> Progress:
@@ -114,3 +114,18 @@ def test_a_users_schedule_is_a_function_of_progress() -> None:
             return 0.5**progress.step
 
     assert value_at(Halving(), at(3)) == 0.125
+
+
+def test_start_is_zero_until_its_span_is_over() -> None:
+    schedule = Start(0.7, epochs=3)
+    assert [schedule(at(step)) for step in (0, 29, 30, 90)] == [0.0, 0.0, 0.7, 0.7]
+
+
+@given(step=st.integers(0, 300), length=st.integers(1, 200))
+def test_start_begins_where_stop_ends(step: int, length: int) -> None:
+    assert Start(steps=length)(at(step)) + Stop(steps=length)(at(step)) == 1.0
+
+
+def test_start_without_a_length_is_refused() -> None:
+    with pytest.raises(UserError, match="Start needs steps or epochs"):
+        Start(2.0)

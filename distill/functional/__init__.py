@@ -14,17 +14,25 @@ from distill.functional.graphs import (
 from distill.functional.hashing import random_bits
 from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalised_gram, taylor_kernel
 from distill.functional.logits import dkd, kd, nckd, tckd
+from distill.functional.maps import ab, at, attention_map, flow_matrix, fsp, ft, hcl, pool, to_common_grid, vid
 from distill.functional.relations import angle_cosines, normalised_distances, pair_distances, relative_squared_distances
 
 __all__ = [
+    "ab",
     "adjacency_divergence",
     "adjacent_congruence",
     "angle_cosines",
+    "at",
+    "attention_map",
     "channel_discrepancy",
     "conditional_probabilities",
     "context_difference",
     "dist",
     "dkd",
+    "flow_matrix",
+    "fsp",
+    "ft",
+    "hcl",
     "huber",
     "info_nce",
     "kd",
@@ -40,10 +48,13 @@ __all__ = [
     "normalised_gram",
     "pair_distances",
     "pearson",
+    "pool",
     "probability_divergence",
     "random_bits",
     "relative_squared_distances",
     "softmax_over_memory",
     "taylor_kernel",
     "tckd",
+    "to_common_grid",
+    "vid",
 ]

@@ -41,6 +41,8 @@ class Head(nn.Module, ABC):
         exact_gradient: arguments under which its gradient is the derivative of its value, for a head that by default
             stops a part of it; the contract's tester tries it with these.
         ordered: whether its value depends on the order of the batch, which the contract's tester otherwise refuses.
+        same_widths: whether both networks must have the same channels; the contract's tester then gives the teacher the
+            student's.
         scope: over what its relation ranges.
         progress: how far training has come, kept up to date by the module; for schedules inside the head.
     """
@@ -50,6 +52,7 @@ class Head(nn.Module, ABC):
     needs_segments: bool = False
     exact_gradient: ClassVar[Mapping[str, Any]] = {}
     ordered: ClassVar[bool] = False
+    same_widths: ClassVar[bool] = False
     scope: Scope = "batch"
 
     def __init__(self) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import UserError, one_of
-from distill.features import Features, FeatureSpec
+from distill.features import Features, FeatureSpec, Shape
+from distill.functional import pool
 
 Tokenizer = Literal["average", "max", "convolution"]
 
@@ -47,7 +47,7 @@ class GridTokens(nn.Module):
     def __init__(self, of: str, spec: FeatureSpec, side: str, tokenizer: Tokenizer, stride: int) -> None:
         super().__init__()
         make = TOKENIZERS[one_of("tokenizer", tokenizer, TOKENIZERS)]
-        shape, patches = spec[of], 0 if spec.grid is None else spec.grid[0] * spec.grid[1]
+        shape = spec[of]
         self.of = of
         self.tokenize: nn.Module | None = None
         if len(shape) == 3:
@@ -59,7 +59,7 @@ class GridTokens(nn.Module):
             self.tokenize = make(self.width, stride)
             with torch.no_grad():
                 self.grid = _size(self.tokenize(torch.zeros(1, *shape)))
-        elif len(shape) == 2 and spec.grid is not None and patches <= shape[0] < 2 * patches:
+        elif spec.grid is not None and is_token_grid(shape, spec.grid):
             self.width, self.grid = shape[1], spec.grid
         else:
             raise UserError(
@@ -82,7 +82,13 @@ def averaged(features: Features, grid: tuple[int, int]) -> Tensor:
     if features.grid is None or features.grid == grid:
         return tokens
     cells = tokens.mT.reshape(len(tokens), -1, *features.grid)
-    return F.adaptive_avg_pool2d(cells, grid).flatten(2).mT
+    return pool(cells, grid).flatten(2).mT
+
+
+def is_token_grid(shape: Shape, grid: tuple[int, int]) -> bool:
+    """Whether `(N, d)` are the patches of a grid, behind class and distillation tokens that are fewer than they."""
+    patches = grid[0] * grid[1]
+    return len(shape) == 2 and patches <= shape[0] < 2 * patches
 
 
 def _size(cells: Tensor) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional import angle_cosines, huber, normalised_distances
 from distill.heads.base import Batch, RelationHead
-from distill.heads.grid_tokens import TOKENIZERS, GridTokens, Tokenizer
+from distill.heads.grid_tokens import TOKENIZERS, GridTokens, Tokenizer, averaged
 from distill.heads.projection import LinearMap
 from distill.superpixels import segment_tokens, slic, soft_association, soft_superpixels, superpixel_grid
 from distill.superpixels.association import Gradient, Grid, Neighbourhood
@@ -124,7 +124,7 @@ class SeRKD(RelationHead):
         loss = self.compare(self.relate(own, present), self.relate(other, present), present)
         if self.weights["features"] == 0:
             return loss
-        difference = F.mse_loss(self.projection(self._averaged(student)), self._averaged(teacher))
+        difference = F.mse_loss(self.projection(averaged(student, self.common)), averaged(teacher, self.common))
         self._seen["features"] = difference.detach()
         return loss + self.weights["features"] * difference
 
@@ -205,11 +205,6 @@ class SeRKD(RelationHead):
                 row[f"{side}'s distances"] = "relation", relation[place]
             row["student's - teacher's"] = "difference", distances["student"][place] - distances["teacher"][place]
         return grid_of_pictures(rows)
-
-    def _averaged(self, features: Features) -> Tensor:
-        """The tokens, averaged over the cells of the coarser grid of both networks."""
-        tokens, grid = _tokens_on_grid(features)
-        return tokens if grid == self.common else soft_superpixels(tokens, grid, target=self.common, iterations=0)
 
 
 def _mean_huber(student: Tensor, teacher: Tensor, present: Tensor | None) -> Tensor:

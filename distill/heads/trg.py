@@ -14,10 +14,9 @@ from distill.features import Features, FeatureSpec
 from distill.functional import adjacency_divergence, context_difference, neighbour_divergence, node_contrast
 from distill.functional.hashing import random_bits
 from distill.heads.base import Batch, RelationHead, Scope, positive
-from distill.heads.grid_tokens import GridTokens
+from distill.heads.grid_tokens import GridTokens, averaged
 from distill.heads.projection import Projection
 from distill.schedules import Cosine, Number, value_at
-from distill.superpixels import soft_superpixels
 from distill.superpixels.association import Grid
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ class TRG(RelationHead):
     def on_common_grid(self, student: Features, teacher: Features) -> tuple[Features, Features]:
         """The tokens of both networks, `[B, N, d]` each, averaged over the cells of the common grid."""
         student, teacher = (
-            Features(tokens=_averaged(grid(features), self.common), grid=self.common)
+            Features(tokens=averaged(grid(features), self.common), grid=self.common)
             for grid, features in ((self.student_grid, student), (self.teacher_grid, teacher))
         )
         return student, teacher
@@ -252,9 +251,3 @@ class TRG(RelationHead):
         if self.temperature is not None:
             return value_at(self.temperature, self.progress)
         return DEFAULT_TEMPERATURE(self.progress) if self.progress.steps is not None else DEFAULT_TEMPERATURE.end
-
-
-def _averaged(features: Features, target: Grid) -> Tensor:
-    tokens, grid = features["tokens"], features.grid
-    assert grid is not None
-    return tokens if grid == target else soft_superpixels(tokens, grid, target=target, iterations=0)

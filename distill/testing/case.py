@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.distributed import rank, world_size
-from distill.features import Features, FeatureSpec
+from distill.features import Features, FeatureSpec, Shape
 from distill.heads.base import Batch, Head
 
 STUDENT = FeatureSpec(logits=(5,), embedding=(6,), tokens=(16, 6), grid=(4, 4))
@@ -105,7 +105,8 @@ class Case:
 
     def _specs(self, head: Head) -> tuple[FeatureSpec, FeatureSpec]:
         """The shapes of exactly what the head needs."""
-        return _only(self.student, head, (6, 4, 4)), _only(self.teacher, head, (9, 6, 6))
+        student, teacher = _only(self.student, head, (6, 4, 4)), _only(self.teacher, head, (9, 6, 6))
+        return student, _with_widths(teacher, student) if head.same_widths else teacher
 
 
 def evaluate(head: Head, sample: Sample, autocast: torch.dtype | None = None) -> Result:
@@ -130,6 +131,23 @@ def _only(spec: FeatureSpec, head: Head, made_up: tuple[int, ...]) -> FeatureSpe
     own = {key: getattr(spec, key) if key in head.needs else None for key in ("logits", "embedding", "tokens")}
     maps = {key: spec.maps.get(key, made_up) for key in sorted(head.needs) if key not in own}
     return FeatureSpec(**own, grid=spec.grid, maps=maps)
+
+
+def _with_widths(spec: FeatureSpec, other: FeatureSpec) -> FeatureSpec:
+    """`spec` on its own grids with the widths of `other`, be they maps `[d, h, w]`, tokens `[N, d]` or vectors."""
+
+    def widened(own: Shape | None, given: Shape | None) -> Shape | None:
+        if own is None or given is None:
+            return own
+        width = given[0] if len(given) == 3 else given[-1]
+        return (width, *own[1:]) if len(own) == 3 else (*own[:-1], width)
+
+    return replace(
+        spec,
+        embedding=widened(spec.embedding, other.embedding),
+        tokens=widened(spec.tokens, other.tokens),
+        maps={name: widened(shape, other.maps[name]) or shape for name, shape in spec.maps.items()},
+    )
 
 
 def _gradient(tensor: Tensor) -> Tensor:

@@ -1,0 +1,60 @@
+"""What brings the student's maps to the teacher's channels: learned beside the student, in the type of the maps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.distributed import gather
+
+
+class Convolution(nn.Conv2d):
+    """A convolution that keeps the sides of a map, in the map's type: `[B, c, h, w]` to `[B, d, h, w]`.
+
+    Args:
+        channels: c.
+        width: d.
+        side: of the kernel, odd.
+        bias: whether it adds a bias.
+    """
+
+    def __init__(self, channels: int, width: int, side: int = 1, bias: bool = True) -> None:
+        super().__init__(channels, width, side, padding=side // 2, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight.to(input.dtype)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.conv2d(input, weight, bias, padding=self.padding)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over the batches of all ranks, in the map's type: `[B, d, h, w]` to the same.
+
+    It has no running statistics: a head runs in training alone, where the batch's own count.
+
+    Args:
+        width: d.
+        eps: added to the variance; torch's default.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(width, 1, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        centred = input - _mean(input)
+        scale = self.weight.to(input.dtype) * (_mean(centred.square()) + self.eps).rsqrt()
+        return centred * scale + self.bias.to(input.dtype)
+
+
+def normalised_convolution(channels: int, width: int, side: int = 1) -> nn.Sequential:
+    """A convolution without bias and the batch normalisation of its result."""
+    return nn.Sequential(Convolution(channels, width, side, bias=False), BatchNorm(width))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean of each channel over all ranks, with gradient: `[B, d, h, w]` to `[1, d, 1, 1]`."""
+    return gather(x.mean(dim=(0, 2, 3), keepdim=True)).mean(dim=0, keepdim=True)
