@@ -17,7 +17,7 @@ from distill.networks.weights import load_weights
 
 
 class Timm(Network):
-    """A network of timm.
+    """A network of timm, or one of the CRD benchmark, which `distill.networks.cifar` registers there.
 
     The embedding is what the classifier reads; the tokens are what `forward_features` returns, as cells of its last
     map or as patch tokens without class, distillation and register tokens.
@@ -88,11 +88,15 @@ class Timm(Network):
         return model
 
     def making_lines(self, path: str) -> list[str]:
-        """By timm alone."""
+        """By timm alone; what this project has registered there needs the project too."""
+        from distill.networks.cifar import NETWORKS
+
+        registering = ["import distill.networks.cifar"] if self.architecture in NETWORKS else []
         made: dict[str, Any] = {"num_classes": self.spec["logits"][0], "in_chans": self.input_shape[0], **self.made_for}
         arguments = "".join(f", {name}={value!r}" for name, value in {**made, **self.options}.items())
         return [
             "import timm",
+            *registering,
             f"network = timm.create_model({self.architecture!r}{arguments}, checkpoint_path={path!r})",
         ]
 
@@ -224,6 +228,8 @@ def _join(readings: list[Tensor]) -> Tensor:
 
 def _check_name(name: str) -> None:
     import timm
+
+    import distill.networks.cifar  # noqa: F401  # registers its networks
 
     if ":" in name:  # on a hub or in a folder
         return

@@ -30,8 +30,8 @@ def load_weights(
 
     Reads safetensors and torch files (with `weights_only`), whole training checkpoints, and names with any prefix:
     `module.` of DDP, `student.model.` of this project. Tensors outside the prefix (heads) are ignored. If names or
-    shapes are not the model's, the conversions in the module that defines its class are tried (functions with
-    `filter` in their names, as timm has them).
+    shapes are not the model's, the conversions in the modules that define its class and the bases of it are tried
+    (functions with `filter` in their names, as timm has them).
 
     Args:
         model: gets the weights.
@@ -102,11 +102,14 @@ class _Misfit:
 
 
 def _versions(given: State, model: nn.Module, own: State) -> Iterator[State]:
-    """The tensors under the network's names: as they are, then converted by what the network's module offers."""
+    """The tensors under the network's names: as they are, then converted by what the network's modules offer."""
     plain = _without_prefix(given, own)
     yield plain
-    module = sys.modules[type(model).__module__]
-    for name, function in inspect.getmembers(module, inspect.isfunction):
+    modules = [sys.modules[kind.__module__] for kind in reversed(type(model).__mro__)]  # its own class's last
+    offered = {
+        name: function for module in modules for name, function in inspect.getmembers(module, inspect.isfunction)
+    }
+    for name, function in offered.items():
         if "filter" not in name:
             continue
         takes_model = len(inspect.signature(function).parameters) > 1
