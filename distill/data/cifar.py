@@ -101,21 +101,7 @@ class _Cifar(ImageData, ABC):
 
 
 class CIFAR10(_Cifar):
-    """CIFAR-10: 60,000 colour images of 32 x 32 pixels in 10 classes, 50,000 to train with and 10,000 to test with.
-
-    Args:
-        root: the folder that holds `cifar-10-batches-py`.
-        download: fetch it there if it is missing.
-        verify: hold the files against their checksums. They are pickles, which can run code: leave this on for files
-            that you have not written yourself.
-        held_out: how many of the training images are left out for validation, as many of each class. With none, as
-            benchmarks have it, validation looks at the test images: then report the last epoch, not the best.
-        augment: shift training images by up to 4 pixels and flip them.
-        batch_size: images a process and step.
-        num_workers: processes that prepare batches.
-        mixing: mixup and CutMix on training batches.
-        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
-    """
+    """CIFAR-10: 60,000 colour images of 32 x 32 pixels in 10 classes, 50,000 to train with, 10,000 to test with."""
 
     classes = 10
     folder = "cifar-10-batches-py"
@@ -123,21 +109,7 @@ class CIFAR10(_Cifar):
 
 
 class CIFAR100(_Cifar):
-    """CIFAR-100: 60,000 colour images of 32 x 32 pixels in 100 classes, 50,000 to train with and 10,000 to test with.
-
-    Args:
-        root: the folder that holds `cifar-100-python`.
-        download: fetch it there if it is missing.
-        verify: hold the files against their checksums. They are pickles, which can run code: leave this on for files
-            that you have not written yourself.
-        held_out: how many of the training images are left out for validation, as many of each class. With none, as
-            benchmarks have it, validation looks at the test images: then report the last epoch, not the best.
-        augment: shift training images by up to 4 pixels and flip them.
-        batch_size: images a process and step.
-        num_workers: processes that prepare batches.
-        mixing: mixup and CutMix on training batches.
-        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
-    """
+    """CIFAR-100: 60,000 colour images of 32 x 32 pixels in 100 classes, 50,000 to train with, 10,000 to test with."""
 
     classes = 100
     folder = "cifar-100-python"
