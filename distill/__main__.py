@@ -15,14 +15,24 @@ def main(args: list[str] | None = None) -> int:
             from distill.export import run_export
 
             run_export(args[1:])
+        elif args[:1] == ["probe"]:
+            from distill.probe import run_probe
+
+            run_probe(args[1:])
         else:
             from distill.cli import run
 
             run(args)
     except UserError as error:
-        print(f"distill: {error}", file=sys.stderr)
+        print(f"distill: {_sentence(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _sentence(error: UserError) -> str:
+    """What is wrong; an error of a data worker's comes with the worker's traceback before it."""
+    text = str(error)
+    return text.rpartition(f"{type(error).__name__}: ")[2].rstrip() if "\n" in text else text
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ class DistillCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:  # the parser wraps what a class raises
-            if (mistake := _cause(error)) is None:
+            if (mistake := mistake_in(error)) is None:
                 raise
             key = key_of(self.config[self.subcommand].as_dict(), str(mistake))
             raise (mistake.at(key) if key else mistake) from None
@@ -222,7 +222,8 @@ def _run_folder(root: str | None, resumed: str | None) -> Path:
     )
 
 
-def _cause(error: BaseException | None) -> UserError | None:
+def mistake_in(error: BaseException | None) -> UserError | None:
+    """The user's mistake that an error was raised from, if there is one."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
@@ -276,4 +277,5 @@ _NOISE = (
 
 _DESCRIPTION = """Relation distillation for image models.
 `distill fit --config FILE` trains, and every key of FILE can be overridden: `--model.heads.kd.weight=0.5`.
-`distill fit --help` lists the keys. One more command: `distill export` writes the student alone."""
+`distill fit --help` lists the keys. Two more commands: `distill export` writes the student alone,
+`distill probe` classifies by its nearest neighbours."""

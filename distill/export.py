@@ -46,7 +46,8 @@ def load_student(ckpt_path: str | Path) -> Network:
     if "distill_config" not in checkpoint:
         raise UserError(f"ckpt_path: {str(ckpt_path)!r} holds no configuration; only `distill fit` writes it there")
     config = yaml.safe_load(checkpoint["distill_config"])["model"]["student"]
-    for name, empty in (("pretrained", False), ("weights", None)):  # what it began with is not needed any more
+    # What it began with is not needed any more.
+    for name, empty in (("pretrained", False), ("weights", None), ("drop_classifier", False)):
         if name in config["init_args"]:
             config["init_args"][name] = empty
     parser = ArgumentParser(exit_on_error=False)

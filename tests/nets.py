@@ -39,3 +39,15 @@ class Plain(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         scores: Tensor = self.layers(image)
         return scores
+
+
+class Convolutional(nn.Module):
+    """A map of scores, and no linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Conv2d(3, 10, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.scores(image)
+        return scores.mean((2, 3))

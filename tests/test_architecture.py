@@ -21,6 +21,7 @@ FLOORS = [
     ["check", "sentences"],
     ["cli"],
     ["export"],
+    ["probe"],
     ["__main__"],
 ]
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}

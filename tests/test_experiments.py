@@ -10,9 +10,11 @@ from torchvision.transforms.functional import to_pil_image
 from distill.__main__ import main
 from tests.cli import ROOT
 from tests.data.test_cifar import write_cifar100
+from tests.data.test_stl10 import write_stl10
+from tests.data.test_tiny_imagenet import write_tiny_imagenet
 
 EXPERIMENTS = ROOT / "experiments"
-PARTS = {"imagenet/deit", "imagenet/resnet", "cifar100/transfer"}
+PARTS = {"imagenet/deit", "imagenet/resnet", "cifar100/transfer", "transfer/linear"}
 """Not whole: to be composed with others."""
 RUNS = {
     "imagenet/serkd_deit_tiny": "imagenet/deit",
@@ -20,6 +22,8 @@ RUNS = {
     "imagenet/serkd_resnet18": "imagenet/resnet",
     "cifar100/transfer_deit_small": "cifar100/transfer",
     "cifar100/transfer_deit_tiny": "cifar100/transfer",
+    "transfer/stl10": "transfer/linear",
+    "transfer/tiny_imagenet": "transfer/linear",
 }
 """What is composed with what."""
 FILES = [str(file.relative_to(EXPERIMENTS).with_suffix("")) for file in sorted(EXPERIMENTS.rglob("*.yaml"))]
@@ -39,7 +43,7 @@ def configs(name):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A folder like ImageNet and one like CIFAR-100, where the configurations look for them."""
+    """Folders like ImageNet's, CIFAR-100's and STL-10's, where the configurations look for them."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         for number in range(4):
@@ -47,6 +51,7 @@ def data(tmp_path, monkeypatch):
             folder.mkdir(parents=True, exist_ok=True)
             to_pil_image(torch.rand(3, 240, 240)).save(folder / f"{number}.png")
     write_cifar100(tmp_path / "data")
+    write_stl10(tmp_path / "data")
     return tmp_path
 
 
@@ -74,7 +79,9 @@ def test_a_configuration_is_understood(name, data, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_configuration_trains_and_tests(name, data, capsys):
-    verify = ["--data.verify=false"] if name.startswith("cifar100/") else []
+    if name == "transfer/tiny_imagenet":
+        write_tiny_imagenet(data / "data")
+    verify = ["--data.verify=false"] if name.startswith("cifar100/") or name == "transfer/stl10" else []
     settings = [*configs(name), *SMALL, *verify, *without_weights(name), "--trainer.default_root_dir=run"]
     assert main(["fit", *settings]) == 0, capsys.readouterr().err
     assert main(["test", *settings, "--ckpt_path=run/checkpoints/last.ckpt"]) == 0, capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The augmentation of timm's recipes."""
+"""How images become tensors: small ones, photos, and the augmentation of timm's recipes."""
 
 from __future__ import annotations
 
@@ -60,3 +60,40 @@ class TimmAugmentation:
         # timm erases in normalised colours; the networks normalise by themselves.
         mean = [-mean / std for mean, std in zip(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, strict=True)]
         return v2.Compose([timms, v2.Normalize(mean, [1 / std for std in IMAGENET_DEFAULT_STD])])
+
+
+def small_images(side: int, augment: bool) -> Any:
+    """For sets of small images, from what torchvision's `ToImage` takes to a float tensor `[3, side, side]` in [0, 1].
+
+    Args:
+        side: the images are resized to this size (bilinear, antialiased) if they have another.
+        augment: shift them by up to an eighth of the side (4 of 32 pixels, as on CIFAR) and flip them.
+    """
+    import torch
+    from torchvision.transforms import v2
+
+    moved = [v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()] if augment else []
+    resized = v2.Resize((side, side), antialias=True)
+    return v2.Compose([v2.ToImage(), resized, *moved, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+
+
+def photos(side: int, augment: bool | TimmAugmentation, interpolation: Interpolation) -> Any:
+    """For photos of any size, from an image of PIL to a float tensor `[3, side, side]` in [0, 1].
+
+    Args:
+        side: of the square crop.
+        augment: random resized crops and flips, or these and what a `TimmAugmentation` adds; `False` takes the centre
+            of the image, resized to 8/7 of the side.
+        interpolation: how images are resized.
+    """
+    import torch
+    from torchvision.transforms import v2
+
+    if isinstance(augment, TimmAugmentation):
+        return augment.transform(side, interpolation)
+    how = v2.InterpolationMode(interpolation)
+    if augment:
+        crop = [v2.RandomResizedCrop(side, interpolation=how, antialias=True), v2.RandomHorizontalFlip()]
+    else:
+        crop = [v2.Resize(round(side / 0.875), interpolation=how, antialias=True), v2.CenterCrop(side)]
+    return v2.Compose([v2.ToImage(), *crop, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])

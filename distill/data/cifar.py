@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.data.augmentation import small_images
 from distill.data.base import ImageData, Samples, Split
 from distill.data.mixing import Mixing
 from distill.errors import UserError
@@ -80,7 +81,7 @@ class _Cifar(ImageData, ABC):
         if training and self.held_out:
             held = _last_of_each_class(labels, self.held_out // self.num_classes)
             images, labels = images[held == (split == "val")], labels[held == (split == "val")]
-        return Samples(_Pairs(images, labels), _transform(augment=split == "train" and self.augment))
+        return Samples(_Pairs(images, labels), small_images(32, augment=split == "train" and self.augment))
 
     def _read(self, train: bool, download: bool = False) -> tuple[Array, Array]:
         import torchvision.datasets
@@ -134,11 +135,3 @@ def _last_of_each_class(labels: Array, count: int) -> Array:
     for label in np.unique(labels):
         chosen[np.flatnonzero(labels == label)[-count:]] = True
     return chosen
-
-
-def _transform(augment: bool) -> Any:
-    import torch
-    from torchvision.transforms import v2
-
-    moved = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()] if augment else []
-    return v2.Compose([v2.ToImage(), *moved, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])

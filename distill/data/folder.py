@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from distill.data.augmentation import Interpolation, TimmAugmentation
+from distill.data.augmentation import Interpolation, TimmAugmentation, photos
 from distill.data.base import ImageData, Samples, Split
+from distill.data.files import Files
 from distill.data.mixing import Mixing
 from distill.errors import UserError
 
@@ -26,7 +26,7 @@ class ImageFolder(ImageData):
         repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
 
     Raises:
-        UserError: the folder or its layout is not there.
+        UserError: the folder or its layout is not there; later, a file that is no image.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class ImageFolder(ImageData):
             source = Folder(str(folder))
         except FileNotFoundError as error:
             raise UserError(f"data.root: {folder} holds a class without images: {error}") from None
-        return Samples(source, self._transform(self.augment if split == "train" else False))
+        augment = self.augment if split == "train" else False
+        return Samples(Files(source.samples), photos(self.image_shape[1], augment, self.interpolation))
 
     def _classes(self, split: str) -> list[str]:
         folder = self.root / split
@@ -72,17 +73,3 @@ class ImageFolder(ImageData):
                 "(ImageNet: from image-net.org, after registering)"
             )
         return classes
-
-    def _transform(self, augment: bool | TimmAugmentation) -> Any:
-        import torch
-        from torchvision.transforms import v2
-
-        side = self.image_shape[1]
-        if isinstance(augment, TimmAugmentation):
-            return augment.transform(side, self.interpolation)
-        how = v2.InterpolationMode(self.interpolation)
-        if augment:
-            crop = [v2.RandomResizedCrop(side, interpolation=how, antialias=True), v2.RandomHorizontalFlip()]
-        else:
-            crop = [v2.Resize(round(side / 0.875), interpolation=how, antialias=True), v2.CenterCrop(side)]
-        return v2.Compose([v2.ToImage(), *crop, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])

@@ -16,6 +16,7 @@ from distill.functional.kernels import channel_discrepancy, conditional_probabil
 from distill.functional.logits import dkd, kd, nckd, tckd
 from distill.functional.maps import ab, at, attention_map, flow_matrix, fsp, ft, hcl, pool, to_common_grid, vid
 from distill.functional.relations import angle_cosines, normalised_distances, pair_distances, relative_squared_distances
+from distill.functional.votes import neighbour_votes
 
 __all__ = [
     "ab",
@@ -42,6 +43,7 @@ __all__ = [
     "nearest_neighbours",
     "neighbour_distances",
     "neighbour_divergence",
+    "neighbour_votes",
     "node_contrast",
     "noise_contrast",
     "normalised_distances",

@@ -36,11 +36,13 @@ class Network(nn.Module, ABC):
     Attributes:
         model: the network itself, whose own key names are what is exported.
         spec: the shapes of what it gives.
+        classifier: names of the layers of `model` that make the logits, none where they cannot be told from the rest.
         image_shape: `(C, H, W)` of the data.
     """
 
     model: nn.Module
     spec: FeatureSpec
+    classifier: Sequence[str] = ()
     image_shape: tuple[int, int, int]
     mean: Tensor
     std: Tensor

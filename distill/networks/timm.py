@@ -136,8 +136,8 @@ class Timm(Network):
     def readings(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """What the classifiers read; also finds where the tokens are."""
         self.layout = _find_layout(self.model, image)
-        names = [_first_after_pooling(name, layer) for name, layer in _classifiers(self.model)]
-        self.classifier_inputs = {f"input of {name}": name for name in names}
+        self.classifier = [_first_after_pooling(name, layer) for name, layer in _classifiers(self.model)]
+        self.classifier_inputs = {f"input of {name}": name for name in self.classifier}
         return {}, self.classifier_inputs
 
     def look(self, image: Tensor) -> Features:

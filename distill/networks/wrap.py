@@ -69,13 +69,14 @@ class Wrap(Network):
             UserError: the module returns no logits of the data's class count, or a layer or the weights do not fit.
         """
         logits, classifier = self._last_linear(image)
+        self.classifier = [classifier] if classifier else []
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             given = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(f"{self.name} must return logits [B, K], it returns {given}")
         if logits.shape[1] != self.num_classes:
             raise UserError(f"{self.name} gives {logits.shape[1]} logits, but the data have {self.num_classes} classes")
         if self.weights is not None:
-            load_weights(self.model, self.weights, self.drop_classifier, [classifier] if classifier else [])
+            load_weights(self.model, self.weights, self.drop_classifier, self.classifier)
         outputs = {"embedding": self.embedding, "tokens": self.tokens}
         inputs = {"embedding": classifier} if self.embedding is None and classifier else {}
         return {name: layer for name, layer in outputs.items() if layer is not None}, inputs

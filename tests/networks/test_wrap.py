@@ -57,6 +57,7 @@ def test_the_embedding_is_what_the_last_linear_layer_that_runs_reads():
     assert network.spec.embedding == (6,)
     assert network.spec.tokens is None
     assert network.name == "Wrap(Convolutional)"
+    assert list(network.classifier) == ["classifier"]
 
 
 def test_a_map_gives_tokens_row_by_row_as_its_layer_returned_them():
@@ -85,6 +86,7 @@ def test_a_network_without_a_linear_layer_has_no_embedding():
     network = built(nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     assert network.spec.embedding is None
     assert network.spec.logits == (5,)
+    assert not network.classifier
 
 
 def test_images_come_as_they_are_unless_told_otherwise():

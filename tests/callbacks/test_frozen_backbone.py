@@ -1,0 +1,128 @@
+"""A linear probe: of the student, nothing changes but the classifier."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from distill.__main__ import main
+from distill.callbacks import FrozenBackbone
+from distill.cli import run
+from distill.data import Digits
+from distill.export import load_student
+from distill.module import ClassificationModule
+from distill.networks import Timm
+from tests.cli import TINY
+
+PROBE = [
+    *TINY,
+    "--trainer.callbacks=FrozenBackbone",
+    "--trainer.max_epochs=2",
+    "--model.optimizer.momentum=0.9",
+    "--model.student.options={drop_rate: 0.5, drop_path_rate: 0.5}",
+    "--model.student.drop_classifier=true",
+    "--checkpoint.every_n_train_steps=1",
+    "--checkpoint.monitor=null",
+    "--checkpoint.save_top_k=-1",
+    "--checkpoint.filename={step}",
+]
+
+
+def weights(path):
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return {name.removeprefix("student.model."): tensor for name, tensor in state.items() if "student.model" in name}
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """A checkpoint of a student whose BatchNorms have seen images."""
+    folder = tmp_path_factory.mktemp("student")
+    run(["fit", *TINY, f"--trainer.default_root_dir={folder}"])
+    return folder / "checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def probed(student, tmp_path_factory):
+    """The run of a probe, and its folder of checkpoints."""
+    folder = tmp_path_factory.mktemp("probe")
+    cli = run(["fit", *PROBE, f"--model.student.weights={student}", f"--trainer.default_root_dir={folder}"])
+    return cli, folder / "checkpoints"
+
+
+def assert_only_the_classifier_differs(one, other):
+    assert one.keys() == other.keys()
+    assert any(name.endswith("running_var") for name in one)
+    assert {name for name in one if not torch.equal(one[name], other[name])} == {"fc.weight", "fc.bias"}
+
+
+def test_no_tensor_of_the_backbone_changes_nor_do_its_statistics(student, probed):
+    before = weights(student)
+    for step in (1, 2, 3, 4):
+        assert_only_the_classifier_differs(before, weights(probed[1] / f"step={step}.ckpt"))
+
+
+def test_a_resumed_probe_keeps_it_too_and_ends_alike(student, probed, tmp_path):
+    resumed = [f"--model.student.weights={student}", f"--ckpt_path={probed[1] / 'step=1.ckpt'}"]
+    run(["fit", *PROBE, *resumed, f"--trainer.default_root_dir={tmp_path}"])
+    ours, whole = weights(tmp_path / "checkpoints/last.ckpt"), weights(probed[1] / "last.ckpt")
+    assert_only_the_classifier_differs(weights(student), ours)
+    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+def test_only_the_classifier_is_in_the_optimiser(probed):
+    model, optimizer = probed[0].model, probed[0].trainer.optimizers[0]
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert [id(parameter) for parameter in trained] == [id(p) for p in model.student.model.fc.parameters()]
+    assert len(optimizer.state) == 2
+
+
+def test_the_classifier_is_new(student, probed):
+    drifted = (weights(probed[1] / "step=1.ckpt")["fc.weight"] - weights(student)["fc.weight"]).norm()
+    learnt = (weights(probed[1] / "last.ckpt")["fc.weight"] - weights(probed[1] / "step=1.ckpt")["fc.weight"]).norm()
+    assert drifted > 2 * learnt
+
+
+class Modes(Callback):
+    """Notes in which steps any layer of the student is in train mode."""
+
+    def __init__(self):
+        self.noted = []
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        self.noted.append(any(layer.training for layer in pl_module.student.modules()))
+
+
+def test_no_layer_is_in_train_mode_in_any_step(student):
+    network = Timm("test_resnet", weights=student, drop_classifier=True, options={"drop_rate": 0.5})
+    module = ClassificationModule(network, partial(torch.optim.SGD, lr=0.01), 10, (3, 32, 32)).train()
+    modes = Modes()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        limit_train_batches=2,
+        limit_val_batches=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[FrozenBackbone(), modes],
+    )
+    trainer.fit(module, Digits(batch_size=16))
+    assert modes.noted == [False] * 4
+
+
+def test_a_probe_is_tested_and_exported_like_any_student(probed, student, tmp_path):
+    last = probed[1] / "last.ckpt"
+    assert main(["test", *TINY, f"--ckpt_path={last}"]) == 0
+    assert main(["export", f"--ckpt_path={last}", f"--output={tmp_path / 'probe.safetensors'}"]) == 0
+    exported = load_student(last).model.state_dict()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in weights(last).items())
+
+
+def test_a_student_without_a_linear_classifier_is_refused(capsys, tmp_path):
+    student = ["--model.student=Wrap", "--model.student.module=tests.nets.Convolutional"]
+    folder = f"--trainer.default_root_dir={tmp_path / 'run'}"
+    assert main(["fit", *TINY, *student, "--trainer.callbacks=FrozenBackbone", folder]) == 2
+    assert (
+        "trainer.callbacks: FrozenBackbone finds no linear classifier in Wrap(Convolutional)" in capsys.readouterr().err
+    )
