@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo bench test test-all lint format
+.PHONY: help install demo study bench test test-all lint format
 
 help: ## show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ install: .venv/.installed ## make .venv with the project and all its extras
 
 demo: install ## distil a teacher into a student on real digits (about 2 minutes)
 	$(BIN)/python experiments/digits/demo.py
+
+study: install ## compare all heads on digits over 5 seeds, two runs at a time (goes on where it was stopped)
+	$(BIN)/python experiments/study.py digits --teacher experiments/digits/teacher.yaml --seeds 5 --picture experiments/digits/study.png
 
 bench: install ## measure what superpixels cost, best on a machine that does nothing else (about 2 minutes)
 	$(BIN)/python experiments/benchmarks/superpixels.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -63,13 +64,14 @@ class MapHead(Head):
     """A loss that compares maps of the same layers of both networks, layer by layer or all together.
 
     The layers have one name on both sides; a tap gives the name `parts` to `layer2` of one network, say, and to
-    `blocks.5` of the other (`taps: {parts: layer2}`).
+    `blocks.5` of the other (`taps: {parts: layer2}`). A pattern such as `stage*` stands for all taps of such names, in
+    the order of the taps, so that one configuration serves networks of any depth.
 
     Args:
-        of: the layers, shallow to deep, one name or several: `tokens`, `embedding` or names of taps.
+        of: the layers, shallow to deep, one name or several: `tokens`, `embedding`, names of taps or patterns of them.
 
     Attributes:
-        of: their names.
+        of: their names; what patterns stand for is known after `check` or `build`.
         layers: what reads them, a pair of the student's and the teacher's for each layer.
 
     Raises:
@@ -81,22 +83,36 @@ class MapHead(Head):
 
     def __init__(self, of: Sequence[str] | str) -> None:
         super().__init__()
-        self.of = [of] if isinstance(of, str) else list(of)
-        if not self.of or len(set(self.of)) < len(self.of):
-            raise UserError(f"of must name one or more layers, each once, given {self.of}")
-        self.needs = frozenset(self.of)
+        self._name_layers([of] if isinstance(of, str) else list(of))
+
+    def check(self, student: FeatureSpec, teacher: FeatureSpec | None) -> None:
+        """Find the layers that patterns stand for, and hold `needs` against what the networks give.
+
+        Raises:
+            UserError: a network gives no features of that name.
+        """
+        if teacher is not None:
+            self._name_layers(layers_named(self.of, student, teacher))
+        super().check(student, teacher)
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Find out how the layers are read.
+        """Find out which layers are read, and how.
 
         Raises:
             UserError: a layer gives neither map nor token grid nor vector.
         """
+        self._name_layers(layers_named(self.of, student, teacher))
         self.layers = [(MapReader(name, student, "student"), MapReader(name, teacher, "teacher")) for name in self.of]
 
     def maps(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
         """The maps of each layer: the student's `[B, d_s, h, w]` and the teacher's `[B, d_t, h', w']`."""
         return [(own(student), other(teacher)) for own, other in self.layers]
+
+    def _name_layers(self, names: list[str]) -> None:
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"of must name one or more layers, each once, given {names}")
+        self.of = names
+        self.needs = frozenset(names)
 
     def require_cells(self) -> None:
         """Hold the grids against a comparison of attention maps, in which a single cell is always 1.
@@ -111,6 +127,27 @@ class MapHead(Head):
                     f"{own.grid[0]} x {own.grid[1]} cells in the student and {other.grid[0]} x {other.grid[1]} in the "
                     "teacher: name layers with 2 cells or more"
                 )
+
+
+def layers_named(names: Sequence[str], student: FeatureSpec, teacher: FeatureSpec) -> list[str]:
+    """The names with each pattern (`stage*`) replaced by the taps that it fits, in their order.
+
+    Raises:
+        UserError: a pattern fits no tap, or others in the student than in the teacher.
+    """
+    found: list[str] = []
+    for name in names:
+        if "*" not in name:
+            found.append(name)
+            continue
+        own, other = ([tap for tap in spec.maps if fnmatchcase(tap, name)] for spec in (student, teacher))
+        if not own or own != other:
+            shown = (", ".join(taps) or "no tap" for taps in (own, other))
+            raise UserError(
+                "of {!r} fits {} of the student and {} of the teacher: give both the same taps".format(name, *shown)
+            )
+        found += own
+    return found
 
 
 def total(losses: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from distill.errors import UserError
@@ -9,26 +11,44 @@ from distill.features import Features, FeatureSpec
 from distill.functional import channel_discrepancy
 from distill.heads.base import Batch, Head, Scope
 from distill.heads.grid_tokens import GridTokens, averaged
+from distill.heads.maps import layers_named, total
 
 
 class NST(Head):
     """Where the channels of an image fire: MMD^2 of both networks' channels with the kernel (x . y)^2, mean over B.
 
     A channel is the vector of its activations over the cells, at length 1. The two networks may have any channels;
-    where their grids differ, the larger one is averaged to the smaller.
+    where their grids differ, the larger one is averaged to the smaller. The loss is the sum over the layers.
 
-    The CRD benchmark takes the sum over all stages with weight 50: give one term for each stage.
+    The CRD benchmark gave it all stages but the stem as layers, and the weight 50.
 
     Args:
-        of: the features whose channels are compared: `tokens`, or a tap whose output is a token grid or a map.
+        of: the layers whose channels are compared, one or several: `tokens`, taps whose output is a token grid or a
+            map, or patterns of their names (`stage*`).
+
+    Raises:
+        UserError: no layer is given.
     """
 
     scope: Scope = "image"
 
-    def __init__(self, of: str = "tokens") -> None:
+    def __init__(self, of: Sequence[str] | str = "tokens") -> None:
         super().__init__()
-        self.of = of
-        self.needs = frozenset({of})
+        self.of = [of] if isinstance(of, str) else list(of)
+        if not self.of:
+            raise UserError("of must name one or more layers, given none")
+        self.needs = frozenset(self.of)
+
+    def check(self, student: FeatureSpec, teacher: FeatureSpec | None) -> None:
+        """Find the layers that patterns stand for, and hold `needs` against what the networks give.
+
+        Raises:
+            UserError: a network gives no features of that name.
+        """
+        if teacher is not None:
+            self.of = layers_named(self.of, student, teacher)
+            self.needs = frozenset(self.of)
+        super().check(student, teacher)
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Find how each network's cells are read, and the grid that both are brought to.
@@ -36,18 +56,25 @@ class NST(Head):
         Raises:
             UserError: a network gives no token grid, or the common one has a single cell.
         """
-        self.student_grid = GridTokens(self.of, student, "student", "average", stride=1)
-        self.teacher_grid = GridTokens(self.of, teacher, "teacher", "average", stride=1)
-        grids = self.student_grid.grid, self.teacher_grid.grid
-        self.common = min(grids[0][0], grids[1][0]), min(grids[0][1], grids[1][1])
-        if self.common == (1, 1):
-            raise UserError(
-                f"NST compares where channels fire, but {self.of!r} has the grid {grids[0]} in the student and "
-                f"{grids[1]} in the teacher: both need several cells in the same direction"
-            )
+        self.of = layers_named(self.of, student, teacher)
+        self.needs = frozenset(self.of)
+        self.layers: list[tuple[GridTokens, GridTokens, tuple[int, int]]] = []
+        for name in self.of:
+            own = GridTokens(name, student, "student", "average", stride=1)
+            other = GridTokens(name, teacher, "teacher", "average", stride=1)
+            common = min(own.grid[0], other.grid[0]), min(own.grid[1], other.grid[1])
+            if common == (1, 1):
+                raise UserError(
+                    f"NST compares where channels fire, but {name!r} has the grid {own.grid} in the student and "
+                    f"{other.grid} in the teacher: both need several cells in the same direction"
+                )
+            self.layers.append((own, other, common))
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """Compare the channels over the cells of the common grid."""
-        own = averaged(self.student_grid(student), self.common)
-        other = averaged(self.teacher_grid(teacher), self.common)
-        return channel_discrepancy(own, other).mean()
+        """Compare the channels over the cells of the common grid of each layer."""
+        return total(
+            [
+                channel_discrepancy(averaged(own(student), common), averaged(other(teacher), common)).mean()
+                for own, other, common in self.layers
+            ]
+        )

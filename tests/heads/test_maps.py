@@ -17,6 +17,7 @@ from distill.heads.fitnet import FitNet
 from distill.heads.fsp import FSP
 from distill.heads.ft import FT
 from distill.heads.maps import MapHead, MapReader
+from distill.heads.nst import NST
 from distill.heads.review_kd import ReviewKD
 from distill.heads.vid import VID
 from distill.testing import check_head
@@ -113,3 +114,36 @@ def test_attention_over_a_single_cell_is_refused(head: type[MapHead]) -> None:
     teacher = FeatureSpec(maps={"layer": (5, 4, 1)})
     with pytest.raises(UserError, match="'layer' has 1 x 4 cells in the student and 4 x 1 in the teacher: name layers"):
         head(of="layer").build(student, teacher)  # type: ignore[call-arg]
+
+
+STAGES = FeatureSpec(maps={"stem": (3, 8, 8), "stage1": (4, 8, 8), "stage2": (5, 4, 4)})
+
+
+@pytest.mark.parametrize("head", [AT, NST], ids=lambda head: head.__name__)
+def test_a_pattern_stands_for_the_taps_of_such_names_in_their_order(head: Any) -> None:
+    told = head(of="stage*")
+    told.check(STAGES, STAGES)
+    assert told.needs == {"stage1", "stage2"}
+    seen = Features(maps={name: Q([3, *shape], 1) for name, shape in STAGES.maps.items()})
+    other = Features(maps={name: Q([3, *shape], 2) for name, shape in STAGES.maps.items()})
+    losses = []
+    for of in (["stem", "stage*"], ["stem", "stage1", "stage2"]):
+        built = head(of=of)
+        built.build(STAGES, STAGES)
+        assert built.of == ["stem", "stage1", "stage2"]
+        losses.append(built(seen, other, {}))
+    assert torch.equal(*losses)
+    assert losses[0].item() > 0
+
+
+@pytest.mark.parametrize(
+    ("of", "taps", "told"),
+    [
+        ("stage*", {"stage1": (4, 8, 8)}, r"'stage\*' fits stage1, stage2 of the student and stage1 of the teacher"),
+        ("pre*", STAGES.maps, r"'pre\*' fits no tap of the student and no tap of the teacher: give both the same taps"),
+        (["stage1", "stage*"], STAGES.maps, "each once, given"),
+    ],
+)
+def test_a_pattern_that_fits_nothing_or_differently_is_refused(of: Any, taps: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        AT(of).check(STAGES, FeatureSpec(maps=taps))
