@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
+import yaml
+from jsonargparse import Namespace
 from jsonargparse import _typehints as jsonargparse_typehints
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import distill.data  # makes the short names of the data modules known
 import distill.heads  # and of the heads
@@ -23,52 +28,17 @@ import distill.lr_schedulers  # and of the scheduler
 import distill.networks.timm
 import distill.networks.wrap  # noqa: F401  # and of the networks
 from distill import __version__
-from distill.callbacks import RandomState
-from distill.callbacks.pictures import PicturesOnce, can_plot
+from distill.callbacks import Interruptions, RandomState, Results, WandbReport
+from distill.callbacks.wandb_report import go_offline_without_a_key
+from distill.checkpoints import WholeCheckpointIO, newest_whole, read_checkpoint
+from distill.curves import Curves
 from distill.errors import UserError
-from distill.heads import Head, shipped
-from distill.module import ClassificationModule, DistillationModule
+from distill.files import write_whole
+from distill.module import DistillationModule
+from distill.resume import changes
+from distill.run_folder import folder_to_resume, new_folder
 from distill.sentences import key_of, sentence
-
-
-class Trainer(LightningTrainer):
-    """Lightning's Trainer, which can also check a set-up without training."""
-
-    def check(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
-        """Check the set-up alone: print networks, layers, heads and data, and stop before step 0."""
-        from distill.check import print_set_up
-
-        print_set_up(model, datamodule, self)
-
-    def superpixels(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule | None = None,
-        output: str = "pictures",
-        images: int = 4,
-        ckpt_path: str | None = None,
-    ) -> None:
-        """Draw what the heads compare on the first validation images: superpixels and relations of both networks.
-
-        Args:
-            model: the module.
-            datamodule: its data.
-            output: the folder for the pictures, one for each term that can be drawn.
-            images: how many images each picture shows.
-            ckpt_path: a checkpoint with the student to look at; without one it is as it begins.
-        """
-        terms = model.terms.values() if isinstance(model, ClassificationModule) else []
-        if images < 1:
-            raise UserError(f"images must be at least 1, given {images}")
-        if not any(can_plot(term.head) for term in terms):
-            drawn = ", ".join(name for name, head in shipped().items() if head.plot is not Head.plot)
-            raise UserError(f"model.heads: none of the heads has a picture; those that have are {drawn}")
-        pictures = PicturesOnce(output, images)
-        self.callbacks.append(pictures)  # type: ignore[attr-defined]  # Lightning's Trainer has them
-        self.limit_val_batches = 1
-        self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
-        for path in pictures.written:
-            print(path)
+from distill.trainer import Trainer
 
 
 class Parser(LightningArgumentParser):
@@ -93,23 +63,29 @@ class SaveRun(SaveConfigCallback):
     def on_train_start(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
         """Write `config.yaml` into the run's folder."""
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(self._text())
+            write_whole(self.folder / "config.yaml", self.text.encode())
 
     def on_save_checkpoint(
         self, trainer: LightningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Let a checkpoint explain itself: `distill export` needs no other file."""
-        checkpoint["distill_config"] = self._text()
+        checkpoint["distill_config"] = self.text
 
-    def _text(self) -> str:
-        return str(self.parser.dump(self.config, skip_none=False))
+    @property
+    def text(self) -> str:
+        """The configuration, without how it came to go on."""
+        config = self.config.clone()
+        if config.get("resume"):
+            config.resume, config.ckpt_path = False, None
+        return str(self.parser.dump(config, skip_none=False))
 
 
 class DistillCLI(LightningCLI):
     """`distill fit | validate | test | predict | check | superpixels`."""
 
     run_folder: Path | None = None
+    taken_up: dict[str, Any] | None = None
+    """The checkpoint that a run in the same folder goes on from."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -134,11 +110,24 @@ class DistillCLI(LightningCLI):
             }
         )
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--resume",
+                action="store_true",
+                help="Go on with the run in trainer.default_root_dir (or the latest runs/run-N), in its folder, from "
+                "its newest whole checkpoint; begin it if there is none.",
+            )
+        return parser
+
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder before anything is made."""
-        if self.subcommand == "fit" and not self._get(self.config, "trainer").fast_dev_run:
-            trainer = self._get(self.config, "trainer")
-            self.run_folder = _run_folder(trainer.default_root_dir, self._get(self.config, "ckpt_path"))
+        trainer = self._get(self.config, "trainer")
+        if self.subcommand == "fit" and not trainer.fast_dev_run and self.run_folder is None:
+            self.run_folder = new_folder(trainer.default_root_dir, self._get(self.config, "ckpt_path"))
+        for logger in _wandb_loggers(trainer.logger):
+            self._settle_wandb(logger)
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer; name the key of a value that a class refuses."""
@@ -153,7 +142,8 @@ class DistillCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; leave no empty folders of a run that is refused before it writes anything."""
         try:
-            super()._run_subcommand(subcommand)
+            with _ending_well():
+                super()._run_subcommand(subcommand)
         except UserError:
             if self.run_folder is not None and not any(path.is_file() for path in self.run_folder.rglob("*")):
                 shutil.rmtree(self.run_folder, ignore_errors=True)
@@ -163,63 +153,101 @@ class DistillCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Make the trainer, with a CSV logger and checkpoints in the run's folder unless configured otherwise."""
+        before = self.taken_up or {}
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
-            kwargs["logger"] = CSVLogger(self.run_folder, name="", version="") if self.run_folder else False
+            place = before.get("global_step", 0), before.get("interrupted", {}).get("validation_is_due", False)
+            kwargs["logger"] = Curves(self.run_folder, *place) if self.run_folder else False
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         checkpoint = self._get(self.config_init, "checkpoint")
         if self.run_folder is not None:
             checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
         trainer = super().instantiate_trainer(**kwargs)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning's Trainer has them
-            if isinstance(callback, SaveRun) and self.run_folder is not None:
-                callback.folder = self.run_folder
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
+        saving = next((callback for callback in callbacks if isinstance(callback, SaveRun)), None)
+        if saving is not None and self.run_folder is not None:
+            saving.folder = self.run_folder
+            for callback in callbacks:
+                if isinstance(callback, Results):
+                    callback.folder, callback.configuration = self.run_folder, yaml.safe_load(saving.text)
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Check the checkpoint; unlike Lightning's, never let it override the configuration."""
-        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
-        if path not in (None, "best", "last", "hpc"):
+        """Check the checkpoint, or find it; unlike Lightning's, never let it override the configuration."""
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if config.get("resume") and not config.trainer.fast_dev_run:
+            self._take_up(config)
+        elif path not in (None, "best", "last", "hpc"):
             read_checkpoint(path)
 
+    def _take_up(self, config: Namespace) -> None:
+        """Find the run to go on with and its newest whole checkpoint, and hold the configuration against it."""
+        if config.ckpt_path is not None:
+            raise UserError("resume: it finds the checkpoint by itself, but ckpt_path is given too; leave one out")
+        self.run_folder = folder_to_resume(config.trainer.default_root_dir)
+        found = newest_whole(config.checkpoint.dirpath or self.run_folder / "checkpoints")
+        if found is None:
+            return
+        path, self.taken_up = found
+        before = yaml.safe_load(self.taken_up["distill_config"])
+        if config.seed_everything is True:  # "any seed": that of before
+            config.seed_everything = before["seed_everything"]
+        now = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
+        if different := changes(before, now):
+            shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+            raise UserError(
+                f"resume: the run of {str(path)!r} had another configuration: {shown}; give the same, or begin another "
+                "run from it with --ckpt_path in place of --resume"
+            )
+        config.ckpt_path = str(path)
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of a run of this project, on the CPU.
+    def _settle_wandb(self, logger: Namespace) -> None:
+        """Keep wandb's files in the run's folder, go on with its run, and let it ask for nothing."""
+        given = logger.init_args
+        if self.run_folder is not None and given.save_dir == ".":
+            given.save_dir = str(self.run_folder)
+        if given.project is None and "WANDB_PROJECT" not in os.environ:
+            given.project = "distill"
+        if (
+            self.taken_up is not None
+            and given.id is None
+            and given.version is None
+            and "WANDB_RUN_ID" not in os.environ
+        ):
+            given.id = self.taken_up["callbacks"].get("WandbReport", {}).get("id")
+        if not given.offline:
+            go_offline_without_a_key()
 
-    Raises:
-        UserError: it is missing, broken, or of something else.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"ckpt_path: there is no file {str(path)!r}; a run keeps its checkpoints in <run>/checkpoints")
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """Tell of a full disk in one sentence, exit after SIGTERM as programs do, and let wandb finish in any case."""
+    failed = True
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"ckpt_path: {str(path)!r} is cut short or no checkpoint ({reason[:80]})") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "distill" not in checkpoint:
+        yield
+        failed = False
+    except SIGTERMException:
+        raise SystemExit(128 + 15) from None
+    except OSError as error:
+        if (mistake := mistake_in(error)) is not None:  # a checkpoint that could not be written, and then the log
+            raise mistake from None
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
         raise UserError(
-            f"ckpt_path: {str(path)!r} holds no run of distill; weights alone are loaded with model.student.weights"
-        )
-    return checkpoint
+            f"the disk is full ({error.strerror}), what was saved before is whole: make room and go on with --resume"
+        ) from error
+    finally:
+        if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
 
 
-def _run_folder(root: str | None, resumed: str | None) -> Path:
-    """A folder that no run has used: `root`, or a numbered one where `root` is not given or is resumed from.
-
-    Raises:
-        UserError: `root` holds a run already.
-    """
-    if root is None:
-        return _next(Path("runs"), "run")
-    folder = Path(root)
-    if getattr(rank_zero_only, "rank", 0) != 0:  # rank 0 looked first, and may have begun to write
-        return folder
-    if not any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints")):
-        return folder
-    if resumed is not None:
-        return _next(folder, "resumed")
-    raise UserError(
-        f"trainer.default_root_dir: {root!r} holds a run already and is not overwritten; give another folder, or "
-        f"continue that run with --ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
-    )
+def _wandb_loggers(loggers: Any) -> list[Namespace]:
+    """Those of wandb among the loggers of a configuration."""
+    listed = loggers if isinstance(loggers, list) else [loggers]
+    return [logger for logger in listed if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger")]
 
 
 def mistake_in(error: BaseException | None) -> UserError | None:
@@ -227,13 +255,6 @@ def mistake_in(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _next(parent: Path, name: str) -> Path:
-    number = 1
-    while (parent / f"{name}-{number}").exists():
-        number += 1
-    return parent / f"{name}-{number}"
 
 
 def _drop_all_init_args(parser: object, before: Any, value: Any) -> None:
@@ -256,7 +277,7 @@ def run(args: list[str]) -> DistillCLI:
         subclass_mode_data=True,
         save_config_callback=SaveRun,
         trainer_class=Trainer,
-        trainer_defaults={"callbacks": [RandomState()]},
+        trainer_defaults={"callbacks": [RandomState(), Interruptions(), Results(), WandbReport()]},
         seed_everything_default=0,
         parser_class=Parser,
         parser_kwargs={"prog": "distill", "version": __version__, "description": _DESCRIPTION},
@@ -273,6 +294,7 @@ _NOISE = (
     "The '.*_dataloader' does not have many workers",  # data in memory need none
     "You're using the WeightAveraging callback, but loading a checkpoint outside",  # as one does for a test
     "The number of training batches .* is smaller than the logging interval",
+    r"(Experiment logs|Checkpoint) directory .* exists and is not empty",  # only where a run is resumed
 )
 
 _DESCRIPTION = """Relation distillation for image models.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import distill.networks.timm
 import distill.networks.wrap  # noqa: F401  # makes the networks' short names known
-from distill.cli import Parser, read_checkpoint
+from distill.checkpoints import read_checkpoint
+from distill.cli import Parser
 from distill.errors import UserError
 from distill.networks import Network
 

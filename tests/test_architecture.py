@@ -12,13 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "distill"
 # The rooms from the ground up; a room may use what stands before it, or beside it in the same row.
 FLOORS = [
     ["errors"],
-    ["functional", "distributed", "schedules", "lr_schedulers", "randomness", "drawing"],
+    ["functional", "distributed", "schedules", "lr_schedulers", "randomness", "drawing", "files"],
     ["features"],
     ["memory", "superpixels"],
     ["heads", "networks", "metrics", "finite"],
     ["testing"],
-    ["module", "data", "callbacks"],
-    ["check", "sentences"],
+    ["module", "data", "callbacks", "checkpoints", "curves"],
+    ["check", "sentences", "resume", "run_folder"],
+    ["trainer"],
     ["cli"],
     ["export"],
     ["probe"],

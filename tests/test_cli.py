@@ -131,7 +131,12 @@ def test_a_run_keeps_configuration_curves_and_checkpoints_together(tmp_path):
         "--trainer.log_every_n_steps=1",
     ]
     assert main(["fit", *args]) == 0
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["checkpoints", "config.yaml", "metrics.csv"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "metrics.csv",
+        "results.json",
+    ]
     header, first, *_ = (tmp_path / "a/metrics.csv").read_text().splitlines()
     logged = dict(zip(header.split(","), first.split(","), strict=True))
     for name in ("task", "kd", "rkd"):

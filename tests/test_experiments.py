@@ -27,7 +27,11 @@ RUNS = {
     "cifar100/teacher": "cifar100/recipe",
 }
 """What is composed with what."""
-FILES = [str(file.relative_to(EXPERIMENTS).with_suffix("")) for file in sorted(EXPERIMENTS.rglob("*.yaml"))]
+FILES = [
+    str(file.relative_to(EXPERIMENTS).with_suffix(""))
+    for file in sorted(EXPERIMENTS.rglob("*.yaml"))
+    if file.parent.name != "sweeps"  # those are wandb's, see test_sweeps.py
+]
 WHOLE = [name for name in FILES if name not in PARTS and Path(name).parent.name not in ("pairs", "methods")]
 OFF = {"weights": "null", "drop_classifier": "false", "pretrained": "false"}
 SMALL = [

@@ -1,8 +1,19 @@
 """What rides along with the Trainer."""
 
 from distill.callbacks.frozen_backbone import FrozenBackbone
+from distill.callbacks.interruptions import Interruptions
 from distill.callbacks.pictures import HeadPictures
 from distill.callbacks.random_state import RandomState
+from distill.callbacks.results import Results
 from distill.callbacks.superpixels import SuperpixelSegments
+from distill.callbacks.wandb_report import WandbReport
 
-__all__ = ["FrozenBackbone", "HeadPictures", "RandomState", "SuperpixelSegments"]
+__all__ = [
+    "FrozenBackbone",
+    "HeadPictures",
+    "Interruptions",
+    "RandomState",
+    "Results",
+    "SuperpixelSegments",
+    "WandbReport",
+]

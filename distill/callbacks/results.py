@@ -1,0 +1,138 @@
+"""What came of a run, in one file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from distill import __version__
+from distill.files import write_whole
+
+_PACKAGES = ("torch", "lightning", "timm", "torchmetrics", "torchvision", "wandb")
+
+
+class Results(Callback):
+    """Writes `results.json` when training ends: the last and the best epoch, and all that led there.
+
+    The best epoch is by the checkpoints' `monitor`. Of a run with validations both have the validation's figures, else
+    those of training. What it knows is saved in the checkpoints, so that a resumed run reports the whole; the wall time
+    is without what was lost between the last checkpoint and a kill.
+
+    Attributes:
+        folder: where the file goes; the run's folder on the command line. Without one, nothing is written.
+        configuration: the run's, as a tree.
+        last: figures of the last epoch, after an `epoch` and a `step`.
+        best: those of the best.
+        summary: the content of the file, once it is written.
+    """
+
+    def __init__(self, folder: str | Path | None = None, configuration: dict[str, Any] | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.configuration = configuration
+        self.last: dict[str, Any] | None = None
+        self.best: dict[str, Any] | None = None
+        self.summary: dict[str, Any] | None = None
+        self._seconds = 0.0  # of the runs before this one
+        self._started = perf_counter()
+        self._git: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"last": self.last, "best": self.best, "seconds": self._wall_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.last, self.best, self._seconds = state_dict["last"], state_dict["best"], state_dict["seconds"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, and see which revision of the working folder runs."""
+        self._started = perf_counter()
+        if self.folder is not None and trainer.is_global_zero:
+            self._git = _git()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the figures."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._note(trainer, "val/")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the figures of a run without validation."""
+        if not trainer.enable_validation:
+            self._note(trainer, "")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]  # Lightning has it
+            return
+        self.summary = self._summary(trainer)
+        write_whole(self.folder / "results.json", (json.dumps(self.summary, indent=2) + "\n").encode())
+
+    def _note(self, trainer: Trainer, prefix: str) -> None:
+        figures = {
+            name: _finite(float(figure))
+            for name, figure in sorted(trainer.callback_metrics.items())
+            if name.startswith(prefix)
+        }
+        self.last = {"epoch": trainer.current_epoch, "step": trainer.global_step, **figures}
+        monitor, mode = _monitored(trainer)
+        now, before = figures.get(monitor), (self.best or {}).get(monitor)
+        if now is not None and (before is None or (now > before if mode == "max" else now < before)):
+            self.best = self.last
+
+    def _summary(self, trainer: Trainer) -> dict[str, Any]:
+        monitor, mode = _monitored(trainer)
+        images = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning keeps it
+        return {
+            "last": self.last,
+            "best": self.best,
+            "monitor": monitor or None,
+            "mode": mode,
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "wall_seconds": round(self._wall_seconds(), 3),
+            "seed": None if seed is None else int(seed),
+            "effective_batch": images and images * trainer.world_size * trainer.accumulate_grad_batches,
+            "devices": trainer.world_size,
+            "precision": str(trainer.precision),
+            "versions": {"distill": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in _PACKAGES},
+            "git": self._git,
+            "configuration": self.configuration,
+        }
+
+    def _wall_seconds(self) -> float:
+        return self._seconds + perf_counter() - self._started
+
+
+def _monitored(trainer: Trainer) -> tuple[str, str]:
+    checkpoint = trainer.checkpoint_callback
+    if not isinstance(checkpoint, ModelCheckpoint):
+        return "", "max"
+    return checkpoint.monitor or "", checkpoint.mode
+
+
+def _finite(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None  # JSON knows no others
+
+
+def _git() -> dict[str, Any] | None:
+    """The revision of the working folder, and whether tracked files differ from it; `None` where there is none."""
+    try:
+        revision, changed = (
+            subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"revision": revision, "changed": bool(changed)}
