@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from distill.heads import Term
-from distill.module import DistillationModule
+from distill.heads import Head, Term
+from distill.module import ClassificationModule, DistillationModule
 from distill.networks import Network
+from distill.optimisation import EffectiveBatch
 from distill.schedules import Schedule
 
 
@@ -34,6 +35,8 @@ def print_set_up(
         console.print(_heads(module))
     if data is not None:
         console.print(_data(data, trainer))
+        if (batch := _effective_batch(data, trainer)) is not None:
+            console.print(_step(module, batch))
     console.print("The set-up is sound.")
 
 
@@ -77,7 +80,7 @@ def _heads(module: DistillationModule) -> Table:
             name,
             type(head).__name__,
             ", ".join([*sorted(head.needs), *(["segments"] if head.needs_segments else [])]) or "-",
-            head.scope,
+            _scope(head),
             _weight(term),
             _count(head.parameters()),
             f"{memory / 2**20:.1f} MiB" if memory else "-",
@@ -96,11 +99,24 @@ def _data(data: LightningDataModule, trainer: Trainer) -> Table:
         ("test", data.test_dataloader),
     ):
         table.add_row(f"{split} images", f"{len(loader().dataset):,}")
-    batch = getattr(data, "batch_size", None)
-    if batch is not None:
-        ranks, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-        table.add_row("effective batch", f"{batch * ranks * accumulated} = {batch} x {ranks} devices x {accumulated}")
     return table
+
+
+def _step(module: LightningModule, batch: EffectiveBatch) -> Table:
+    table = Table(title="One step of the optimiser", title_justify="left", show_header=False)
+    table.add_row("effective batch", str(batch))
+    if isinstance(module, ClassificationModule):
+        table.add_row("learning rate", module.make_optimizer(batch)[1])
+    return table
+
+
+def _effective_batch(data: LightningDataModule, trainer: Trainer) -> EffectiveBatch | None:
+    images = getattr(data, "batch_size", None)
+    return None if images is None else EffectiveBatch(images, trainer.world_size, trainer.accumulate_grad_batches)
+
+
+def _scope(head: Head) -> str:
+    return "batch (its value depends on the number of ranks)" if head.scope == "batch" else head.scope
 
 
 def _count(parameters: Iterable[Tensor]) -> str:

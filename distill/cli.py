@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 from jsonargparse import _typehints as jsonargparse_typehints
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -37,7 +38,7 @@ from distill.files import write_whole
 from distill.module import DistillationModule
 from distill.resume import changes
 from distill.run_folder import folder_to_resume, new_folder
-from distill.sentences import key_of, sentence
+from distill.sentences import key_of, sentence, trainer_sentence
 from distill.trainer import Trainer
 
 
@@ -164,7 +165,12 @@ class DistillCLI(LightningCLI):
         checkpoint = self._get(self.config_init, "checkpoint")
         if self.run_folder is not None:
             checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            if (told := trainer_sentence(str(error))) is None:
+                raise
+            raise UserError(told) from error
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
         saving = next((callback for callback in callbacks if isinstance(callback, SaveRun)), None)
         if saving is not None and self.run_folder is not None:

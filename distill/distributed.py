@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distill.errors import UserError
+
 
 def world_size() -> int:
     """Number of processes that train together; 1 without a process group."""
@@ -30,9 +32,15 @@ def gather(tensor: Tensor) -> Tensor:
 
     Returns:
         `[W * B, ...]` for W ranks; `tensor` itself for one.
+
+    Raises:
+        UserError: on every rank, if their numbers of samples differ. It is looked at on CPUs only, where that costs
+            next to nothing; on GPUs it would stall every step, and the data are looked at before the first one.
     """
     if world_size() == 1:
         return tensor
+    if tensor.is_cpu:
+        _require_equal(len(tensor))
     gathered: Tensor = _Gather.apply(tensor)
     return gathered
 
@@ -44,6 +52,18 @@ def all_sum(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def _require_equal(samples: int) -> None:
+    own = torch.tensor([samples])
+    found = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(found, own)
+    every = [int(other) for other in found]
+    if len(set(every)) > 1:
+        raise UserError(
+            f"the ranks' batches have {', '.join(map(str, every))} samples and cannot be put together: give every rank "
+            "equally many"
+        )
 
 
 class _Gather(torch.autograd.Function):

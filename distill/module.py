@@ -8,7 +8,9 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from distill.errors import UserError
@@ -18,11 +20,13 @@ from distill.heads import Batch, Term
 from distill.heads.cross_entropy import CrossEntropy
 from distill.metrics import UNCOUNTED, classification_metrics, teacher_metrics
 from distill.networks import FrozenTeacher, Network
+from distill.optimisation import Decayed, EffectiveBatch, Rule, parameter_groups, scale_learning_rate
+from distill.parallel import align_ranks, effective_batch, prepare_ranks
 from distill.schedules import Progress, Schedule
 
 TASK = "task"
 """The name of the term on the labels."""
-Decayed = Literal["all", "matrices"]
+Compiled = Literal["none", "student", "teacher", "both"]
 _TAKEN = (TASK, "loss", "lr")
 
 
@@ -40,6 +44,9 @@ class ClassificationModule(LightningModule):
         scheduler_interval: what steps a torch scheduler.
         decayed: what the optimiser's weight decay is for: `all` parameters, or `matrices`: none of one dimension
             (biases, norms) and none that the network itself exempts, as timm has it.
+        scale_lr: multiply the optimiser's learning rate by effective batch / `lr_batch`, `linear`, or by the root of
+            it, `sqrt`. Rates that a scheduler has of its own stay, and a resumed run keeps its checkpoint's.
+        lr_batch: the effective batch that the learning rate was chosen for.
 
     Raises:
         UserError: the network cannot be made, or the task's head does not fit it.
@@ -55,14 +62,20 @@ class ClassificationModule(LightningModule):
         scheduler: LRSchedulerCallable | Schedule | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         decayed: Decayed = "all",
+        scale_lr: Rule = "none",
+        lr_batch: int = 256,
     ) -> None:
         super().__init__()
+        if lr_batch < 1:
+            raise UserError(f"lr_batch must be at least 1, given {lr_batch}")
         self.num_classes = num_classes
         self.image_shape = image_shape
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
         self.decayed: Decayed = decayed
+        self.scale_lr: Rule = scale_lr
+        self.lr_batch = lr_batch
         self.student = _built(student, "model.student", num_classes, image_shape)
         self.terms: dict[str, Term] = {}
         self.heads = nn.ModuleDict()
@@ -110,9 +123,16 @@ class ClassificationModule(LightningModule):
         """Class probabilities `[B, K]` and the `index` of each sample."""
         return {"index": batch["index"], "probability": self(batch["image"]).float().softmax(dim=1)}
 
+    def setup(self, stage: str) -> None:
+        """Settle what becomes of BatchNorm and of the heads' memories on many ranks, before the strategy does."""
+        prepare_ranks(self, self.trainer)
+
     def configure_optimizers(self) -> Any:
         """The optimiser of all that learns: the student and the heads' own parameters."""
-        optimizer = self.optimizer(self._parameter_groups())
+        batch = None if self.scale_lr == "none" else effective_batch(self.trainer)
+        optimizer, told = self.make_optimizer(batch)
+        if batch is not None:
+            rank_zero_info(f"learning rate: {told}")
         if self.scheduler is None:
             return optimizer
         scheduler: Any
@@ -126,9 +146,19 @@ class ClassificationModule(LightningModule):
             settings["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
+    def make_optimizer(self, batch: EffectiveBatch | None) -> tuple[Optimizer, str]:
+        """The optimiser, with its learning rate scaled to the effective batch, and in words what became of the rate."""
+        if batch is None and self.scale_lr != "none":
+            raise UserError(f"model.scale_lr is {self.scale_lr!r}, but the data have no batch_size: set it to none")
+        exempt: set[str] = getattr(self.student.model, "no_weight_decay", set)()
+        groups = parameter_groups(self, self.decayed, {f"student.model.{name}" for name in exempt})
+        optimizer = self.optimizer(groups)
+        return optimizer, scale_learning_rate(optimizer, self.scale_lr, batch, self.lr_batch)
+
     def on_fit_start(self) -> None:
         """Hold the terms against the run and its data: what cannot work stops it before step 0."""
         self._require_terms()
+        align_ranks(self, self.trainer.train_dataloader)
         progress = self._progress(0)
         data = getattr(self.trainer.train_dataloader, "dataset", None)
         images = getattr(self.trainer.train_dataloader, "batch_size", None)
@@ -197,22 +227,6 @@ class ClassificationModule(LightningModule):
         self.terms[name] = term
         self.heads[name] = term.head
 
-    def _parameter_groups(self) -> list[Any]:
-        """All that learns, in one group, or apart from what weight decay spares."""
-        learning = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if self.decayed == "all":
-            return list(learning.values())
-        exempt: set[str] = getattr(self.student.model, "no_weight_decay", set)()
-        spared = {
-            name
-            for name, parameter in learning.items()
-            if parameter.ndim <= 1 or name.removeprefix("student.model.") in exempt
-        }
-        return [
-            {"params": [parameter for name, parameter in learning.items() if name not in spared]},
-            {"params": [learning[name] for name in learning if name in spared], "weight_decay": 0.0},
-        ]
-
     def _require_terms(self) -> None:
         if not self.terms:
             raise UserError(
@@ -274,6 +288,11 @@ class DistillationModule(ClassificationModule):
         scheduler_interval: what steps a torch scheduler.
         decayed: what the optimiser's weight decay is for: `all` parameters, or `matrices`: none of one dimension
             (biases, norms) and none that the network itself exempts, as timm has it.
+        scale_lr: multiply the optimiser's learning rate by effective batch / `lr_batch`, `linear`, or by the root of
+            it, `sqrt`. Rates that a scheduler has of its own stay, and a resumed run keeps its checkpoint's.
+        lr_batch: the effective batch that the learning rate was chosen for.
+        compile: what `torch.compile` makes faster: the `student`'s passes, the `teacher`'s, or `both`. The heads are
+            not compiled, and checkpoints stay as they are.
 
     Raises:
         UserError: a network cannot be made, or a head does not fit the networks.
@@ -292,8 +311,14 @@ class DistillationModule(ClassificationModule):
         scheduler: LRSchedulerCallable | Schedule | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         decayed: Decayed = "all",
+        scale_lr: Rule = "none",
+        lr_batch: int = 256,
+        compile: Compiled = "none",
     ) -> None:
-        super().__init__(student, optimizer, num_classes, image_shape, task, scheduler, scheduler_interval, decayed)
+        super().__init__(
+            *(student, optimizer, num_classes, image_shape, task),
+            *(scheduler, scheduler_interval, decayed, scale_lr, lr_batch),
+        )
         self.teacher: FrozenTeacher | None = None
         if teacher is not None:
             network = _built(teacher, "model.teacher", num_classes, image_shape)
@@ -305,6 +330,7 @@ class DistillationModule(ClassificationModule):
             if term is not None:
                 self._add_term(name, term, f"model.heads.{name}", spec)
         self._require_terms()
+        self._compile(compile)
         if spec is not None and spec.logits == self.student.spec.logits:
             self.val_teacher_metrics = teacher_metrics("val")
             self.test_teacher_metrics = teacher_metrics("test")
@@ -331,6 +357,15 @@ class DistillationModule(ClassificationModule):
                 f"model.teacher: the checkpoint was trained with {name} (weights {fingerprint[:12]}), given is "
                 f"{self.teacher.name} (weights {self.teacher.fingerprint[:12]}): resume with the same teacher"
             )
+
+    def _compile(self, which: Compiled) -> None:
+        """Compile in place, so that no key of a checkpoint changes; torch does it at the first pass."""
+        if which in ("student", "both"):
+            self.student.compile()
+        if which in ("teacher", "both"):
+            if self.teacher is None:
+                raise UserError(f"model.compile is {which!r}, but model.teacher is not given")
+            self.teacher.network.compile()
 
     def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> tuple[Features, Features | None, Tensor]:
         student, teacher, counted = super()._evaluate(batch, stage)

@@ -21,6 +21,12 @@ _MISSING = re.compile(r'Key "([^"]+)" is required')
 _ONE_OF = re.compile(r"Expected an? typing\.Literal(\[.+\])")
 _EXPECTED = re.compile(r"Expected an? (?!dot import|path|<class 'NoneType'>)(?:<class '([^']+)'>|(\S+))", re.M)
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (\S+)")
+_NO_GPU = "trainer.accelerator: there is no GPU here: give trainer.accelerator=cpu or auto"
+_TOO_MANY = re.compile(r"You requested gpu: (\[.*\])\s+But your machine only has: (\[.*\])")
+_NO_ACCELERATOR = re.compile(r"No supported gpu backend|can not run on your system since the accelerator")
+_DEVICES = re.compile(
+    r"`Trainer\(devices='?(.+?)'?\)` value is not|(`devices` selected with `\w+` should be an int > 0)"
+)
 _GIVEN = re.compile(r"Given value: (.+)")
 
 
@@ -51,6 +57,20 @@ def sentence(complaint: str, flags: Iterable[str]) -> str:
         return f"{key}: expected {' or '.join(expected)}, given {_short(given[1])}"
     text = " ".join(line.strip(" -") for line in complaint.splitlines() if line.strip())
     return re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", text)
+
+
+def trainer_sentence(complaint: str) -> str | None:
+    """What Lightning's Trainer refuses of its devices, in one sentence; `None` if it is about something else."""
+    if found := _TOO_MANY.search(complaint):
+        given, there = (ast.literal_eval(numbers) for numbers in found.groups())
+        if not there:
+            return _NO_GPU
+        return f"trainer.devices: GPUs {given} were asked for, but there are {len(there)}: {there}"
+    if _NO_ACCELERATOR.search(complaint):
+        return _NO_GPU
+    if found := _DEVICES.search(complaint):
+        return f"trainer.devices: expected a number above 0, given {found[1] or 'a list'}"
+    return None
 
 
 def key_of(config: Mapping[str, Any], message: str) -> str | None:

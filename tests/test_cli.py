@@ -1,5 +1,7 @@
 """The command line on real configurations: composing, overriding, resuming; the known traps of LightningCLI."""
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -224,3 +226,21 @@ def test_help_teaches(capsys):
     assert "--model.heads" in shown
     assert "the terms by name, each a head and its weight" in shown
     assert "distill.heads" not in shown.split("usage")[0]
+
+
+def test_check_tells_the_effective_batch_the_learning_rate_and_what_depends_on_the_ranks(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "240")
+    checked(
+        "--model.heads.rkd.head.scope=batch",
+        "--model.scale_lr=linear",
+        "--model.lr_batch=8",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=2",
+        "--trainer.accumulate_grad_batches=2",
+    )
+    printed = capsys.readouterr().out
+    rows = {name: next(line for line in printed.splitlines() if f" {name} " in line) for name in ("kd", "rkd")}
+    assert "batch (its value depends on the number of ranks)" in rows["rkd"]
+    assert "depends" not in rows["kd"]
+    images = int(re.search(r"effective batch\W+\d+ = (\d+) images x 2 devices x 2 accumulated", printed)[1])
+    assert re.search(rf"learning rate .* x {images * 4 / 8:g} \(linear", printed)

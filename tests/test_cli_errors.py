@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from lightning.fabric.utilities.device_parser import _sanitize_gpu_ids
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from distill.__main__ import main
+from distill.sentences import trainer_sentence
 from tests.cli import KD, RKD, TEACHER, TINY, in_a_process
 
 
@@ -109,6 +112,15 @@ CASES = {
         ],
         "model.heads.trg.head: neighbours is 16, but a batch has 16 nodes (1 tokens of each image)",
     ),
+    "GPUs where there are none": (
+        ["--trainer.accelerator=gpu", "--trainer.devices=2"],
+        "trainer.accelerator: there is no GPU here: give trainer.accelerator=cpu or auto",
+    ),
+    "no devices": (["--trainer.devices=0"], "trainer.devices: expected a number above 0, given 0"),
+    "a teacher to compile that is not there": (
+        ["--model.compile=both"],
+        "model.compile is 'both', but model.teacher is not given",
+    ),
     "nothing to train on": (["--model.task.weight=0"], "model.task: no term of the loss has a weight"),
 }
 
@@ -117,6 +129,23 @@ CASES = {
 def test_a_mistake_gets_its_sentence_and_leaves_nothing(args, expected, capsys, tmp_path):
     assert expected in refusal(capsys, *TINY, *args)
     assert not list(tmp_path.iterdir()), "something was written"
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        ([0], "trainer.devices: GPUs [0, 1] were asked for, but there are 1: [0]"),
+        ([], "trainer.accelerator: there is no GPU here: give trainer.accelerator=cpu or auto"),
+    ],
+)
+def test_more_gpus_than_there_are_get_one_sentence(there, told):
+    assert trainer_sentence(f"You requested gpu: [0, 1]\n But your machine only has: {there}") == told
+
+
+def test_lightning_still_words_too_many_gpus_like_that():
+    with pytest.raises(MisconfigurationException) as refused:
+        _sanitize_gpu_ids([98, 99], include_cuda=True)
+    assert trainer_sentence(str(refused.value)) is not None
 
 
 def test_a_mistake_in_a_file_names_the_same_key(capsys, tmp_path):

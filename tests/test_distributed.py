@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distill.distributed import all_sum, gather, rank, world_size
+from distill.errors import UserError
 from tests.ddp import RankPool
 from tests.golden import Q
 
@@ -68,6 +69,19 @@ def test_gradient_through_gather_averaged_over_ranks_is_that_of_one_process(pool
     expected = _pairwise_gradient(whole)
     averaged = torch.cat(pool.run(_pairwise_gradient, whole)) / 2
     torch.testing.assert_close(averaged, expected, rtol=1e-12, atol=0)
+
+
+def _refused_sizes() -> str:
+    try:
+        gather(torch.zeros(3 + rank(), 2))
+    except UserError as error:
+        return str(error)
+    return "none"
+
+
+def test_gather_refuses_batches_of_different_sizes_on_every_rank(pool: RankPool) -> None:
+    told = "the ranks' batches have 3, 4 samples and cannot be put together: give every rank equally many"
+    assert pool.run(_refused_sizes) == [told, told]
 
 
 def _summed() -> tuple[Tensor, bool, Tensor]:

@@ -14,7 +14,12 @@ from tests.data.test_stl10 import write_stl10
 from tests.data.test_tiny_imagenet import write_tiny_imagenet
 
 EXPERIMENTS = ROOT / "experiments"
-PARTS = {"cifar100/recipe", "cifar100/transfer", "digits/recipe", "imagenet/deit", "imagenet/resnet", "transfer/linear"}
+TRAINERS = sorted(f"trainer/{file.stem}" for file in (EXPERIMENTS / "trainer").glob("*.yaml"))
+"""How to train, to be composed with any configuration."""
+PARTS = {
+    *("cifar100/recipe", "cifar100/transfer", "digits/recipe", "imagenet/deit", "imagenet/resnet", "transfer/linear"),
+    *TRAINERS,
+}
 """Not whole: to be composed with others. Neither is what folders `pairs` and `methods` hold (`test_recipes.py`)."""
 RUNS = {
     "imagenet/serkd_deit_tiny": "imagenet/deit",
@@ -79,6 +84,16 @@ def test_a_configuration_is_understood(name, data, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit", *configs(name), "--print_config"])
     assert stop.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("name", ["digits/distill", "imagenet/serkd_deit_tiny"])
+def test_a_trainers_configuration_goes_with_any(name, trainer, data, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *configs(name), f"--config={EXPERIMENTS / trainer}.yaml", "--print_config"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 0, printed.err
+    assert "DDPStrategy" in printed.out
 
 
 @pytest.mark.slow

@@ -151,3 +151,36 @@ def test_weight_decay_can_spare_biases_norms_and_what_the_network_exempts():
     }
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32"])
+def test_a_fit_at_a_precision_has_finite_weights(precision, tmp_path):
+    module = distillation()
+    fit(module, tmp_path, precision=precision)
+    assert all(weight.isfinite().all() and weight.dtype == torch.float32 for weight in module.student.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_eager_loss_and_keep_the_names_of_the_weights(tmp_path):
+    batch = {"image": torch.rand(8, 3, 32, 32), "label": torch.arange(8), "index": torch.arange(8)}
+    losses, gradients, modules = [], [], []
+    for which in ("none", "both"):
+        torch.manual_seed(0)
+        networks = {
+            "student": Timm("test_vit", taps={"mid": "blocks.1"}),
+            "teacher": Timm("test_vit2", taps={"mid": "blocks.1"}),
+        }
+        heads = {"kd": Term(KD()), "rkd": Term(RKD(of="mid"))}
+        module = DistillationModule(**networks, heads=heads, compile=which, **SETTINGS)
+        module.log_dict = module.log = lambda *args, **kwargs: None
+        for _ in range(2):  # the second pass runs what the first has compiled
+            module.zero_grad()
+            loss = module.training_step(batch, 0)
+            loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: weight.grad for name, weight in module.named_parameters()})
+        modules.append(module)
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+    assert list(modules[1].state_dict()) == list(modules[0].state_dict())
+    assert modules[1].student._compiled_call_impl is not None

@@ -23,7 +23,10 @@ Batch = dict[str, Any]
 """`image` `[B, C, H, W]`, `label` `[B]` or `[B, K]`, `index` `[B]`, perhaps `segments` `[B, H, W]`."""
 
 Scope = Literal["image", "batch", "global", "memory"]
-"""Over what a relation ranges: one image, this process's batch, the batch of all ranks, or a memory."""
+"""Over what a relation ranges: one image, this process's batch, the batch of all ranks, or a memory.
+
+Of these, `batch` alone makes the value depend on the number of ranks.
+"""
 
 
 class Head(nn.Module, ABC):
@@ -43,7 +46,7 @@ class Head(nn.Module, ABC):
         ordered: whether its value depends on the order of the batch, which the contract's tester otherwise refuses.
         same_widths: whether both networks must have the same channels; the contract's tester then gives the teacher the
             student's.
-        scope: over what its relation ranges.
+        scope: over what its relation ranges; a loss on each image by itself has scope `image`, as any has by default.
         progress: how far training has come, kept up to date by the module; for schedules inside the head.
     """
 
@@ -53,7 +56,7 @@ class Head(nn.Module, ABC):
     exact_gradient: ClassVar[Mapping[str, Any]] = {}
     ordered: ClassVar[bool] = False
     same_widths: ClassVar[bool] = False
-    scope: Scope = "batch"
+    scope: Scope = "image"
 
     def __init__(self) -> None:
         super().__init__()
