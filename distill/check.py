@@ -99,6 +99,8 @@ def _data(data: LightningDataModule, trainer: Trainer) -> Table:
         ("test", data.test_dataloader),
     ):
         table.add_row(f"{split} images", f"{len(loader().dataset):,}")
+    if hasattr(data, "class_counts"):
+        table.add_row("train images of each class", _class_counts(data.class_counts()))
     return table
 
 
@@ -117,6 +119,14 @@ def _effective_batch(data: LightningDataModule, trainer: Trainer) -> EffectiveBa
 
 def _scope(head: Head) -> str:
     return "batch (its value depends on the number of ranks)" if head.scope == "batch" else head.scope
+
+
+def _class_counts(counts: list[int], shown: int = 20) -> str:
+    """Every class's count in order, of many classes the first and the last ones; and how unequal they are."""
+    numbers = [str(count) for count in counts]
+    if len(numbers) > shown:
+        numbers = [*numbers[: shown // 4], "...", *numbers[-shown // 4 :]]
+    return f"{' '.join(numbers)} (imbalance {min(counts) / max(*counts, 1):.2g})"
 
 
 def _count(parameters: Iterable[Tensor]) -> str:

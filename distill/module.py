@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.finite import FiniteWatch
-from distill.heads import Batch, Term
+from distill.heads import Batch, Head, Term
 from distill.heads.cross_entropy import CrossEntropy
-from distill.metrics import UNCOUNTED, classification_metrics, teacher_metrics
+from distill.metrics import UNCOUNTED, LongTailAccuracy, classification_metrics, teacher_metrics
 from distill.networks import FrozenTeacher, Network
 from distill.optimisation import Decayed, EffectiveBatch, Rule, parameter_groups, scale_learning_rate
 from distill.parallel import align_ranks, effective_batch, prepare_ranks
@@ -82,6 +82,7 @@ class ClassificationModule(LightningModule):
         self._add_term(TASK, task or Term(CrossEntropy()), "model.task", None)
         self.val_metrics = classification_metrics(num_classes, "val")
         self.test_metrics = classification_metrics(num_classes, "test")
+        self.longtail_metrics: LongTailAccuracy | None = None
         self._watch = FiniteWatch()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -124,8 +125,12 @@ class ClassificationModule(LightningModule):
         return {"index": batch["index"], "probability": self(batch["image"]).float().softmax(dim=1)}
 
     def setup(self, stage: str) -> None:
-        """Settle what becomes of BatchNorm and of the heads' memories on many ranks, before the strategy does."""
+        """Settle what many ranks ask for, before the strategy does, and prepare what a test on a long tail reports."""
         prepare_ranks(self, self.trainer)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
+        self.longtail_metrics = None
+        if stage == "test" and getattr(data, "longtail", None) is not None:
+            self.longtail_metrics = LongTailAccuracy(self.num_classes, data.longtail.groups(data.class_counts()))
 
     def configure_optimizers(self) -> Any:
         """The optimiser of all that learns: the student and the heads' own parameters."""
@@ -164,7 +169,7 @@ class ClassificationModule(LightningModule):
         images = getattr(self.trainer.train_dataloader, "batch_size", None)
         provided = {getattr(callback, "provides", None) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         for name, term in self.terms.items():
-            key = f"model.heads.{name}"
+            key = "model.task" if name == TASK else f"model.heads.{name}"
             try:
                 term.weight_at(progress)
             except UserError as error:
@@ -179,8 +184,18 @@ class ClassificationModule(LightningModule):
                     term.head.check_samples(len(data))
                 if images is not None:
                     term.head.check_batch(images)
+                if term.head.needs_class_counts:
+                    term.head.progress = progress
+                    term.head.learn_class_counts(self._class_counts(term.head))
             except UserError as error:
                 raise error.at(f"{key}.head") from None
+
+    def on_test_epoch_end(self) -> None:
+        """Report on many-, medium- and few-shot classes, if the data are long-tailed."""
+        if self.longtail_metrics is not None:
+            found = self.longtail_metrics.compute()
+            self.log_dict({f"test/{name}": value for name, value in found.items()}, sync_dist=True)
+            self.longtail_metrics.reset()
 
     def on_train_epoch_end(self) -> None:
         """Wait for the last verdicts on the epoch's losses."""
@@ -233,6 +248,15 @@ class ClassificationModule(LightningModule):
                 "model.task: no term of the loss has a weight; give the task or one of model.heads a weight"
             )
 
+    def _class_counts(self, head: Head) -> Tensor:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
+        if not hasattr(data, "class_counts"):
+            raise UserError(
+                f"{type(head).__name__} needs to know how many training images each class has, but the data have no "
+                "class_counts(): give a data module of distill.data"
+            )
+        return torch.tensor(data.class_counts())
+
     def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> tuple[Features, Features | None, Tensor]:
         student, teacher = self.see(batch["image"])
         counted = batch["index"] >= 0
@@ -240,6 +264,8 @@ class ClassificationModule(LightningModule):
         metrics = self.val_metrics if stage == "val" else self.test_metrics
         metrics.update(student["logits"].float().softmax(dim=1), label)
         self.log_dict(metrics, batch_size=len(label))
+        if stage == "test" and self.longtail_metrics is not None:
+            self.longtail_metrics.update(student["logits"], label)
         return student, teacher, counted
 
     def _progress(self, step: int) -> Progress:
@@ -275,24 +301,12 @@ class DistillationModule(ClassificationModule):
     Without a teacher and heads it is a `ClassificationModule`.
 
     Args:
-        student: the network that is trained.
-        optimizer: any optimiser of torch or timm, as a function of the parameters.
-        num_classes: K; on the command line it comes from the data.
-        image_shape: (C, H, W) of the images; on the command line it comes from the data.
         teacher: the network that is imitated: always in eval mode, without gradient, in no checkpoint.
         heads: the terms by name, each a head and its weight; `null` or weight 0 takes one off.
         teacher_dtype: the type that the teacher computes in; the trainer's precision if not given.
-        task: the loss on the labels and its weight; cross-entropy of weight 1 if not given.
-        scheduler: the learning rate over time: one of torch's schedulers, stepped every `scheduler_interval`; or a
-            `distill.schedules.Schedule`, a factor at every step that knows the length of the run.
-        scheduler_interval: what steps a torch scheduler.
-        decayed: what the optimiser's weight decay is for: `all` parameters, or `matrices`: none of one dimension
-            (biases, norms) and none that the network itself exempts, as timm has it.
-        scale_lr: multiply the optimiser's learning rate by effective batch / `lr_batch`, `linear`, or by the root of
-            it, `sqrt`. Rates that a scheduler has of its own stay, and a resumed run keeps its checkpoint's.
-        lr_batch: the effective batch that the learning rate was chosen for.
         compile: what `torch.compile` makes faster: the `student`'s passes, the `teacher`'s, or `both`. The heads are
             not compiled, and checkpoints stay as they are.
+        training: what a `ClassificationModule` takes.
 
     Raises:
         UserError: a network cannot be made, or a head does not fit the networks.
@@ -300,28 +314,16 @@ class DistillationModule(ClassificationModule):
 
     def __init__(
         self,
-        student: Network,
-        optimizer: OptimizerCallable,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
         teacher: Network | None = None,
         heads: dict[str, Term | None] | None = None,
         teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-        task: Term | None = None,
-        scheduler: LRSchedulerCallable | Schedule | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
-        decayed: Decayed = "all",
-        scale_lr: Rule = "none",
-        lr_batch: int = 256,
         compile: Compiled = "none",
+        **training: Any,
     ) -> None:
-        super().__init__(
-            *(student, optimizer, num_classes, image_shape, task),
-            *(scheduler, scheduler_interval, decayed, scale_lr, lr_batch),
-        )
+        super().__init__(**training)
         self.teacher: FrozenTeacher | None = None
         if teacher is not None:
-            network = _built(teacher, "model.teacher", num_classes, image_shape)
+            network = _built(teacher, "model.teacher", self.num_classes, self.image_shape)
             self.teacher = FrozenTeacher(network, getattr(torch, teacher_dtype) if teacher_dtype else None)
         spec = self.teacher.spec if self.teacher is not None else None
         for name, term in (heads or {}).items():

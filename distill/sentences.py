@@ -133,6 +133,7 @@ def _bases(key: str) -> list[type]:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from distill.data import LongTail
     from distill.heads import Head
     from distill.networks import Network
     from distill.schedules import Schedule
@@ -142,6 +143,7 @@ def _bases(key: str) -> list[type]:
         "student": [Network],
         "teacher": [Network],
         "data": [LightningDataModule],
+        "longtail": [LongTail],
         "optimizer": [Optimizer],
         "scheduler": [LRScheduler, Schedule],
         "callbacks": [Callback],

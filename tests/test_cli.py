@@ -183,7 +183,7 @@ def test_check_prints_the_set_up_and_leaves_nothing(capsys, tmp_path):
     before = sorted(tmp_path.iterdir())
     assert main(["check", "--config=base.yaml", "--config=heads.yaml", "--model.student.taps=[layer3]"]) == 0
     shown = capsys.readouterr().out
-    for word in ("test_resnet", "test_efficientnet", "tap layer3", "embedding", "KD", "Warmup", "1,078", "16 = 16 x 1"):
+    for word in ("test_resnet", "test_efficientnet", "tap layer3", "embedding", "KD", "Warmup", "1,078", "16 = 16 images x 1 devices"):
         assert word in shown
     assert sorted(tmp_path.iterdir()) == before
 
@@ -244,3 +244,8 @@ def test_check_tells_the_effective_batch_the_learning_rate_and_what_depends_on_t
     assert "depends" not in rows["kd"]
     images = int(re.search(r"effective batch\W+\d+ = (\d+) images x 2 devices x 2 accumulated", printed)[1])
     assert re.search(rf"learning rate .* x {images * 4 / 8:g} \(linear", printed)
+
+
+def test_the_set_up_check_tells_the_classes_of_a_long_tail(capsys):
+    checked("--data.longtail=ExponentialTail", "--data.longtail.imbalance=0.02")
+    assert "106 68 44 28 18 12 7 5 3 2 (imbalance 0.019)" in capsys.readouterr().out

@@ -59,6 +59,18 @@ CASES = {
         ["--model.student=Tim"],
         "model.student: there is no class 'Tim': did you mean 'Timm'?",
     ),
+    "an unknown long tail": (
+        ["--data.longtail=ExponentialTial"],
+        "data.longtail: there is no class 'ExponentialTial': did you mean 'ExponentialTail'?",
+    ),
+    "an imbalance out of its range": (
+        ["--data.longtail=ExponentialTail", "--data.longtail.imbalance=1.5"],
+        "data.longtail.imbalance: imbalance must be above 0 and at most 1, given 1.5",
+    ),
+    "a class left without a training image": (
+        ["--data.longtail=ExponentialTail", "--data.longtail.imbalance=0.001"],
+        "data.longtail: ExponentialTail leaves class 7, of 107 images, without a training image",
+    ),
     "an unknown data set": (["--data=Digts"], "data: there is no class 'Digts': did you mean 'Digits'?"),
     "an unknown optimiser": (
         ["--model.optimizer=SDG"],

@@ -18,6 +18,7 @@ TRAINERS = sorted(f"trainer/{file.stem}" for file in (EXPERIMENTS / "trainer").g
 """How to train, to be composed with any configuration."""
 PARTS = {
     *("cifar100/recipe", "cifar100/transfer", "digits/recipe", "imagenet/deit", "imagenet/resnet", "transfer/linear"),
+    *("cifar100_lt/recipe", "imagenet_lt/recipe"),
     *TRAINERS,
 }
 """Not whole: to be composed with others. Neither is what folders `pairs` and `methods` hold (`test_recipes.py`)."""
@@ -30,8 +31,18 @@ RUNS = {
     "transfer/stl10": "transfer/linear",
     "transfer/tiny_imagenet": "transfer/linear",
     "cifar100/teacher": "cifar100/recipe",
+    "cifar100/trg_resnet32x4_resnet8x4": "cifar100/recipe",
+    "cifar100/trg_resnet32x4_deit_tiny": "cifar100/recipe",
+    "cifar100_lt/imbalance_0.1": "cifar100_lt/recipe",
+    "cifar100_lt/imbalance_0.02": "cifar100_lt/recipe",
+    "cifar100_lt/imbalance_0.01": "cifar100_lt/recipe",
+    "cifar100_lt/teacher": "cifar100_lt/imbalance_0.01",
+    "imagenet_lt/recipe": "imagenet/resnet",
+    "imagenet_lt/trg_resnet18": "imagenet_lt/recipe",
+    "imagenet_lt/teacher": "imagenet_lt/recipe",
+    "digits/longtail_teacher": "digits/longtail",
 }
-"""What is composed with what."""
+"""What is composed with what, which may itself be composed."""
 FILES = [
     str(file.relative_to(EXPERIMENTS).with_suffix(""))
     for file in sorted(EXPERIMENTS.rglob("*.yaml"))
@@ -47,13 +58,13 @@ SMALL = [
 
 
 def configs(name):
-    names = [RUNS[name], name] if name in RUNS else [name]
-    return [f"--config={EXPERIMENTS / part}.yaml" for part in names]
+    before = configs(RUNS[name]) if name in RUNS else []
+    return [*before, f"--config={EXPERIMENTS / name}.yaml"]
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Folders like ImageNet's, CIFAR-100's and STL-10's, where the configurations look for them."""
+    """Folders like ImageNet (and a list of its images), CIFAR-100 and STL-10, where the configurations look."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         for number in range(4):
@@ -62,6 +73,9 @@ def data(tmp_path, monkeypatch):
             to_pil_image(torch.rand(3, 240, 240)).save(folder / f"{number}.png")
     write_cifar100(tmp_path / "data")
     write_stl10(tmp_path / "data")
+    (tmp_path / "data" / "imagenet_lt").mkdir()
+    listed = [f"train/n{number % 2}/{number}.png {number % 2}\n" for number in range(4)]
+    (tmp_path / "data" / "imagenet_lt" / "ImageNet_LT_train.txt").write_text("".join(listed))
     return tmp_path
 
 
@@ -101,7 +115,8 @@ def test_a_trainers_configuration_goes_with_any(name, trainer, data, capsys):
 def test_a_configuration_trains_and_tests(name, data, capsys):
     if name == "transfer/tiny_imagenet":
         write_tiny_imagenet(data / "data")
-    verify = ["--data.verify=false"] if name.startswith("cifar100/") or name == "transfer/stl10" else []
-    settings = [*configs(name), *SMALL, *verify, *without_weights(name), "--trainer.default_root_dir=run"]
+    verify = ["--data.verify=false"] if name.startswith("cifar100") or name == "transfer/stl10" else []
+    tail = ["--data.longtail.imbalance=0.5"] if name.startswith("cifar100_lt/") else []  # two images a class here
+    settings = [*configs(name), *SMALL, *verify, *tail, *without_weights(name), "--trainer.default_root_dir=run"]
     assert main(["fit", *settings]) == 0, capsys.readouterr().err
     assert main(["test", *settings, "--ckpt_path=run/checkpoints/last.ckpt"]) == 0, capsys.readouterr().err

@@ -6,10 +6,12 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from distill.data import Digits
+from distill.data import Digits, ExponentialTail
 from distill.errors import UserError
 from distill.heads import Term
 from distill.heads.kd import KD
+from distill.heads.ldam import LDAM
+from distill.heads.logit_adjustment import LogitAdjustment
 from distill.heads.rkd import RKD
 from distill.module import ClassificationModule, DistillationModule
 from distill.networks import Timm
@@ -184,3 +186,37 @@ def test_compiled_networks_give_the_eager_loss_and_keep_the_names_of_the_weights
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
     assert list(modules[1].state_dict()) == list(modules[0].state_dict())
     assert modules[1].student._compiled_call_impl is not None
+
+
+def test_a_test_on_long_tailed_data_tells_many_from_few(tmp_path):
+    module = ClassificationModule(student=Timm("test_resnet"), **SETTINGS)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    data = Digits(longtail=ExponentialTail(0.02, many=50, few=10))
+    (found,) = trainer.test(module, data, verbose=False)
+    recall = [found[f"test/recall/{label}"] for label in range(10)]
+    groups = {"many": recall[:2], "medium": recall[2:6], "few": recall[6:], "balanced": recall}
+    for name, own in groups.items():
+        assert found[f"test/{name}"] == pytest.approx(sum(own) / len(own), rel=1e-5)
+    labels = torch.cat([batch["label"] for batch in data.test_dataloader()]).bincount()
+    assert found["test/top1"] == pytest.approx(float((torch.tensor(recall) * labels).sum() / 449), rel=1e-5)
+    (plain,) = trainer.test(module, Digits(), verbose=False)
+    assert set(plain) == {"test/top1", "test/top5", "test/calibration_error"}
+
+
+def test_a_loss_learns_the_counts_of_the_classes_before_step_0(tmp_path):
+    module = ClassificationModule(student=Timm("test_resnet"), task=Term(LDAM()), **SETTINGS)
+    data = Digits(batch_size=8, longtail=ExponentialTail(0.02))
+    trainer = Trainer(accelerator="cpu", logger=False, max_steps=1, limit_val_batches=0, default_root_dir=tmp_path)
+    trainer.fit(module, data)
+    assert module.terms["task"].head.counts.tolist() == data.class_counts()
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert saved["heads.task.counts"].tolist() == data.class_counts()
+
+
+def test_a_loss_that_needs_counts_is_refused_by_data_without(tmp_path):
+    module = ClassificationModule(student=Timm("test_resnet"), task=Term(LogitAdjustment()), **SETTINGS)
+    trainer = Trainer(accelerator="cpu", logger=False, max_steps=1, limit_val_batches=0, default_root_dir=tmp_path)
+    loader = Digits(batch_size=8).train_dataloader()
+    with pytest.raises(UserError, match="model.task.head: LogitAdjustment needs to know how many training"):
+        trainer.fit(module, loader)

@@ -6,6 +6,7 @@ from distill.data.cars import StanfordCars
 from distill.data.cifar import CIFAR10, CIFAR100
 from distill.data.digits import Digits
 from distill.data.folder import ImageFolder
+from distill.data.longtail import ExponentialTail, ListedTail, LongTail, StepTail
 from distill.data.mixing import Mixing
 from distill.data.stl10 import STL10
 from distill.data.tiny_imagenet import TinyImageNet
@@ -15,12 +16,16 @@ __all__ = [
     "CIFAR100",
     "STL10",
     "Digits",
+    "ExponentialTail",
     "ImageData",
     "ImageFolder",
+    "ListedTail",
+    "LongTail",
     "Mixing",
     "Samples",
     "Split",
     "StanfordCars",
+    "StepTail",
     "TimmAugmentation",
     "TinyImageNet",
 ]

@@ -5,29 +5,23 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix
 from distill.data.samplers import MarkedSampler, Place, ResumableLoader, ShuffledSampler
+from distill.data.sources import Part, Source, count_classes, labels_of
 from distill.errors import UserError
 from distill.randomness import keyed
 
 Split = Literal["train", "val", "test"]
 Sample = dict[str, Any]
 Annotate = Callable[[Tensor], dict[str, Tensor]]
-
-
-class Source(Protocol):
-    """Pairs of an image and its label, by position."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
 
 
 class Samples(Dataset[Sample]):
@@ -73,6 +67,9 @@ class ImageData(LightningDataModule, ABC):
         num_workers: processes that prepare batches.
         mixing: mixup and CutMix on training batches.
         repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
+        longtail: makes the training set long-tailed; a test then tells many-, medium- and few-shot classes apart.
+        class_balanced: draw training images so that every class comes equally often, each time augmented anew; the
+            epoch keeps its length. Images without a label are not drawn.
 
     Attributes:
         annotate: what workers find out about each image after its augmentation, entries of the batch by name.
@@ -83,36 +80,67 @@ class ImageData(LightningDataModule, ABC):
     annotate: Annotate | None = None
 
     def __init__(
-        self, batch_size: int = 64, num_workers: int = 0, mixing: Mixing | None = None, repetitions: int = 1
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        mixing: Mixing | None = None,
+        repetitions: int = 1,
+        longtail: LongTail | None = None,
+        class_balanced: bool = False,
     ) -> None:
         super().__init__()
         for name, number in (("batch_size", batch_size), ("repetitions", repetitions)):
             if number < 1:
                 raise UserError(f"data.{name} must be at least 1, given {number}")
+        if class_balanced and repetitions > 1:
+            raise UserError(
+                f"data.class_balanced repeats the images of rare classes by itself: give data.repetitions 1 with it, "
+                f"not {repetitions}"
+            )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.mixing = mixing
         self.repetitions = repetitions
+        self.longtail = longtail
+        self.class_balanced = class_balanced
         self._samples: dict[Split, Samples] = {}
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, int] = {}
 
     def setup(self, stage: str) -> None:
-        """Hold the training images against the batch size before anything of a run is written."""
-        if stage == "fit" and len(samples := self._cached("train")) < self.batch_size:
+        """Hold the training images against batch size and sampling before anything of a run is written."""
+        if stage != "fit":
+            return
+        if len(samples := self._cached("train")) < self.batch_size:
             raise UserError(
                 f"data.batch_size is {self.batch_size}, more than the {len(samples)} training images: "
                 f"give {len(samples)} or less"
             )
+        if self.class_balanced and 0 in (counts := self.class_counts()):
+            raise UserError(
+                f"data.class_balanced draws from every class, but class {counts.index(0)} has no labelled training "
+                "image"
+            )
 
     @abstractmethod
     def samples(self, split: Split) -> Samples:
-        """The samples of a split; the training split with its augmentation."""
+        """The samples of a split, before any `longtail`; the training split with its augmentation."""
+
+    def class_counts(self) -> list[int]:
+        """How many labelled training images each class has, after any `longtail`.
+
+        Raises:
+            UserError: the source of the images does not tell their labels.
+        """
+        return count_classes(labels_of(self._cached("train").source), self.num_classes)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled batches of equal size, taken up where a checkpoint left them; an epoch's remainder is dropped."""
         samples = self._cached("train")
-        sampler = ShuffledSampler(samples, *self._ranks(), seed=samples.seed, repetitions=self.repetitions)
+        labels = labels_of(samples.source) if self.class_balanced else None
+        sampler = ShuffledSampler(
+            samples, *self._ranks(), seed=samples.seed, repetitions=self.repetitions, balanced=labels
+        )
         self._train_loader = ResumableLoader(samples, sampler=sampler, drop_last=True, **self._settings())
         self._train_loader.load_state_dict(self._resumed)
         return self._train_loader
@@ -152,7 +180,10 @@ class ImageData(LightningDataModule, ABC):
 
     def _cached(self, split: Split) -> Samples:
         if split not in self._samples:
-            self._samples[split] = self.samples(split)
+            samples = self.samples(split)
+            if split == "train" and self.longtail is not None:
+                samples.source = Part(samples.source, self.longtail.positions(samples.source, self.num_classes))
+            self._samples[split] = samples
         self._samples[split].annotate = self.annotate
         return self._samples[split]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from distill.data.augmentation import Interpolation, TimmAugmentation, photos
 from distill.data.base import ImageData, Samples, Split
 from distill.data.files import Files
-from distill.data.mixing import Mixing
 from distill.errors import UserError
 
 _FOLDER = "stanford_cars"
@@ -27,10 +27,8 @@ class StanfordCars(ImageData):
         augment: random resized crops and flips of training images, or these and what a `TimmAugmentation` adds; `false`
             takes the centre crop.
         interpolation: how images are resized.
-        batch_size: images a process and step.
         num_workers: processes that prepare batches.
-        mixing: mixup and CutMix on training batches.
-        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
+        loading: what all data modules take besides, see `ImageData`.
 
     Raises:
         UserError: the data are not there, incomplete or corrupt; later, a file that is no image.
@@ -42,12 +40,10 @@ class StanfordCars(ImageData):
         image_size: int = 224,
         augment: bool | TimmAugmentation = True,
         interpolation: Interpolation = "bilinear",
-        batch_size: int = 64,
         num_workers: int = 4,
-        mixing: Mixing | None = None,
-        repetitions: int = 1,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, mixing, repetitions)
+        super().__init__(num_workers=num_workers, **loading)
         self.root = Path(root)
         self.augment = augment
         self.interpolation: Interpolation = interpolation

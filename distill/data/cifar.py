@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from distill.data.augmentation import small_images
 from distill.data.base import ImageData, Samples, Split
-from distill.data.mixing import Mixing
 from distill.errors import UserError
 
 Array = NDArray[Any]
@@ -28,10 +27,8 @@ class _Cifar(ImageData, ABC):
         held_out: how many of the training images are left out for validation, as many of each class. With none, as
             benchmarks have it, validation looks at the test images: then report the last epoch, not the best.
         augment: shift training images by up to 4 pixels and flip them.
-        batch_size: images a process and step.
         num_workers: processes that prepare batches.
-        mixing: mixup and CutMix on training batches.
-        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
+        loading: what all data modules take besides, see `ImageData`.
 
     Raises:
         UserError: the data are not there, or `held_out` is no number of images for each class.
@@ -48,12 +45,10 @@ class _Cifar(ImageData, ABC):
         verify: bool = True,
         held_out: int = 0,
         augment: bool = True,
-        batch_size: int = 64,
         num_workers: int = 4,
-        mixing: Mixing | None = None,
-        repetitions: int = 1,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, mixing, repetitions)
+        super().__init__(num_workers=num_workers, **loading)
         self.num_classes = self.classes
         if not (Path(root) / self.folder).is_dir() and not download:
             raise UserError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from distill.data.base import ImageData, Samples, Split
-from distill.data.mixing import Mixing
 from distill.errors import UserError
 
 _SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
@@ -25,10 +26,7 @@ class Digits(ImageData):
         labelled_only: leave the images without a label out of the training set.
         image_size: side in pixels.
         augment: rotate (10 degrees), shift (a tenth of the side) and scale (0.9 to 1.1) training images.
-        batch_size: images a process and step.
-        num_workers: processes that prepare batches.
-        mixing: mixup and CutMix on training batches.
-        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
+        loading: what all data modules take besides, see `ImageData`.
     """
 
     def __init__(
@@ -37,14 +35,16 @@ class Digits(ImageData):
         labelled_only: bool = False,
         image_size: int = 32,
         augment: bool = True,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        mixing: Mixing | None = None,
-        repetitions: int = 1,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, mixing, repetitions)
+        super().__init__(**loading)
         if labels_per_class is not None and labels_per_class < 1:
             raise UserError(f"data.labels_per_class must be at least 1, given {labels_per_class}")
+        if labels_per_class is not None and self.longtail is not None:
+            raise UserError(
+                f"data.labels_per_class {labels_per_class} and data.longtail both say how many labels a class has: "
+                "give one of them"
+            )
         self.labels_per_class = labels_per_class
         self.labelled_only = labelled_only
         self.augment = augment

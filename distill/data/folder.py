@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from distill.data.augmentation import Interpolation, TimmAugmentation, photos
 from distill.data.base import ImageData, Samples, Split
 from distill.data.files import Files
-from distill.data.mixing import Mixing
 from distill.errors import UserError
 
 
@@ -20,10 +20,8 @@ class ImageFolder(ImageData):
         augment: random resized crops and flips of training images, or these and what a `TimmAugmentation` adds; `false`
             takes the centre crop.
         interpolation: how images are resized.
-        batch_size: images a process and step.
         num_workers: processes that prepare batches.
-        mixing: mixup and CutMix on training batches.
-        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
+        loading: what all data modules take besides, see `ImageData`.
 
     Raises:
         UserError: the folder or its layout is not there; later, a file that is no image.
@@ -35,12 +33,10 @@ class ImageFolder(ImageData):
         image_size: int = 224,
         augment: bool | TimmAugmentation = True,
         interpolation: Interpolation = "bilinear",
-        batch_size: int = 64,
         num_workers: int = 4,
-        mixing: Mixing | None = None,
-        repetitions: int = 1,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, mixing, repetitions)
+        super().__init__(num_workers=num_workers, **loading)
         self.root = Path(root)
         self.augment = augment
         self.interpolation: Interpolation = interpolation

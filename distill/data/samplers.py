@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
+from math import ceil
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from distill.randomness import seed_of
 
 Place = tuple[int, int]
 """Draw and index: what a training sample's augmentation depends on, besides the seed. A draw is an epoch, or one of the
-repetitions in it."""
+repetitions in it; no two places of a run are equal."""
 
 
 class ShuffledSampler(DistributedSampler[Place]):
@@ -27,16 +29,33 @@ class ShuffledSampler(DistributedSampler[Place]):
         seed: of the order.
         repetitions: how often a sample comes in an epoch, each time augmented anew, one right after the other (repeated
             augmentation, dealt by timm's sampler). The epoch keeps its length, so it holds fewer samples.
+        balanced: the samples' labels, if every class is to come equally often (to one sample), and within a class every
+            sample; a label below 0 is of no class. The epoch keeps its length.
     """
 
-    def __init__(self, samples: Sized, num_replicas: int, rank: int, seed: int, repetitions: int = 1) -> None:
+    def __init__(
+        self,
+        samples: Sized,
+        num_replicas: int,
+        rank: int,
+        seed: int,
+        repetitions: int = 1,
+        balanced: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(cast(Dataset[Place], samples), num_replicas, rank, seed=seed, drop_last=True)
         self.repetitions = repetitions
+        self.classes: list[Tensor] = []
+        if balanced is not None:
+            labels = torch.tensor(balanced)
+            self.classes = [(labels == label).nonzero().flatten() for label in sorted(set(balanced)) if label >= 0]
         self.start = 0  # of the samples of this rank, how many to pass over in the next epoch
 
     def __iter__(self) -> Iterator[Place]:
         seed = seed_of("order", self.seed, self.epoch)
-        mine = self._once(seed) if self.repetitions == 1 else self._repeated(seed)
+        if self.classes:
+            mine = self._balanced(seed)
+        else:
+            mine = self._once(seed) if self.repetitions == 1 else self._repeated(seed)
         start, self.start = self.start, 0
         return iter(mine[start : self.num_samples])
 
@@ -56,6 +75,25 @@ class ShuffledSampler(DistributedSampler[Place]):
             (first + (self.rank + place * self.num_replicas) % self.repetitions, index)
             for place, index in enumerate(dealer)
         ]
+
+    def _balanced(self, seed: int) -> list[Place]:
+        """Rounds of all classes, and for each class rounds of all its samples, each round shuffled."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def rounds(count: int, length: int) -> Tensor:
+            return torch.rand(ceil(length / count), count, generator=generator).argsort(dim=1).flatten()[:length]
+
+        length = len(cast(Sized, self.dataset))
+        classes = rounds(len(self.classes), length)
+        index, turn = torch.empty(2, length, dtype=torch.long)
+        for number, samples in enumerate(self.classes):
+            places = (classes == number).nonzero().flatten()
+            index[places] = samples[rounds(len(samples), len(places))]
+            turn[places] = torch.arange(len(places)) // len(samples)
+        # of an epoch's draws of one sample, no more than the smallest class needs
+        turns = ceil(ceil(length / len(self.classes)) / min(map(len, self.classes)))
+        order = list(zip((self.epoch * turns + turn).tolist(), index.tolist(), strict=True))
+        return order[: self.total_size][self.rank :: self.num_replicas]
 
 
 class MarkedSampler(DistributedSampler[int]):

@@ -7,7 +7,6 @@ from typing import Any
 
 from distill.data.augmentation import small_images
 from distill.data.base import ImageData, Samples, Split
-from distill.data.mixing import Mixing
 from distill.errors import UserError
 
 _FOLDER = "stl10_binary"
@@ -25,10 +24,8 @@ class STL10(ImageData):
         unlabelled: train with the images that have no label too; they come with label -1, for terms that need none.
         image_size: side in pixels that images are resized to; transfer is published at 32.
         augment: shift training images by up to an eighth of the side and flip them.
-        batch_size: images a process and step.
         num_workers: processes that prepare batches.
-        mixing: mixup and CutMix on training batches.
-        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
+        loading: what all data modules take besides, see `ImageData`.
 
     Raises:
         UserError: the data are not there, incomplete or corrupt.
@@ -42,12 +39,10 @@ class STL10(ImageData):
         unlabelled: bool = False,
         image_size: int = 96,
         augment: bool = True,
-        batch_size: int = 64,
         num_workers: int = 4,
-        mixing: Mixing | None = None,
-        repetitions: int = 1,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, mixing, repetitions)
+        super().__init__(num_workers=num_workers, **loading)
         if image_size < 8:
             raise UserError(f"data.image_size must be at least 8, given {image_size}")
         if not (Path(root) / _FOLDER).is_dir() and not download:

@@ -14,6 +14,7 @@ from distill.functional.graphs import (
 from distill.functional.hashing import random_bits
 from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalised_gram, taylor_kernel
 from distill.functional.logits import dkd, kd, nckd, tckd
+from distill.functional.longtail import effective_number_weights, label_margins, log_priors, with_margins
 from distill.functional.maps import ab, at, attention_map, flow_matrix, fsp, ft, hcl, pool, to_common_grid, vid
 from distill.functional.relations import angle_cosines, normalised_distances, pair_distances, relative_squared_distances
 from distill.functional.votes import neighbour_votes
@@ -30,6 +31,7 @@ __all__ = [
     "context_difference",
     "dist",
     "dkd",
+    "effective_number_weights",
     "flow_matrix",
     "fsp",
     "ft",
@@ -38,6 +40,8 @@ __all__ = [
     "info_nce",
     "kd",
     "kl_divergence",
+    "label_margins",
+    "log_priors",
     "memory_relation",
     "nckd",
     "nearest_neighbours",
@@ -59,4 +63,5 @@ __all__ = [
     "tckd",
     "to_common_grid",
     "vid",
+    "with_margins",
 ]

@@ -41,6 +41,7 @@ class Head(nn.Module, ABC):
             checked before step 0. An instance may set its own.
         needs_teacher: whether it compares with a teacher at all; a loss on the labels does not.
         needs_segments: whether it reads `batch["segments"]`. An instance may set its own.
+        needs_class_counts: whether it is told before step 0 how many training images each class has.
         exact_gradient: arguments under which its gradient is the derivative of its value, for a head that by default
             stops a part of it; the contract's tester tries it with these.
         ordered: whether its value depends on the order of the batch, which the contract's tester otherwise refuses.
@@ -53,6 +54,7 @@ class Head(nn.Module, ABC):
     needs: AbstractSet[str] = frozenset()
     needs_teacher: ClassVar[bool] = True
     needs_segments: bool = False
+    needs_class_counts: ClassVar[bool] = False
     exact_gradient: ClassVar[Mapping[str, Any]] = {}
     ordered: ClassVar[bool] = False
     same_widths: ClassVar[bool] = False
@@ -89,6 +91,18 @@ class Head(nn.Module, ABC):
 
         Raises:
             UserError: it has not one place for each sample.
+        """
+
+    def learn_class_counts(self, counts: Tensor) -> None:
+        """Take in how many labelled training images each class has, before step 0, `progress` being that of step 0.
+
+        A head whose `needs_class_counts` is true keeps them in a buffer; the default drops them.
+
+        Args:
+            counts: int64 `[K]`.
+
+        Raises:
+            UserError: the head cannot do with them.
         """
 
     def check_batch(self, images: int) -> None:

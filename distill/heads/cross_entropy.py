@@ -34,14 +34,32 @@ class CrossEntropy(Head):
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare logits `[B, K]` with labels `[B]` or `[B, K]`."""
-        logits, label = student["logits"], batch["label"]
-        if label.ndim == 1:
-            total = F.cross_entropy(
-                logits, label, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing
-            )
-            return mean_over_ranks(total, (label != -1).sum())
-        label = label.to(logits.dtype)
-        mass = label.sum(dim=-1, keepdim=True)
-        # torch's own smoothing would give a row of zeros the mass that it lacks
-        smoothed = label.lerp(mass / label.shape[-1], self.label_smoothing)
-        return mean_over_ranks(F.cross_entropy(logits, smoothed, reduction="sum"), mass.sum())
+        return labelled_cross_entropy(student["logits"], batch["label"], self.label_smoothing)
+
+
+def labelled_cross_entropy(
+    logits: Tensor, label: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy as a (weighted) mean over the labelled samples of all ranks; each rank returns its share of it.
+
+    Args:
+        logits: `[B, K]`.
+        label: classes, int64 `[B]`, -1 for unlabelled; or soft `[B, K]`, which count by the sums of their rows.
+        label_smoothing: the share of each label that is spread evenly over all classes.
+        weights: of the classes, `[K]`; all 1 if not given.
+
+    Returns:
+        A scalar (`mean_over_ranks`), 0 without any label.
+    """
+    if label.ndim == 1:
+        total = F.cross_entropy(
+            logits, label, weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
+        )
+        counted = label != -1
+        return mean_over_ranks(total, (counted if weights is None else counted * weights[label.clamp_min(0)]).sum())
+    label = label.to(logits.dtype)
+    mass = label.sum(dim=-1, keepdim=True)
+    # torch's own smoothing would give a row of zeros the mass that it lacks
+    smoothed = label.lerp(mass / label.shape[-1], label_smoothing)
+    total = F.cross_entropy(logits, smoothed, weights, reduction="sum")
+    return mean_over_ranks(total, (mass if weights is None else label * weights).sum())

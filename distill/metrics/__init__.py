@@ -1,6 +1,14 @@
-"""What a test reports: top-k accuracy, calibration, and agreement with the teacher."""
+"""What a test reports: top-k accuracy, calibration, agreement with the teacher, and many- to few-shot accuracy."""
 
 from distill.metrics.agreement import Agreement, TeacherDivergence
 from distill.metrics.collection import UNCOUNTED, classification_metrics, teacher_metrics
+from distill.metrics.longtail import LongTailAccuracy
 
-__all__ = ["UNCOUNTED", "Agreement", "TeacherDivergence", "classification_metrics", "teacher_metrics"]
+__all__ = [
+    "UNCOUNTED",
+    "Agreement",
+    "LongTailAccuracy",
+    "TeacherDivergence",
+    "classification_metrics",
+    "teacher_metrics",
+]

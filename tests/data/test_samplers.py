@@ -95,3 +95,38 @@ def test_no_two_epochs_share_a_draw():
         sampler.set_epoch(epoch)
         places += list(sampler)
     assert len(set(places)) == len(places)
+
+
+LABELS = [0] * 60 + [1] * 25 + [-1] * 10 + [2] * 8
+
+
+def balanced(ranks=1, rank=0, epoch=0):
+    sampler = ShuffledSampler(range(len(LABELS)), ranks, rank, seed=5, balanced=LABELS)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_balanced_draws_are_the_same_on_any_number_of_ranks(ranks):
+    dealt = [balanced(ranks, rank, epoch=2) for rank in range(ranks)]
+    assert [len(part) for part in dealt] == [len(LABELS) // ranks] * ranks
+    together = [place for step in zip(*dealt, strict=True) for place in step]
+    assert together == balanced(epoch=2)[: len(together)]
+
+
+def test_balanced_draws_hold_every_class_equally_often_and_within_a_class_every_sample():
+    labels = [LABELS[index] for _, index in balanced()]
+    for first in range(0, len(labels) - 2, 3):
+        assert sorted(labels[first : first + 3]) == [0, 1, 2], "one round after the other"
+    for label in range(3):
+        own = [index for _, index in balanced() if LABELS[index] == label]
+        times = [own.count(index) for index in range(len(LABELS)) if LABELS[index] == label]
+        assert max(times) - min(times) <= 1
+
+
+def test_no_two_balanced_places_of_a_run_are_equal():
+    places = [place for epoch in range(5) for place in balanced(epoch=epoch)]
+    assert len(set(places)) == len(places)
+    assert {index for _, index in places if LABELS[index] == 0} == set(range(60)), "epochs draw different samples"
+    assert balanced(epoch=1) == balanced(epoch=1)
+    assert balanced(epoch=1) != balanced(epoch=2)

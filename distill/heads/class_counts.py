@@ -1,0 +1,48 @@
+"""What losses share that know how many training images each class has."""
+
+from __future__ import annotations
+
+from abc import ABC
+
+import torch
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.features import FeatureSpec
+from distill.heads.base import Head
+
+
+class ClassCountsHead(Head, ABC):
+    """A loss on the labels that reads `counts`, the training images of each class; for `model.task.head`.
+
+    Until it is told, all classes are taken for equally frequent.
+
+    Attributes:
+        counts: int64 `[K]`, in the checkpoint too; whole numbers, so that no change of the module's type rounds them.
+    """
+
+    needs = frozenset({"logits"})
+    needs_teacher = False
+    needs_class_counts = True
+    counts: Tensor
+
+    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Make a place for the counts."""
+        self.register_buffer("counts", torch.ones(student["logits"], dtype=torch.int64))
+
+    def learn_class_counts(self, counts: Tensor) -> None:
+        """Keep the counts, int64 `[K]`.
+
+        Raises:
+            UserError: they are not those of the network's classes, or a class has no image.
+        """
+        if counts.shape != self.counts.shape:
+            raise UserError(
+                f"{type(self).__name__} was built for {len(self.counts)} classes, but the data have {len(counts)}"
+            )
+        if (counts < 1).any():
+            empty = int(counts.argmin())
+            raise UserError(
+                f"{type(self).__name__} needs a labelled training image of every class, class {empty} has none"
+            )
+        self.counts.copy_(counts)

@@ -1,0 +1,75 @@
+"""Margins that are wider for rarer classes (Cao et al. 2019)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.features import Features
+from distill.functional import effective_number_weights, label_margins, with_margins
+from distill.heads.base import Batch, positive
+from distill.heads.class_counts import ClassCountsHead
+from distill.heads.cross_entropy import labelled_cross_entropy
+
+
+class LDAM(ClassCountsHead):
+    """Label-distribution-aware margins, with deferred re-weighting of the classes (LDAM-DRW).
+
+    Cross-entropy of s (z_y - Delta_y) against s z_c, where the margin Delta_c falls with n_c^(1/4). From a share of the
+    run on, a sample weighs by its class: (1 - beta) / (1 - beta^n_c), of mean 1 over the classes, and the loss is the
+    weighted mean. Labels may be soft or missing as in `CrossEntropy`; of a soft label's classes each has its share of
+    its margin.
+
+    The published code reads logits that are cosines, from a classifier without a bias whose weights and inputs have
+    length 1; 30 and 0.5 are for such. On a plain linear classifier a scale of 30 makes the loss very steep: the
+    default here is 1, and its margins are in units of the logits.
+
+    Args:
+        margin: Delta of the rarest class, before the scale.
+        scale: s.
+        beta: of the re-weighting.
+        reweight_from: the share of the run after which classes are re-weighted; the published code's epoch 160 of 200
+            is 0.8. `null` never does.
+
+    Raises:
+        UserError: an argument out of its range.
+    """
+
+    def __init__(
+        self, margin: float = 0.5, scale: float = 1.0, beta: float = 0.9999, reweight_from: float | None = 0.8
+    ) -> None:
+        super().__init__()
+        if margin < 0:
+            raise UserError(f"margin must be at least 0, given {margin}")
+        if not 0 <= beta < 1:
+            raise UserError(f"beta must be at least 0 and below 1, given {beta}")
+        if reweight_from is not None and not 0 <= reweight_from <= 1:
+            raise UserError(f"reweight_from must be from 0 to 1, given {reweight_from}")
+        self.margin, self.beta, self.reweight_from = margin, beta, reweight_from
+        self.scale = float(positive("scale", scale))  # type: ignore[arg-type]
+
+    def learn_class_counts(self, counts: Tensor) -> None:
+        """Keep the counts, int64 `[K]`.
+
+        Raises:
+            UserError: they do not fit, or the run has no end of which to take a share.
+        """
+        super().learn_class_counts(counts)
+        if self.reweight_from is not None and self.progress.steps is None:
+            raise UserError(
+                f"reweight_from is a share of the run, {self.reweight_from}, but the run has no end: give max_epochs, "
+                "or null"
+            )
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """Compare logits `[B, K]` with labels `[B]` or `[B, K]`."""
+        logits, label = student["logits"], batch["label"]
+        counts = self.counts.to(logits.dtype)
+        weights = effective_number_weights(counts, self.beta) if self._reweights else None
+        logits = with_margins(logits, label, label_margins(counts, self.margin), self.scale)
+        return labelled_cross_entropy(logits, label, weights=weights)
+
+    @property
+    def _reweights(self) -> bool:
+        steps = self.progress.steps
+        return self.reweight_from is not None and steps is not None and self.progress.step >= self.reweight_from * steps

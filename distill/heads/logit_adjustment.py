@@ -1,0 +1,42 @@
+"""Cross-entropy that knows how frequent each class is (Menon et al. 2021; balanced softmax, Ren et al. 2020)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.features import Features
+from distill.functional import log_priors
+from distill.heads.base import Batch
+from distill.heads.class_counts import ClassCountsHead
+from distill.heads.cross_entropy import labelled_cross_entropy
+
+
+class LogitAdjustment(ClassCountsHead):
+    """Cross-entropy of z_c + tau log pi_c, with pi the classes' shares of the training images.
+
+    In training, frequent classes get a head start that the network need not learn; a test reads the logits z as they
+    are. Temperature 1 is balanced softmax, 0 plain cross-entropy. Labels may be soft or missing as in `CrossEntropy`.
+
+    Args:
+        temperature: tau.
+        label_smoothing: the share of each label that is spread evenly over all classes.
+
+    Raises:
+        UserError: a temperature below 0, or a label smoothing outside [0, 1).
+    """
+
+    def __init__(self, temperature: float = 1.0, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if temperature < 0:
+            raise UserError(f"temperature must be at least 0, given {temperature}")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must be at least 0 and below 1, given {label_smoothing}")
+        self.temperature = temperature
+        self.label_smoothing = label_smoothing
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """Compare logits `[B, K]` with labels `[B]` or `[B, K]`."""
+        logits = student["logits"]
+        logits = logits + self.temperature * log_priors(self.counts.to(logits.dtype))
+        return labelled_cross_entropy(logits, batch["label"], self.label_smoothing)

@@ -1,0 +1,34 @@
+"""Accuracy apart for frequent and for rare classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+from torchmetrics.classification import MulticlassStatScores
+
+from distill.metrics.collection import UNCOUNTED
+
+
+class LongTailAccuracy(MulticlassStatScores):
+    """Recall of every class, and its mean over groups of classes, in `[0, 1]`.
+
+    Updated with logits `[B, K]` and labels `[B]`, of which `UNCOUNTED` ones do not count. On a balanced test set the
+    mean recall of a group is the accuracy on its images. Classes without a test image are left out of every mean.
+
+    Args:
+        num_classes: K.
+        groups: classes by the name of their group; an empty group is not reported.
+    """
+
+    def __init__(self, num_classes: int, groups: Mapping[str, Sequence[int]]) -> None:
+        super().__init__(num_classes, average="none", ignore_index=UNCOUNTED, validate_args=False)
+        self.groups = {name: list(classes) for name, classes in groups.items() if classes}
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # the counts of the base class, put together
+        """`balanced` (balanced accuracy), one figure a group, and `recall/<class>`; NaN where there is no image."""
+        true_positive, _, _, _, support = super().compute().unbind(-1)
+        recall = true_positive / support
+        found = {"balanced": recall.nanmean()}
+        found |= {name: recall[classes].nanmean() for name, classes in self.groups.items()}
+        return found | {f"recall/{label}": value for label, value in enumerate(recall)}
