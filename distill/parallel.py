@@ -56,7 +56,8 @@ def prepare_ranks(module: nn.Module, trainer: Trainer) -> None:
         trainer: whose strategy will wrap it.
 
     Raises:
-        UserError: a static graph with accumulation, at which torch's DDP fails.
+        UserError: a static graph with accumulation, at which torch's DDP fails; or synchronised BatchNorm on CPUs,
+            which torch has not.
     """
     strategy: Any = trainer.strategy
     if getattr(strategy, "_ddp_kwargs", {}).get("static_graph") and trainer.accumulate_grad_batches > 1:
@@ -67,6 +68,8 @@ def prepare_ranks(module: nn.Module, trainer: Trainer) -> None:
     names = [name for name, _ in module.named_buffers() if name.startswith("heads.")]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
     if isinstance(getattr(strategy, "_layer_sync", None), TorchSyncBatchNorm):
+        if strategy.root_device.type == "cpu" and any(map(_is_batch_norm, module.modules())):
+            raise UserError("trainer.sync_batchnorm works on GPUs only, given a CPU: set it to false")
         strategy._layer_sync = SyncBatchNorms()
 
 
@@ -79,11 +82,8 @@ def align_ranks(module: nn.Module, loader: Any) -> None:
 
     Raises:
         UserError: on every rank, if they have different numbers of batches or samples, for which DDP would wait for
-            ever; or if BatchNorm is to be synchronised on CPUs, which torch cannot.
+            ever.
     """
-    for layer in module.modules():
-        if isinstance(layer, nn.SyncBatchNorm) and layer.running_mean is not None and layer.running_mean.is_cpu:
-            raise UserError("trainer.sync_batchnorm works on GPUs only, given a CPU: set it to false")
     if world_size() == 1:
         return
     _require_equal_data(loader)

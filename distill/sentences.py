@@ -24,9 +24,7 @@ _UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (\S+)")
 _NO_GPU = "trainer.accelerator: there is no GPU here: give trainer.accelerator=cpu or auto"
 _TOO_MANY = re.compile(r"You requested gpu: (\[.*\])\s+But your machine only has: (\[.*\])")
 _NO_ACCELERATOR = re.compile(r"No supported gpu backend|can not run on your system since the accelerator")
-_DEVICES = re.compile(
-    r"`Trainer\(devices='?(.+?)'?\)` value is not|(`devices` selected with `\w+` should be an int > 0)"
-)
+_DEVICES = re.compile(r"`Trainer\(devices='?(.+?)'?\)` value is not|`devices` selected with `\w+` should be")
 _GIVEN = re.compile(r"Given value: (.+)")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.fabric.utilities.device_parser import _sanitize_gpu_ids
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from distill.__main__ import main
 from distill.sentences import trainer_sentence

@@ -126,7 +126,7 @@ def test_a_list_is_for_folders_and_must_be_there(folder):
     with pytest.raises(UserError, match="data.longtail.file: there is no file 'nowhere.txt'"):
         ListedTail("nowhere.txt")
     (folder / "list.txt").write_text("")
-    with pytest.raises(UserError, match="ListedTail picks files, so it is for ImageFolder alone"):
+    with pytest.raises(UserError, match="ListedTail picks files, so it is for data sets of image files alone"):
         Digits(longtail=ListedTail(str(folder / "list.txt"))).setup("fit")
 
 
