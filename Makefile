@@ -22,8 +22,15 @@ demo: install ## distil a teacher into a student on real digits (about 2 minutes
 study: install ## compare all heads on digits over 5 seeds, two runs at a time (goes on where it was stopped)
 	$(BIN)/python experiments/study.py digits --teacher experiments/digits/teacher.yaml --seeds 5 --picture experiments/digits/study.png
 
-bench: install ## measure what superpixels cost, best on a machine that does nothing else (about 2 minutes)
-	$(BIN)/python experiments/benchmarks/superpixels.py
+bench: .venv-bench/.installed ## time it beside its peers on an idle machine (10 minutes; BENCH="--device cuda" on a GPU)
+	KINETO_LOG_LEVEL=99 .venv-bench/bin/python experiments/benchmarks $(BENCH)
+
+.venv-bench/.installed: pyproject.toml | install
+	test -x .venv-bench/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-bench
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python -e .
+	for peer in scikit-image "-e .[superpixels]" torchdistill==1.1.5 nvidia-modelopt==0.47.0; do \
+		$(BIN)/uv pip install --quiet --python .venv-bench/bin/python $$peer || echo "not installed: $$peer"; done
+	touch $@
 
 lint: install ## check style and types
 	$(BIN)/ruff check .

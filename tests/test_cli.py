@@ -183,7 +183,8 @@ def test_check_prints_the_set_up_and_leaves_nothing(capsys, tmp_path):
     before = sorted(tmp_path.iterdir())
     assert main(["check", "--config=base.yaml", "--config=heads.yaml", "--model.student.taps=[layer3]"]) == 0
     shown = capsys.readouterr().out
-    for word in ("test_resnet", "test_efficientnet", "tap layer3", "embedding", "KD", "Warmup", "1,078", "16 = 16 images x 1 devices"):
+    names = "test_resnet", "test_efficientnet", "tap layer3", "embedding", "KD", "Warmup"
+    for word in (*names, "1,078", "16 = 16 images x 1 devices"):
         assert word in shown
     assert sorted(tmp_path.iterdir()) == before
 

@@ -1,10 +1,12 @@
 """The modules under the real Trainer: the promises about the teacher, the terms, the checkpoints."""
 
+import csv
 from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from distill.data import Digits, ExponentialTail
 from distill.errors import UserError
@@ -31,13 +33,12 @@ def distillation(seed=0, teacher="test_resnet", **kwargs):
 def fit(module, tmp_path, ckpt_path=None, **kwargs):
     trainer = Trainer(
         accelerator="cpu",
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
         limit_val_batches=0,
-        **{"max_steps": 3, **kwargs},
+        **{"logger": False, "max_steps": 3, **kwargs},
     )
     trainer.fit(module, Digits(batch_size=8), ckpt_path=ckpt_path)
     return trainer
@@ -103,6 +104,25 @@ def test_the_loss_is_the_weighted_sum_of_the_terms(tmp_path):
     parts = {name: term.head(student, teacher, batch) for name, term in module.terms.items()}
     expected = parts["task"] + 0.5 * parts["kd"] + 2.0 * parts["rkd"]
     torch.testing.assert_close(module.training_step(batch, 0), expected)
+
+
+def written(tmp_path, every):
+    """What a run of 5 steps wrote, by step, and what it left for callbacks."""
+    logger = CSVLogger(tmp_path, name="", version=f"{every}")
+    trainer = fit(distillation(), tmp_path, logger=logger, max_steps=5, log_every_n_steps=every)
+    with (tmp_path / f"{every}" / "metrics.csv").open() as file:
+        return {int(row["step"]): row for row in csv.DictReader(file)}, trainer.callback_metrics
+
+
+def test_terms_that_no_logger_takes_are_left_out_and_the_others_are_the_same(tmp_path):
+    (each, at_the_end), (second, still) = written(tmp_path, 1), written(tmp_path, 2)
+    assert list(each) == [0, 1, 2, 3, 4]
+    assert second == {step: each[step] for step in (1, 3)}
+    assert {"train/kd", "train/kd_weight", "train/kd_weighted", "train/lr", "train/loss"} <= each[1].keys()
+    assert all(each[1].values())
+    assert {name: float(value) for name, value in still.items()} == {
+        name: float(value) for name, value in at_the_end.items()
+    }
 
 
 def test_weights_follow_their_schedules(tmp_path):

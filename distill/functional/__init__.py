@@ -1,5 +1,6 @@
 """Pure functions of tensors, in the manner of `torch.nn.functional`: one file a family, the dtype is the caller's."""
 
+from distill.functional.angles import angle_difference, edges
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
 from distill.functional.correlations import adjacent_congruence, dist, pearson
 from distill.functional.divergences import huber, kl_divergence, probability_divergence
@@ -24,6 +25,7 @@ __all__ = [
     "adjacency_divergence",
     "adjacent_congruence",
     "angle_cosines",
+    "angle_difference",
     "at",
     "attention_map",
     "channel_discrepancy",
@@ -31,6 +33,7 @@ __all__ = [
     "context_difference",
     "dist",
     "dkd",
+    "edges",
     "effective_number_weights",
     "flow_matrix",
     "fsp",

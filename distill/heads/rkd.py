@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.functional import angle_cosines, huber, normalised_distances
+from distill.functional import angle_difference, edges, huber, normalised_distances
 from distill.heads.base import Scope
 from distill.heads.feature_relation import FeatureRelation
 
@@ -15,8 +18,8 @@ class RKD(FeatureRelation):
     """Distances between pairs and angles in triples of images, each compared by the Huber loss.
 
     Distances are divided by their mean over the non-zero pairs. The means run over all L^2 pairs and L^3 triples,
-    degenerate ones included as zeros, so that values compare with the public codes. Memory grows with L^3 as long as
-    `angle` is not 0.
+    degenerate ones included as zeros, so that values compare with the public codes. Time grows with L^3 as long as
+    `angle` is not 0, memory with L^2.
 
     Args:
         distance: weight of the distances; 25 as in the CRD benchmark.
@@ -32,22 +35,27 @@ class RKD(FeatureRelation):
         self, distance: float = 25.0, angle: float = 50.0, of: str = "embedding", scope: Scope = "global"
     ) -> None:
         super().__init__(of, scope)
-        self.relations = [
-            (weight, relation)
-            for weight, relation in ((distance, normalised_distances), (angle, angle_cosines))
+        self.relations: list[tuple[float, Callable[..., Any], Callable[..., Tensor]]] = [
+            (weight, relation, difference)
+            for weight, relation, difference in (
+                (distance, normalised_distances, huber),
+                (angle, edges, angle_difference),
+            )
             if weight != 0
         ]
         if not self.relations:
             raise UserError("RKD compares nothing with distance 0 and angle 0: give at least one of them a weight")
 
-    def relate(self, tokens: Tensor) -> list[Tensor]:
-        """Distances `[..., L, L]` and cosines `[..., L, L, L]`, those whose weight is not 0."""
-        return [relation(tokens) for _, relation in self.relations]
+    def relate(self, tokens: Tensor) -> list[Any]:
+        """Distances `[..., L, L]`, and the edges that the angles lie between; those whose weight is not 0."""
+        return [relation(tokens) for _, relation, _ in self.relations]
 
-    def compare(self, student_relation: list[Tensor], teacher_relation: list[Tensor]) -> Tensor:
+    def compare(self, student_relation: list[Any], teacher_relation: list[Any]) -> Tensor:
         """The weighted sum of the Huber losses."""
         losses = [
-            weight * huber(student, teacher)
-            for (weight, _), student, teacher in zip(self.relations, student_relation, teacher_relation, strict=True)
+            weight * difference(student, teacher)
+            for (weight, _, difference), student, teacher in zip(
+                self.relations, student_relation, teacher_relation, strict=True
+            )
         ]
         return torch.stack(losses).sum()

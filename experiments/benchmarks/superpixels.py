@@ -8,7 +8,6 @@ Contenders run interleaved, in a random order in each round; shown are the best 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 
@@ -16,32 +15,26 @@ import numpy as np
 import skimage.data
 import skimage.segmentation
 import torch
-from rich.table import Table
-from timing import CONSOLE, interleaved, print_machine, spread
+from heads import Bench
+from pairs import pairs
+from timing import CONSOLE, Bound, Run, command_line, comparison, interleaved, spread, table
 from torch import Tensor
 from torchvision.transforms import v2
 
-from distill.heads import KD, Head, SeRKD
-from distill.networks import FrozenTeacher
-from distill.networks.timm import Timm
+from distill.heads import KD, SeRKD
 from distill.superpixels import fast, slic
 
 SIZES = [(64, 32, 16), (64, 32, 64), (16, 224, 196)]
 """Images, side, segments."""
+TINY = [(2, 32, 16)]
 
 
-def main() -> None:
-    """Run both parts."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="where torch computes; the others are for the CPU")
-    parser.add_argument("--rounds", type=int, default=9, help="how often each contender runs")
-    parser.add_argument("--batch", type=int, default=16, help="images of a training step")
-    given = parser.parse_args()
-    device = torch.device(given.device)
-    print_machine(device)
-    for images, side, segments in SIZES:
-        CONSOLE.print(engines(photos(images, side).to(device), segments, given.rounds))
-    CONSOLE.print(step(photos(given.batch, 224).to(device), given.rounds))
+def measure(run: Run) -> list[Bound]:
+    """Print a table for each size and one of the step; the engines have no bound."""
+    for images, side, segments in TINY if run.tiny else SIZES:
+        _engines(photos(images, side).to(run.device), segments, run)
+    _step(run)
+    return []
 
 
 def photos(count: int, side: int) -> Tensor:
@@ -52,75 +45,58 @@ def photos(count: int, side: int) -> Tensor:
     return torch.stack([crop(sources[number % len(sources)]) for number in range(count)]).float() / 255
 
 
-def engines(images: Tensor, segments: int, rounds: int) -> Table:
+def _engines(images: Tensor, segments: int, run: Run) -> None:
     """Images per second of each engine."""
     threads = torch.get_num_threads()
     contenders: dict[str, Callable[[], object]] = {}
-    for number in sorted({1, threads}) if images.device.type == "cpu" else []:
+    for number in [] if run.on_gpu else sorted({1, threads}):
         if fast.is_installed():
             contenders[_threads("fast-slic", number)] = partial(_slic, images, segments, "fast_slic", number)
         contenders[_threads("torch SLIC", number)] = partial(_slic, images, segments, "torch", number)
-    if images.device.type == "cpu":
+    if run.on_gpu:
+        contenders[f"torch SLIC on {images.device.type}"] = partial(slic, images, segments, backend="torch")
+    else:
         arrays = images.permute(0, 2, 3, 1).double().numpy()
         contenders[_threads("scikit-image", 1)] = partial(_scikit_image, arrays, segments)
-    else:
-        contenders[f"torch SLIC on {images.device.type}"] = partial(slic, images, segments, backend="torch")
-    seconds = interleaved(contenders, rounds, images.device, f"{images.shape[-1]} pixels, {segments} segments")
+    seconds = interleaved(contenders, run.repeat(9), run, f"{images.shape[-1]} pixels, {segments} segments")
     torch.set_num_threads(threads)
-    table = Table(title=f"{len(images)} images of {images.shape[-1]} x {images.shape[-1]}, {segments} segments")
-    table.title_justify = "left"
-    for column in ("engine", "images per second", "ms an image (best)", "quartiles"):
-        table.add_column(column, justify="left" if column == "engine" else "right")
+    rows = []
     for name, times in seconds.items():
         best, *quarters = (1e3 * figure / len(images) for figure in spread(times))
-        table.add_row(name, f"{1e3 / best:,.0f}", f"{best:.3f}", " / ".join(f"{figure:.3f}" for figure in quarters))
-    return table
+        rows.append([name, f"{1e3 / best:,.0f}", f"{best:.3f}", " / ".join(f"{figure:.3f}" for figure in quarters)])
+    head = ["engine", "images per second", "ms an image (best)", "quartiles"]
+    CONSOLE.print(
+        table(f"{len(images)} images of {images.shape[-1]} x {images.shape[-1]}, {segments} segments", head, rows)
+    )
 
 
-def step(images: Tensor, rounds: int) -> Table:
-    """Time of a step of DeiT-Ti with a ViT-S teacher: KD alone, and with SeRKD."""
-    student, teacher = Timm("deit_tiny_patch16_224"), Timm("vit_small_patch16_224")
-    for network in (student, teacher):
-        network.build(1000, (3, 224, 224))
-    student.train().to(images.device)
-    frozen = FrozenTeacher(teacher).to(images.device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
-    heads: dict[str, Head] = {"soft": SeRKD(), "segments": SeRKD(superpixels="segments")}
-    for head in heads.values():
-        head.build(student.spec, frozen.spec)
-        head.to(images.device)
+def _step(run: Run) -> None:
+    """The step of the first pair: KD alone, and with SeRKD."""
+    pair = pairs(run)[0]
+    bench = Bench(pair, run)
+    images = photos(bench.images, pair.side).to(run.device)
+    bench.batch["image"] = images
+    tokens, _ = bench.student.spec["tokens"]
+    count = min(49, tokens)
 
-    def run(extra: str | None = None, backend: str = "auto") -> None:
-        batch = {"image": images}
-        if extra == "segments":
-            batch["segments"] = slic(images, 49, backend=backend)
-        own, other = student(images), frozen(images)
-        loss = KD()(own, other, batch)
-        if extra is not None:
-            loss = loss + heads[extra](own, other, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    def on_segments(backend: str) -> Callable[[], None]:
+        made = bench.step([KD(), SeRKD(superpixels="segments", count=count)])
 
-    contenders = {
-        "KD": run,
-        "and SeRKD, soft": partial(run, "soft"),
-        "and SeRKD, torch SLIC": partial(run, "segments", "torch"),
+        def step() -> None:
+            bench.batch["segments"] = slic(images, count, backend=backend)
+            made()
+
+        return step
+
+    contenders: dict[str, Callable[[], None]] = {
+        "CE + KD": bench.step([KD()]),
+        "and SeRKD, soft": bench.step([KD(), SeRKD()]),
+        "and SeRKD, torch SLIC": on_segments("torch"),
     }
-    if images.device.type == "cpu" and fast.is_installed():
-        contenders["and SeRKD, fast-slic"] = partial(run, "segments", "fast_slic")
-    seconds = interleaved(contenders, rounds, images.device, "training steps")
-    table = Table(title=f"A step of DeiT-Ti with a ViT-S teacher, {len(images)} images of 224 x 224, float32")
-    table.title_justify = "left"
-    for column in ("terms", "ms (best)", "quartiles", "ratio to KD (best)", "median ratio"):
-        table.add_column(column, justify="left" if column == "terms" else "right")
-    plain = seconds["KD"]
-    for name, times in seconds.items():
-        best, *quarters = (1e3 * figure for figure in spread(times))
-        ratio = float(np.median([own / other for own, other in zip(times, plain, strict=True)]))
-        quartiles = " / ".join(f"{figure:.0f}" for figure in quarters)
-        table.add_row(name, f"{best:.0f}", quartiles, f"{best / (1e3 * min(plain)):.3f}", f"{ratio:.3f}")
-    return table
+    if not run.on_gpu and fast.is_installed():
+        contenders["and SeRKD, fast-slic"] = on_segments("fast_slic")
+    seconds = interleaved(contenders, run.repeat(9), run, "training steps")
+    comparison(f"The share of a step: {pair.title}, {len(images)} images, float32", seconds, "CE + KD")
 
 
 def _slic(images: Tensor, segments: int, backend: str, threads: int) -> None:
@@ -138,4 +114,4 @@ def _threads(name: str, number: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(measure, __doc__.splitlines()[0])

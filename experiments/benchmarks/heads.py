@@ -1,0 +1,135 @@
+"""Each head's price: a step with the head over the same step without it.
+
+    python experiments/benchmarks/heads.py
+
+The step without is CE with the teacher's pass; a head comes with its defaults. All steps of a pair train one student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from pairs import Pair, pairs
+from timing import Bound, Run, command_line, comparison, interleaved, median_ratio
+from torch.optim import Optimizer
+
+from distill.errors import UserError
+from distill.features import FeatureSpec
+from distill.heads import Head, shipped
+from distill.heads.cross_entropy import CrossEntropy
+from distill.heads.kd import KD
+from distill.heads.rkd import RKD
+from distill.heads.rrd import RRD
+from distill.heads.serkd import SeRKD
+from distill.heads.trg import TRG
+from distill.networks import FrozenTeacher
+
+WITHOUT = "CE and the teacher's pass"
+NODES = 512
+"""Of TRG's graph, as the bound has it."""
+TOGETHER = "all of these"
+LIMITS = {"RRD, 16384 rows": 1.03, "TRG, 512 nodes": 1.05, "SeRKD, soft": 1.05, "RKD": 1.03, TOGETHER: 1.12}
+"""What a step of the first pair may cost with it."""
+
+
+def measure(run: Run) -> list[Bound]:
+    """Print two tables for each pair; return the bounds on the first."""
+    bounds: list[Bound] = []
+    for number, pair in enumerate(pairs(run)):
+        bench = Bench(pair, run)
+        seed = {name: bench.step(heads) for name, heads in bench.seed_heads().items()}
+        seconds = interleaved({WITHOUT: bench.step([]), **seed}, run.repeat(9), run, pair.title)
+        size = f"{pair.title}, {bench.images} images, float32"
+        comparison(f"The price of a head: {size}", seconds, WITHOUT)
+        if number == 0:
+            bounds = [
+                Bound(f"2 heads, {pair.title}: {name}", median_ratio(seconds[name], seconds[WITHOUT]), at_most=limit)
+                for name, limit in LIMITS.items()
+            ]
+        steps, failed = bench.others()
+        seconds = interleaved({WITHOUT: bench.step([]), **steps}, run.repeat(3 if number == 0 else 5), run, pair.title)
+        comparison(f"The price of the other heads: {size}", seconds, WITHOUT, failed=failed)
+    return bounds
+
+
+class Bench:
+    """Makes steps of one pair.
+
+    Args:
+        pair: the networks.
+        run: where.
+    """
+
+    def __init__(self, pair: Pair, run: Run) -> None:
+        self.pair, self.run = pair, run
+        self.batch = pair.batch(run)
+        self.images = len(self.batch["image"])
+        student, teacher = pair.networks()
+        self.student = student.train().to(run.device)
+        self.teacher = FrozenTeacher(teacher).to(run.device)
+        self.optimizer = pair.make_optimizer(self.student.parameters())
+        self.on_labels = CrossEntropy()
+
+    @property
+    def specs(self) -> tuple[FeatureSpec, FeatureSpec]:
+        """What both networks give."""
+        return self.student.spec, self.teacher.spec
+
+    def step(self, heads: Iterable[Head]) -> Callable[[], None]:
+        """The step with CE and these heads, whose own parameters are trained with the student's.
+
+        Raises:
+            UserError: a head does not fit the networks.
+        """
+        heads, specs = list(heads), self.specs
+        for head in heads:
+            head.check(*specs)
+            head.build(*specs)
+            head.check_batch(self.images)
+            head.to(self.run.device).train()
+        own = [parameter for head in heads for parameter in head.parameters() if parameter.requires_grad]
+        optimizers: list[Optimizer] = [self.optimizer, *([self.pair.make_optimizer(own)] if own else [])]
+
+        def step() -> None:
+            student, teacher = self.student(self.batch["image"]), self.teacher(self.batch["image"])
+            loss = torch.stack([head(student, teacher, self.batch) for head in (self.on_labels, *heads)]).sum()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+        return step
+
+    def seed_heads(self) -> dict[str, list[Head]]:
+        """The heads that this project is about, each alone and all together."""
+        tokens, _ = self.student.spec["tokens"]
+
+        def made() -> dict[str, Head]:
+            return {
+                "KD": KD(),
+                "RKD": RKD(),
+                "RRD, 16384 rows": RRD(size=16384),
+                "SeRKD, soft": SeRKD(),
+                "TRG, 512 nodes": TRG(tokens_per_image=min(NODES // self.images, tokens)),
+            }
+
+        return {**{name: [head] for name, head in made().items()}, TOGETHER: list(made().values())}
+
+    def others(self) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
+        """The steps of all other heads with their defaults, and why some do not fit."""
+        steps: dict[str, Callable[[], None]] = {}
+        failed: dict[str, str] = {}
+        for name, kind in shipped().items():
+            if kind in (CrossEntropy, KD, RKD, RRD, SeRKD, TRG):
+                continue
+            try:
+                steps[name] = self.step([kind()])
+            except UserError as error:
+                failed[name] = str(error)
+        return steps, failed
+
+
+if __name__ == "__main__":
+    command_line(measure, __doc__.splitlines()[0])

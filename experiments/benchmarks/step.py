@@ -1,0 +1,154 @@
+"""The step with CE + KD (T = 4): a plain loop, this project through Lightning's Trainer, and three peers.
+
+    python experiments/benchmarks/step.py
+    python experiments/benchmarks/step.py --device cuda
+
+All run in one process, a round after another, in a random order in each. The Trainer asks its loader for a batch
+once a step: there the others' steps are run, so that the Trainer's step lasts from a batch to the next request, with
+all that Lightning does in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import quantiles
+
+from contenders import Setting, Step, made, this_project
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from pairs import Pair, pairs
+from timing import Bound, Run, Seconds, command_line, comparison, median_ratio, megabytes, now, peak_bytes, ratios
+
+from distill.heads import Batch
+
+OURS = "this project (Lightning)"
+BASE = "plain loop"
+AGREEMENT = {False: 1e-4, True: 1e-2}
+"""How far the first losses may be apart, relatively: in float32, in bfloat16."""
+
+ON_GPU = [(False, False), (False, True), (True, False), (True, True)]
+"""Whether in bfloat16, whether compiled; on a CPU the first of these."""
+
+
+def measure(run: Run) -> list[Bound]:
+    """Print a table for each pair and precision; return the bounds."""
+    bounds: list[Bound] = []
+    for number, pair in enumerate(pairs(run)):
+        for bfloat16, compiled in ON_GPU if run.on_gpu else ON_GPU[:1]:
+            setting = Setting(pair, run, bfloat16, compiled)
+            bounds += _race(setting, rounds=run.repeat(15 if number == 0 else 30), against_plain=number == 0)
+    return bounds
+
+
+class Turns:
+    """A loader of the same batch for the Trainer, which lets the others make their steps between its own.
+
+    Args:
+        batch: that is given out.
+        others: steps of the others, by name.
+        run: where, and how many rounds do not count.
+        rounds: that count.
+
+    Attributes:
+        seconds: of each step of each contender that counts.
+        losses: of each contender's first step.
+        trainer: whose steps are measured; to be set.
+    """
+
+    trainer: Trainer
+
+    def __init__(self, batch: Batch, others: dict[str, Step], run: Run, rounds: int) -> None:
+        self.batch, self.others, self.run = batch, others, run
+        self.counted = range(run.warm_up, run.warm_up + rounds)
+        self.seconds: Seconds = {name: [] for name in (BASE, OURS, *others)}
+        self.losses: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return self.counted.stop + 1  # the end of the last step that counts is the request for one more
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = random.Random(0)
+        for number in range(self.counted.stop):
+            turns = order.sample([OURS, *self.others], len(self.others) + 1)
+            place = turns.index(OURS)
+            self._others(turns[:place], number)
+            started = now(self.run.device)
+            yield self.batch
+            self._note(OURS, number, now(self.run.device) - started)
+            if number == 0:
+                self.losses[OURS] = float(self.trainer.callback_metrics["train/loss"])
+            self._others(turns[place + 1 :], number)
+        yield self.batch
+
+    def _others(self, names: list[str], number: int) -> None:
+        for name in names:
+            started = now(self.run.device)
+            loss = self.others[name]()
+            self._note(name, number, now(self.run.device) - started)
+            if number == 0:
+                self.losses[name] = loss.item()
+
+    def _note(self, name: str, number: int, seconds: float) -> None:
+        if number in self.counted:
+            self.seconds[name].append(seconds)
+
+
+def trainer_for(setting: Setting, folder: Path, steps: int) -> Trainer:
+    """A Trainer as the command line makes it, but for the progress bar on this screen and for validation."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return Trainer(
+        accelerator="gpu" if setting.run.on_gpu else "cpu",
+        devices=1,
+        precision="bf16-mixed" if setting.bfloat16 else "32-true",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=CSVLogger(folder, name="", version=""),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _race(setting: Setting, rounds: int, against_plain: bool) -> list[Bound]:
+    run, pair = setting.run, setting.pair
+    others, failed = made(setting)
+    turns = Turns(setting.batch, others, run, rounds)
+    module = this_project(setting)
+    with tempfile.TemporaryDirectory() as folder:
+        turns.trainer = trainer_for(setting, Path(folder), len(turns))
+        turns.trainer.fit(module, turns)
+    _require_agreement(turns.losses, AGREEMENT[setting.bfloat16])
+    memory = {name: megabytes(peak_bytes(step, run.device)) for name, step in others.items()} if run.on_gpu else {}
+    kinds = f"{'bfloat16' if setting.bfloat16 else 'float32'}, {'compiled' if setting.compiled else 'eager'}"
+    title = f"The step: {pair.title}, {len(setting.batch['image'])} images, {kinds}, CE + KD"
+    columns = {"first loss": {name: f"{loss:.5f}" for name, loss in turns.losses.items()}}
+    comparison(title, turns.seconds, BASE, {**columns, **({"peak MB": memory} if memory else {})}, failed)
+    return _bounds(pair, kinds, turns.seconds, against_plain)
+
+
+def _require_agreement(losses: dict[str, float], tolerance: float) -> None:
+    expected = losses[BASE]
+    apart = [name for name, loss in losses.items() if abs(loss - expected) > tolerance * abs(expected)]
+    if apart:
+        raise RuntimeError(f"no timing counts: the first losses differ by more than {tolerance}: {losses}")
+
+
+def _bounds(pair: Pair, kinds: str, seconds: Seconds, against_plain: bool) -> list[Bound]:
+    """Held against the plain loop, and against each peer within half the quartiles' distance of the ratios."""
+    what = f"1 step, {pair.title}, {kinds}: this project /"
+    bounds = []
+    if against_plain:
+        bounds.append(Bound(f"{what} plain loop", median_ratio(seconds[OURS], seconds[BASE]), at_most=1.03))
+    for name in seconds.keys() - {OURS, BASE}:
+        each = ratios(seconds[OURS], seconds[name])
+        first, middle, third = quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
+        bounds.append(Bound(f"{what} {name}", middle, at_most=1 + (third - first) / 2))
+    return sorted(bounds, key=lambda bound: bound.what)
+
+
+if __name__ == "__main__":
+    command_line(measure, __doc__.splitlines()[0])

@@ -1,0 +1,135 @@
+"""The teacher: its share of the step in float32, bfloat16, compiled and channels-last, and whether the losses stay.
+
+python experiments/benchmarks/teacher.py
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from pairs import Pair, pairs
+from timing import CONSOLE, Bound, Run, command_line, interleaved, median_ratio, milliseconds, spread, table
+from torch import Tensor
+
+from distill.features import Features, FeatureSpec
+from distill.heads import Head
+from distill.heads.kd import KD
+from distill.heads.rkd import RKD
+from distill.heads.rrd import RRD
+from distill.heads.serkd import SeRKD
+from distill.heads.trg import TRG
+from distill.networks import FrozenTeacher
+
+STUDENT = "the student's part of the step"
+FLOAT32 = "float32"
+TOLERANCE = 1e-2
+"""How far a head's loss may be from that with the teacher in float32, relatively."""
+
+
+def measure(run: Run) -> list[Bound]:
+    """Print two tables for each pair; return the bounds on the losses."""
+    bounds: list[Bound] = []
+    for pair in pairs(run):
+        bounds += _pair(pair, run)
+    return bounds
+
+
+def variants(teacher: FrozenTeacher, pair: Pair, run: Run) -> dict[str, Callable[[Tensor], Features]]:
+    """The teacher in its ways to run; a way that fails where it is tried is left out."""
+    made: dict[str, Callable[[Tensor], Features]] = {FLOAT32: teacher}
+    channels_last = copy.deepcopy(teacher)
+    channels_last.network.to(memory_format=torch.channels_last)
+    made["channels-last"] = lambda image: channels_last(image.contiguous(memory_format=torch.channels_last))
+    made["bfloat16"] = FrozenTeacher(copy.deepcopy(teacher.network), torch.bfloat16).to(run.device)
+    compiled = copy.deepcopy(teacher)
+    compiled.network.compile()
+    made["compiled"] = compiled
+    if run.on_gpu:
+        both = FrozenTeacher(copy.deepcopy(teacher.network), torch.bfloat16).to(run.device)
+        both.network.compile()
+        made["bfloat16, compiled"] = both
+    return made
+
+
+def _pair(pair: Pair, run: Run) -> list[Bound]:
+    batch = pair.batch(run)
+    image = batch["image"]
+    student, network = pair.networks()
+    student.train().to(run.device)
+    teacher = FrozenTeacher(network).to(run.device)
+    optimizer = pair.make_optimizer(student.parameters())
+    features: dict[str, Features] = {}
+    contenders: dict[str, Callable[[], object]] = {}
+    for name, way in variants(teacher, pair, run).items():
+        try:
+            features[name] = way(image)
+        except Exception as error:  # no compiler, say
+            CONSOLE.print(f"{name} did not run: {(str(error).splitlines() or [''])[0]}", markup=False)
+        else:
+            contenders[name] = partial(way, image)
+
+    def student_part() -> None:
+        loss = F.cross_entropy(student(image)["logits"], batch["label"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    seen = student(image).apply(Tensor.detach)
+    seconds = interleaved({**contenders, STUDENT: student_part}, run.repeat(7), run, pair.title)
+    rows = []
+    rest = spread(seconds[STUDENT])[2]
+    plain = spread(seconds[FLOAT32])[2]
+    for name in contenders:
+        best, *quarters = spread(seconds[name])
+        middle = quarters[1]
+        rows.append(
+            [
+                *(name, milliseconds(best), " / ".join(map(milliseconds, quarters))),
+                f"{median_ratio(seconds[name], seconds[FLOAT32]):.3f}",
+                *(f"{100 * middle / (middle + rest):.0f} %", f"{100 * (plain - middle) / (plain + rest):+.0f} %"),
+            ]
+        )
+    head = ["the teacher in", "ms (best)", "quartiles", "ratio (median)", "share of the step", "saved of the step"]
+    CONSOLE.print(table(f"The teacher's pass: {pair.title}, {len(image)} images", head, rows))
+    return _losses(pair, run, batch, seen, features)
+
+
+def _losses(
+    pair: Pair, run: Run, batch: dict[str, Tensor], student: Features, teachers: dict[str, Features]
+) -> list[Bound]:
+    """The relative differences of each head's loss, with the same projections and draws for all teachers."""
+    tokens = student["tokens"].shape[1]
+    heads: dict[str, Callable[[], Head]] = {
+        "KD": KD,
+        "RKD": RKD,
+        "RRD": partial(RRD, size=max(64, len(batch["image"]))),
+        "SeRKD": SeRKD,
+        "TRG": partial(TRG, tokens_per_image=min(tokens, 16)),
+    }
+    losses: dict[str, dict[str, float]] = {}
+    for name, make in heads.items():
+        losses[name] = {}
+        for way, seen in teachers.items():
+            torch.manual_seed(0)
+            head = make()
+            head.build(*map(FeatureSpec.of, (student, seen)))
+            losses[name][way] = head.to(run.device).train()(student, seen, batch).item()
+    apart = {
+        way: {name: abs(found[way] - found[FLOAT32]) / abs(found[FLOAT32]) for name, found in losses.items()}
+        for way in teachers
+        if way != FLOAT32
+    }
+    rows = [[way, *(f"{difference:.1e}" for difference in each.values())] for way, each in apart.items()]
+    CONSOLE.print(table(f"How far the losses are from float32's: {pair.title}", ["the teacher in", *heads], rows))
+    return [
+        Bound(f"5 teacher in {way}, {pair.title}: largest difference of a loss", max(each.values()), at_most=TOLERANCE)
+        for way, each in apart.items()
+    ]
+
+
+if __name__ == "__main__":
+    command_line(measure, __doc__.splitlines()[0])
