@@ -31,13 +31,13 @@ import distill.networks.wrap  # noqa: F401  # and of the networks
 from distill import __version__
 from distill.callbacks import Interruptions, RandomState, Results, WandbReport
 from distill.callbacks.wandb_report import go_offline_without_a_key
-from distill.checkpoints import WholeCheckpointIO, newest_whole, read_checkpoint
-from distill.curves import Curves
 from distill.errors import UserError
-from distill.files import write_whole
 from distill.module import DistillationModule
-from distill.resume import changes
-from distill.run_folder import folder_to_resume, new_folder
+from distill.runs.checkpoints import WholeCheckpointIO, newest_whole, read_checkpoint
+from distill.runs.curves import Curves
+from distill.runs.files import write_whole
+from distill.runs.folder import folder_to_resume, new_folder
+from distill.runs.resume import changes
 from distill.sentences import key_of, sentence, trainer_sentence
 from distill.trainer import Trainer
 

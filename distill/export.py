@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import distill.networks.timm
 import distill.networks.wrap  # noqa: F401  # makes the networks' short names known
-from distill.checkpoints import read_checkpoint
 from distill.cli import Parser
 from distill.errors import UserError
 from distill.networks import Network
+from distill.runs.checkpoints import read_checkpoint
 
 Format = Literal["safetensors", "onnx", "torch"]
 

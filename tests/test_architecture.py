@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "distill"
 # The rooms from the ground up; a room may use what stands before it, or beside it in the same row.
 FLOORS = [
     ["errors"],
-    ["functional", "distributed", "schedules", "lr_schedulers", "randomness", "drawing", "files", "optimisation"],
+    ["functional", "distributed", "schedules", "lr_schedulers", "randomness", "drawing", "optimisation"],
     ["features"],
     ["memory", "superpixels"],
     ["heads", "networks", "metrics", "finite"],
     ["testing"],
     ["parallel"],
-    ["module", "data", "callbacks", "checkpoints", "curves"],
-    ["check", "sentences", "resume", "run_folder"],
+    ["module", "data", "callbacks", "runs"],
+    ["check", "sentences"],
     ["trainer"],
     ["cli"],
     ["export"],

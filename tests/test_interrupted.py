@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from distill.__main__ import main
-from distill.checkpoints import newest_whole
 from distill.cli import run
-from distill.files import write_whole
-from distill.resume import changes
+from distill.runs.checkpoints import newest_whole
+from distill.runs.files import write_whole
+from distill.runs.resume import changes
 from tests.cli import TINY
 from tests.test_resume import RUN, assert_equal_bits, weights
 

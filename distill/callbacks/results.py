@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill import __version__
-from distill.files import write_whole
+from distill.runs.files import write_whole
 
 _PACKAGES = ("torch", "lightning", "timm", "torchmetrics", "torchvision", "wandb")
 

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 
 from distill.errors import UserError
-from distill.files import write_whole
+from distill.runs.files import write_whole
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

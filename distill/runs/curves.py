@@ -11,7 +11,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from distill.files import write_whole
+from distill.runs.files import write_whole
 
 
 class Curves(CSVLogger):

@@ -1,0 +1,1 @@
+"""What a run leaves on the disk, and how it is taken up: its folder, whole files, checkpoints, curves."""
