@@ -100,7 +100,9 @@ def of_benchmark(name: str) -> tuple[Checkpoint, Seen]:
     return checkpoint, REFERENCES[name](checkpoint, images().double() * 2 - 1)
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize(
+    "name", [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow) for name in REFERENCES]
+)
 def test_a_checkpoint_of_the_benchmark_gives_its_features_and_logits(name, tmp_path):
     checkpoint, expected = of_benchmark(name)
     accuracy = torch.tensor(70.0)
@@ -233,6 +235,7 @@ def test_images_are_normalised_by_the_statistics_of_cifar100():
     assert network.std.flatten().tolist() == pytest.approx([0.2675, 0.2565, 0.2761])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 64, 48)])
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_other_images_are_taken(name, shape):
@@ -260,6 +263,7 @@ def test_a_mistake_is_one_sentence(arguments, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shufflenetv1_cifar", "wrn_16_1_cifar"])
 @pytest.mark.parametrize("format", ["safetensors", "torch"])
 def test_an_exported_network_gives_the_same_logits(name, format, tmp_path):
