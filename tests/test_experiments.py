@@ -85,7 +85,7 @@ def without_weights(name):
     for config in configs(name):
         model |= yaml.safe_load(Path(config.removeprefix("--config=")).read_text()).get("model", {})
     for side in ("student", "teacher"):
-        given = model.get(side, {}).get("init_args", {})
+        given = (model.get(side) or {}).get("init_args", {})
         yield from (f"--model.{side}.{key}={off}" for key, off in OFF.items() if key in given)
 
 

@@ -21,8 +21,8 @@ class LDAM(ClassCountsHead):
     its margin.
 
     The published code reads logits that are cosines, from a classifier without a bias whose weights and inputs have
-    length 1; 30 and 0.5 are for such. On a plain linear classifier a scale of 30 makes the loss very steep: the
-    default here is 1, and its margins are in units of the logits.
+    length 1; 30 and 0.5 are for such. On a plain linear classifier a scale of 30 makes the loss, and the steps of an
+    optimiser that follows the size of the gradient, thirty times as steep: take a smaller one for SGD.
 
     Args:
         margin: Delta of the rarest class, before the scale.
@@ -36,7 +36,7 @@ class LDAM(ClassCountsHead):
     """
 
     def __init__(
-        self, margin: float = 0.5, scale: float = 1.0, beta: float = 0.9999, reweight_from: float | None = 0.8
+        self, margin: float = 0.5, scale: float = 30.0, beta: float = 0.9999, reweight_from: float | None = 0.8
     ) -> None:
         super().__init__()
         if margin < 0:

@@ -52,6 +52,7 @@ def fit_and_test(model: Run, root: Path, seed: int) -> Row:
     seconds = perf_counter() - started
     tested = command("test", *(model.test or model.fit), f"--ckpt_path={folder / LAST}")
     figures = {name: float(value) for name, value in tested.trainer.callback_metrics.items()}
+    figures.setdefault("test/agreement", 1.0)  # tested without a teacher: it is one
     parameters = sum(parameter.numel() for parameter in tested.model.student.parameters())
     return Row(model.model, parameters, figures, seconds)
 
@@ -83,7 +84,7 @@ def table_of(seeds: list[list[Row]], columns: dict[str, str]) -> Table:
 
     table = Table("model", "parameters", *columns, "seconds")
     for runs in zip(*seeds, strict=True):
-        figures = [spread([100 * row.figures.get(name, 1.0) for row in runs], 1) for name in columns.values()]
+        figures = [spread([100 * row.figures[name] for row in runs], 1) for name in columns.values()]
         seconds = spread([row.seconds for row in runs], 0)
         table.add_row(runs[0].model, f"{runs[0].parameters:,}", *figures, seconds)
     return table
