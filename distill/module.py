@@ -321,6 +321,7 @@ class DistillationModule(ClassificationModule):
 
     def __init__(
         self,
+        *,
         teacher: Network | None = None,
         heads: dict[str, Term | None] | None = None,
         teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None,

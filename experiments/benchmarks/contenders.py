@@ -193,10 +193,10 @@ def this_project(setting: Setting) -> DistillationModule:
     """The module that Lightning's Trainer trains; `step.py` drives it."""
     pair = setting.pair
     module = DistillationModule(
-        Timm(pair.student, options=pair.options),
-        pair.make_optimizer,
-        pair.classes,
-        (3, pair.side, pair.side),
+        student=Timm(pair.student, options=pair.options),
+        optimizer=pair.make_optimizer,
+        num_classes=pair.classes,
+        image_shape=(3, pair.side, pair.side),
         teacher=Timm(pair.teacher, options=pair.options),
         heads={"kd": Term(KD(TEMPERATURE))},
     )
