@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import wandb
 import yaml
 
 from distill.__main__ import main
@@ -63,6 +64,8 @@ def beside_the_project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    wandb.teardown()  # it remembers the sweep, also for the tests that follow
 
 
 def at(tree, key):
