@@ -102,7 +102,7 @@ def _write_safetensors(student: Network, path: Path) -> str:
 
 def _write_onnx(student: Network, path: Path) -> str:
     try:
-        import onnxscript  # noqa: F401
+        import onnxscript  # noqa: F401  # torch needs it
     except ImportError:
         raise UserError("format: onnx needs the packages onnx and onnxscript: install distill[onnx]") from None
     image = torch.rand(2, *student.image_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -156,7 +157,7 @@ class Taps:
 
 # The hooks are objects, not closures: a deep copy of a network then writes into its own taps.
 @dataclass(eq=False)
-class _Hook:
+class _Hook(ABC):
     taps: Taps
     name: str
     layer: str
@@ -171,8 +172,9 @@ class _Hook:
             self.register(layer)
             self.attached = layer
 
+    @abstractmethod
     def register(self, layer: nn.Module) -> None:
-        raise NotImplementedError
+        """Hook into the layer."""
 
     def see(self, tensor: Tensor) -> None:
         if self.taps.watched and not tensor.is_inference():  # an inference tensor has no version

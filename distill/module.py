@@ -166,7 +166,7 @@ class ClassificationModule(LightningModule):
         progress = self._progress(0)
         data = getattr(self.trainer.train_dataloader, "dataset", None)
         images = getattr(self.trainer.train_dataloader, "batch_size", None)
-        provided = {getattr(callback, "provides", None) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        provided = {getattr(callback, "provides", None) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]  # it has
         for name, term in self.terms.items():
             key = "model.task" if name == TASK else f"model.heads.{name}"
             try:

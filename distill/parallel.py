@@ -66,7 +66,7 @@ def prepare_ranks(module: nn.Module, trainer: Trainer) -> None:
             "static graph: set static_graph of trainer.strategy to false"
         )
     names = [name for name, _ in module.named_buffers() if name.startswith("heads.")]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]  # torch's
     if isinstance(getattr(strategy, "_layer_sync", None), TorchSyncBatchNorm):
         if strategy.root_device.type == "cpu" and any(map(_is_batch_norm, module.modules())):
             raise UserError("trainer.sync_batchnorm works on GPUs only, given a CPU: set it to false")

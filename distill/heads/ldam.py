@@ -46,7 +46,7 @@ class LDAM(ClassCountsHead):
         if reweight_from is not None and not 0 <= reweight_from <= 1:
             raise UserError(f"reweight_from must be from 0 to 1, given {reweight_from}")
         self.margin, self.beta, self.reweight_from = margin, beta, reweight_from
-        self.scale = float(positive("scale", scale))  # type: ignore[arg-type]
+        self.scale = float(positive("scale", scale))  # type: ignore[arg-type]  # no schedule
 
     def learn_class_counts(self, counts: Tensor) -> None:
         """Keep the counts, int64 `[K]`.

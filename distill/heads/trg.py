@@ -107,7 +107,7 @@ class TRG(RelationHead):
             raise UserError(
                 "neighbours must be at least 2 in mode 'teacher', where a distribution over 1 says nothing, given 1"
             )
-        self.sigma = None if sigma is None else float(positive("sigma", sigma))  # type: ignore[arg-type]
+        self.sigma = None if sigma is None else float(positive("sigma", sigma))  # type: ignore[arg-type]  # no schedule
         self.temperature = None if temperature is None else positive("temperature", temperature)
         self.needs = frozenset({of})
         self.tokens_per_image, self.neighbours, self.normalise = tokens_per_image, neighbours, normalise

@@ -71,7 +71,7 @@ class FrozenTeacher(nn.Module):
             self.network._apply(fn)  # type: ignore[no-untyped-call]  # torch's has no types
         else:  # to the device only
             self.network.to(fn(next(self.network.parameters()).new_empty(0)).device)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # nor this
         return self
 
 
