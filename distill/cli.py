@@ -18,7 +18,6 @@ from jsonargparse import _typehints as jsonargparse_typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -29,14 +28,14 @@ import distill.lr_schedulers  # and of the scheduler
 import distill.networks.timm
 import distill.networks.wrap  # noqa: F401  # and of the networks
 from distill import __version__
-from distill.callbacks import Interruptions, RandomState, Results, WandbReport
+from distill.callbacks import Interruptions, RandomState, Results, RunCheckpoint, WandbReport
 from distill.callbacks.wandb_report import go_offline_without_a_key
 from distill.errors import UserError
 from distill.module import DistillationModule
 from distill.runs.checkpoints import WholeCheckpointIO, newest_whole, read_checkpoint
 from distill.runs.curves import Curves
 from distill.runs.files import write_whole
-from distill.runs.folder import folder_to_resume, new_folder
+from distill.runs.folder import folder_to_resume, new_folder, refuse_checkpoints_of_another, refuse_to_overwrite
 from distill.runs.resume import changes
 from distill.sentences import key_of, sentence, trainer_sentence
 from distill.trainer import Trainer
@@ -98,16 +97,11 @@ class DistillCLI(LightningCLI):
         """Take class count and image shape from the data, and save the best and the last checkpoint."""
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "model.task": {"head": {"class_path": "distill.heads.cross_entropy.CrossEntropy"}, "weight": 1.0},
                 "model.heads": {},  # not None: so a first head can be added from the command line
-                "checkpoint.monitor": "val/top1",
-                "checkpoint.mode": "max",
-                "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
-                "checkpoint.enable_version_counter": False,
             }
         )
 
@@ -127,6 +121,8 @@ class DistillCLI(LightningCLI):
         trainer = self._get(self.config, "trainer")
         if self.subcommand == "fit" and not trainer.fast_dev_run and self.run_folder is None:
             self.run_folder = new_folder(trainer.default_root_dir, self._get(self.config, "ckpt_path"))
+            if (dirpath := self._get(self.config, "checkpoint").dirpath) is not None:
+                refuse_checkpoints_of_another(Path(dirpath))
         for logger in _wandb_loggers(trainer.logger):
             self._settle_wandb(logger)
 
@@ -194,7 +190,9 @@ class DistillCLI(LightningCLI):
         if config.ckpt_path is not None:
             raise UserError("resume: it finds the checkpoint by itself, but ckpt_path is given too; leave one out")
         self.run_folder = folder_to_resume(config.trainer.default_root_dir)
-        found = newest_whole(config.checkpoint.dirpath or self.run_folder / "checkpoints")
+        checkpoints = Path(config.checkpoint.dirpath or self.run_folder / "checkpoints")
+        found = newest_whole(checkpoints)
+        refuse_to_overwrite(self.run_folder, checkpoints, resumable=found is not None)
         if found is None:
             return
         path, self.taken_up = found

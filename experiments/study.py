@@ -234,7 +234,7 @@ def _score(file: Path) -> tuple[float, int]:
     from distill.cli import read_checkpoint
 
     checkpoint = read_checkpoint(file)
-    (kept,) = (state for name, state in checkpoint["callbacks"].items() if name.startswith("ModelCheckpoint"))
+    (kept,) = (state for name, state in checkpoint["callbacks"].items() if name.startswith("RunCheckpoint"))
     return float(kept["best_model_score"]), -int(checkpoint["epoch"])
 
 

@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint_and_ends_in_one_sentence(u
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     told = capsys.readouterr().err
     assert code == 2, told
-    assert "step=14.ckpt' (" in told
+    assert "step=12.ckpt' (" in told
     assert "could not be written (File too large), what was saved before is whole" in told
     assert "Traceback" not in told
     assert {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before
@@ -168,6 +168,78 @@ def test_without_a_folder_the_latest_run_is_resumed(tmp_path, monkeypatch, undis
 def test_resume_and_a_checkpoint_are_not_given_together(undisturbed, capsys):
     assert main([*FIT, f"--ckpt_path={undisturbed / 'checkpoints/last.ckpt'}"]) == 2
     assert "resume: it finds the checkpoint by itself, but ckpt_path is given too" in capsys.readouterr().err
+
+
+def tear(folder):
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-1000])
+
+
+def make_foreign(folder):
+    for path in (folder / "checkpoints").iterdir():
+        torch.save({"state_dict": {}}, path)
+
+
+def remove_checkpoints(folder):
+    shutil.rmtree(folder / "checkpoints")
+
+
+def leave_curves_alone(folder):
+    remove_checkpoints(folder)
+    (folder / "results.json").unlink()
+
+
+def leave_results_alone(folder):
+    remove_checkpoints(folder)
+    for name in ("config.yaml", "metrics.csv"):
+        (folder / name).unlink()
+
+
+def make_results_foreign(folder):
+    (folder / "results.json").write_text('{"accuracy": 1.0}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (tear, "no checkpoint in '{0}/checkpoints' can be resumed (last.ckpt, step=10.ckpt, step=12.ckpt and 7 more)"),
+        (make_foreign, "no checkpoint in '{0}/checkpoints' can be resumed (last.ckpt, "),
+        (remove_checkpoints, "'{0}' holds a run without a checkpoint to resume (metrics.csv, results.json is left)"),
+        (leave_curves_alone, "'{0}' holds a run without a checkpoint to resume (metrics.csv is left)"),
+        (leave_results_alone, "'{0}' holds a run without a checkpoint to resume (results.json is left)"),
+        (make_results_foreign, "'{0}/results.json' was not written by a run of distill"),
+    ],
+)
+def test_a_run_that_cannot_be_resumed_is_refused_and_stays_untouched(undisturbed, damage, told, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    damage(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main([*FIT, f"--trainer.default_root_dir={folder}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.format(folder) in error
+    assert "to begin anew, give another trainer.default_root_dir or move what is there away" in error
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_checkpoints_of_another_run_are_not_overwritten(undisturbed, resume, tmp_path, capsys):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(undisturbed / "checkpoints", theirs)
+    before = {path: path.read_bytes() for path in theirs.iterdir()}
+    folder = tmp_path / "mine"
+    command = FIT if resume else FIT[:-1]
+    assert main([*command, f"--checkpoint.dirpath={theirs}", f"--trainer.default_root_dir={folder}"]) == 2
+    assert f"checkpoint.dirpath: '{theirs}' holds the checkpoints of another run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in theirs.iterdir()} == before
+    assert not folder.exists()
+
+
+def test_a_folder_with_the_results_of_something_else_is_not_written_to(tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{}")
+    assert main([*FIT[:-1], f"--trainer.default_root_dir={tmp_path}"]) == 2
+    assert "holds a run already and is not overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_weights_alone_are_nothing_to_go_on_from(tmp_path):

@@ -5,6 +5,7 @@ from distill.callbacks.interruptions import Interruptions
 from distill.callbacks.pictures import HeadPictures
 from distill.callbacks.random_state import RandomState
 from distill.callbacks.results import Results
+from distill.callbacks.run_checkpoint import RunCheckpoint
 from distill.callbacks.superpixels import SuperpixelSegments
 from distill.callbacks.wandb_report import WandbReport
 
@@ -14,6 +15,7 @@ __all__ = [
     "Interruptions",
     "RandomState",
     "Results",
+    "RunCheckpoint",
     "SuperpixelSegments",
     "WandbReport",
 ]

@@ -1,21 +1,23 @@
-"""Lets a run that is stopped at any moment be taken up exactly there."""
+"""Mends how Lightning resumes a run, so that it goes on exactly where it was."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.loops.loop import _Loop
+
+from distill.callbacks.run_checkpoint import is_stopping, validation_is_due
 
 
 class Interruptions(Callback):
-    """Saves `last.ckpt` when the process is told to end (SIGTERM), and mends how Lightning takes up a run.
+    """Makes a resumed run go on exactly where it was, and validates at the run's last step.
 
-    A signal during a validation waits for its end. (The averaged weights of an EMA are in the module's place then.)
-    Lightning leaves out two things when it takes up a run, which come here: the validation that was about to begin,
-    and the step of a `ReduceLROnPlateau` at the end of the epoch.
+    A SIGTERM during a validation waits for its end. (The averaged weights of an EMA are in the module's place then.)
+    Lightning leaves out two things when it resumes a run, which come here: the validation that was about to begin,
+    and the step of a `ReduceLROnPlateau` at the end of the epoch. With `max_steps` it would also begin the epoch after
+    the one that was over at the end of it. And where `max_steps` ends a run within an epoch, it would not validate.
     """
 
     def __init__(self) -> None:
@@ -31,6 +33,9 @@ class Interruptions(Callback):
             "epoch_is_over": self._epoch_is_over,
             "figures": {name: float(figure) for name, figure in trainer.callback_metrics.items()},
         }
+        epoch = trainer.fit_loop.epoch_loop
+        if trainer.validating and not epoch._should_accumulate():  # Lightning counts this batch after the validation
+            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let the validation come first, if it is due."""
@@ -52,7 +57,13 @@ class Interruptions(Callback):
         self._validation_is_due = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a scheduler that looks at figures take the step that the checkpoint came before."""
+        """Begin the next epoch if the last one was over, after the step of a scheduler that looks at its figures."""
+        loop = trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        if loop.restarting and epochs.ready == epochs.started == epochs.processed:
+            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # FitLoop's own makes it true with max_steps
+            loop.reset()
+            epochs.completed = epochs.processed
         trainer.callback_metrics.update({name: torch.tensor(figure) for name, figure in self._figures.items()})
         if self._epoch_is_over:
             trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
@@ -70,11 +81,10 @@ class Interruptions(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """See whether a validation is due, and save if there was a signal."""
-        epoch = trainer.fit_loop.epoch_loop
-        fetcher = trainer.fit_loop._data_fetcher
-        self._validation_is_due = fetcher is not None and epoch._should_check_val_fx(fetcher)
-        self._save_if_signalled(trainer)
+        """Ask for a validation at the run's last step, and note whether one is due."""
+        if is_stopping(trainer):
+            trainer.should_stop = True  # Lightning then validates within an epoch, too
+        self._validation_is_due = validation_is_due(trainer)
 
     def on_validation_batch_end(
         self,
@@ -98,23 +108,8 @@ class Interruptions(Callback):
         if self._signalled:
             trainer._signal_connector.received_sigterm = True
             self._signalled = False
-        self._save_if_signalled(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let schedulers look at the figures after the first epoch of a resumed run, too."""
         self._epoch_is_over = True
-        trainer.fit_loop.restarting = False
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """On several ranks, which Lightning brings together here, save now."""
-        if trainer.world_size > 1 and isinstance(exception, SIGTERMException) and trainer.training:
-            self._save(trainer)
-
-    def _save_if_signalled(self, trainer: Trainer) -> None:
-        if trainer.received_sigterm and trainer.world_size == 1:
-            self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
-        if checkpoints is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning has it
-            trainer.save_checkpoint(Path(checkpoints) / "last.ckpt")
+        trainer.fit_loop._restarting = False

@@ -25,7 +25,8 @@ class Results(Callback):
     """Writes `results.json` when training ends: the last and the best epoch, and all that led there.
 
     The best epoch is by the checkpoints' `monitor`. Of a run with validations both have the validation's figures, else
-    those of training. What it knows is saved in the checkpoints, so that a resumed run reports the whole; the wall time
+    those of training. Where the run went on after its last validation, `last` tells by `validation_step` when that was.
+    What it knows is saved in the checkpoints, so that a resumed run reports the whole; the wall time
     is without what was lost between the last checkpoint and a kill.
 
     Attributes:
@@ -43,6 +44,7 @@ class Results(Callback):
         self.best: dict[str, Any] | None = None
         self.summary: dict[str, Any] | None = None
         self._seconds = 0.0  # of the runs before this one
+        self._has_trained = False
         self._started = perf_counter()
         self._git: dict[str, Any] | None = None
 
@@ -60,6 +62,10 @@ class Results(Callback):
         if self.folder is not None and trainer.is_global_zero:
             self._git = _git()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """See that there is something new to report."""
+        self._has_trained = True
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the figures."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -74,8 +80,17 @@ class Results(Callback):
         """Write the file."""
         if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]  # Lightning has it
             return
+        file = self.folder / "results.json"
+        if not self._has_trained and file.exists():  # the run was over
+            self.summary = json.loads(file.read_text())
+            return
+        if self.last is None or self.last["step"] != trainer.global_step:
+            figures = {name: figure for name, figure in (self.last or {}).items() if name not in ("epoch", "step")}
+            validated = {} if self.last is None else {"validation_step": self.last["step"]}
+            epoch = max(trainer.current_epoch - 1, 0)  # by now Lightning counts the one that would be next
+            self.last = {"epoch": epoch, "step": trainer.global_step, **validated, **figures}
         self.summary = self._summary(trainer)
-        write_whole(self.folder / "results.json", (json.dumps(self.summary, indent=2) + "\n").encode())
+        write_whole(file, (json.dumps(self.summary, indent=2) + "\n").encode())
 
     def _note(self, trainer: Trainer, prefix: str) -> None:
         figures = {
