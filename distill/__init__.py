@@ -6,8 +6,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ClassificationModule": "distill.module",
-    "DistillationModule": "distill.module",
+    "ClassificationModule": "distill.training.modules",
+    "DistillationModule": "distill.training.modules",
     "Features": "distill.features",
     "FeatureSpec": "distill.features",
     "Head": "distill.heads",

@@ -12,15 +12,15 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     try:
         if args[:1] == ["export"]:
-            from distill.export import run_export
+            from distill.cli.export import run_export
 
             run_export(args[1:])
         elif args[:1] == ["probe"]:
-            from distill.probe import run_probe
+            from distill.cli.probe import run_probe
 
             run_probe(args[1:])
         else:
-            from distill.cli import run
+            from distill.cli.program import run
 
             run(args)
     except UserError as error:

@@ -137,7 +137,7 @@ def perform(runs: Sequence[Run], jobs: int, gpus: int) -> list[str]:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     # Forked from a process that has imported everything and computed nothing: a run then begins at once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distill.cli", "timm", "torchvision.transforms.v2"])
+    context.set_forkserver_preload(["distill.cli.program", "timm", "torchvision.transforms.v2"])
     slots: list[int] = list(range(jobs))
     running: dict[Any, tuple[Run, int, Any]] = {}
     problems: list[str] = []
@@ -195,7 +195,7 @@ def work(run: Run, gpu: int | None) -> None:
 
 def trained(run: Run) -> dict[str, Any]:
     """Top-1 (%) on the test images after the last and the best epoch of a run, begun anew or resumed."""
-    from distill.cli import run as distill
+    from distill.cli.program import run as distill
 
     started = perf_counter()
     before = _newest(run.folder)
@@ -231,7 +231,7 @@ def _newest(folder: Path) -> Path | None:
 
 def _score(file: Path) -> tuple[float, int]:
     """What a checkpoint was kept for, its validation top-1; of equals the earliest epoch counts as better."""
-    from distill.cli import read_checkpoint
+    from distill.cli.program import read_checkpoint
 
     checkpoint = read_checkpoint(file)
     (kept,) = (state for name, state in checkpoint["callbacks"].items() if name.startswith("RunCheckpoint"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ddp import RankPool
+from tests.two_ranks import RankPool
 
 
 @pytest.fixture(scope="session")

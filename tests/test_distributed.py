@@ -10,8 +10,8 @@ from torch import Tensor
 
 from distill.distributed import all_sum, gather, rank, world_size
 from distill.errors import UserError
-from tests.ddp import RankPool
 from tests.golden import Q
+from tests.two_ranks import RankPool
 
 
 def test_without_a_process_group_there_is_one_rank() -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from distill.__main__ import main
-from distill.cli import run
+from distill.cli.program import run
 from distill.export import load_student
-from tests.cli import KD, TEACHER, TINY
+from tests.program import KD, TEACHER, TINY
 
 
 @pytest.fixture(scope="module")

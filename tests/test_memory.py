@@ -12,8 +12,8 @@ from torch import Tensor
 from distill.distributed import gather, rank
 from distill.errors import UserError
 from distill.memory import EmbeddingQueue, SampleBank, with_gradient_now
-from tests.ddp import RankPool
 from tests.golden import Q
+from tests.two_ranks import RankPool
 
 
 def numbered(start: int, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distill.__main__ import main
-from tests.cli import ROOT, TINY, in_a_process
+from tests.program import ROOT, TINY, in_a_process
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.strip() for line in README.splitlines() if re.match(r"    (PYTHONPATH=\. )?distill ", line)]

@@ -1,13 +1,13 @@
 """What rides along with the Trainer."""
 
+from distill.callbacks.checkpoint import RunCheckpoint
+from distill.callbacks.exact_resume import Interruptions
 from distill.callbacks.frozen_backbone import FrozenBackbone
-from distill.callbacks.interruptions import Interruptions
 from distill.callbacks.pictures import HeadPictures
 from distill.callbacks.random_state import RandomState
 from distill.callbacks.results import Results
-from distill.callbacks.run_checkpoint import RunCheckpoint
 from distill.callbacks.superpixels import SuperpixelSegments
-from distill.callbacks.wandb_report import WandbReport
+from distill.callbacks.wandb import WandbReport
 
 __all__ = [
     "FrozenBackbone",

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from distill.errors import UserError
-from distill.module import ClassificationModule
+from distill.training.modules import ClassificationModule
 
 
 class FrozenBackbone(Callback):

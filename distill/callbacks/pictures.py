@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.heads import Head
-from distill.module import ClassificationModule
+from distill.training.modules import ClassificationModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from distill.data import ImageData
 from distill.errors import UserError
-from distill.module import ClassificationModule
 from distill.superpixels import slic
 from distill.superpixels.pixels import Backend
+from distill.training.modules import ClassificationModule
 
 
 class SuperpixelSegments(Callback):

@@ -12,11 +12,11 @@ from distill.functional.graphs import (
     neighbour_divergence,
     node_contrast,
 )
-from distill.functional.hashing import random_bits
 from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalised_gram, taylor_kernel
 from distill.functional.logits import dkd, kd, nckd, tckd
 from distill.functional.longtail import effective_number_weights, label_margins, log_priors, with_margins
 from distill.functional.maps import ab, at, attention_map, flow_matrix, fsp, ft, hcl, pool, to_common_grid, vid
+from distill.functional.random_bits import random_bits
 from distill.functional.relations import angle_cosines, normalised_distances, pair_distances, relative_squared_distances
 from distill.functional.votes import neighbour_votes
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from distill import functional
 from distill.features import Features, FeatureSpec
 from distill.functional import to_common_grid
-from distill.heads.adapters import normalised_convolution
 from distill.heads.base import Batch, positive
-from distill.heads.maps import MapHead, total
+from distill.heads.parts.adapters import normalised_convolution
+from distill.heads.parts.maps import MapHead, total
 
 SCALE = 3 / 1000
 """Of the public codes, which sum over channels and cells."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from distill import functional
 from distill.features import Features, FeatureSpec
 from distill.heads.base import Batch
-from distill.heads.maps import MapHead, total
+from distill.heads.parts.maps import MapHead, total
 
 
 class AT(MapHead):

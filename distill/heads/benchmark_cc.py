@@ -12,7 +12,7 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import adjacent_congruence
 from distill.heads.base import Batch, Head, Scope
-from distill.heads.projection import LinearMap
+from distill.heads.parts.projection import LinearMap
 
 
 class BenchmarkCC(Head):

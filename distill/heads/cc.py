@@ -8,7 +8,7 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.functional import taylor_kernel
 from distill.heads.base import Scope, positive
-from distill.heads.feature_relation import FeatureRelation
+from distill.heads.parts.feature_relation import FeatureRelation
 
 
 class CC(FeatureRelation):

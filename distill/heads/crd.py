@@ -11,9 +11,9 @@ from distill.distributed import all_sum, gather, world_size
 from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import noise_contrast
-from distill.functional.hashing import random_bits
+from distill.functional.random_bits import random_bits
 from distill.heads.base import Batch, Head, Scope, positive
-from distill.heads.projection import Projection
+from distill.heads.parts.projection import Projection
 from distill.memory import SampleBank, refuse_other_shapes, with_gradient_now
 from distill.schedules import Number, value_at
 

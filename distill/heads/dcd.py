@@ -13,7 +13,7 @@ from distill.features import Features, FeatureSpec
 from distill.functional.contrast import info_nce
 from distill.functional.divergences import kl_divergence
 from distill.heads.base import Batch, Head, Scope, positive
-from distill.heads.projection import Projection
+from distill.heads.parts.projection import Projection
 
 
 class DCD(Head):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional import to_common_grid
-from distill.heads.adapters import Convolution, normalised_convolution
 from distill.heads.base import Batch
-from distill.heads.maps import MapHead, total
+from distill.heads.parts.adapters import Convolution, normalised_convolution
+from distill.heads.parts.maps import MapHead, total
 
 
 class FitNet(MapHead):

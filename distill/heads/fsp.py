@@ -11,7 +11,7 @@ from distill import functional
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.heads.base import Batch
-from distill.heads.maps import MapHead
+from distill.heads.parts.maps import MapHead
 
 
 class FSP(MapHead):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from distill import functional
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.heads.adapters import Convolution
 from distill.heads.base import Batch
-from distill.heads.maps import MapHead, total
+from distill.heads.parts.adapters import Convolution
+from distill.heads.parts.maps import MapHead, total
 
 SLOPE = 0.1
 """Of the leaky ReLU behind each convolution."""

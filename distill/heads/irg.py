@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.functional import relative_squared_distances
-from distill.heads.feature_relation import FeatureRelation
+from distill.heads.parts.feature_relation import FeatureRelation
 
 
 class IRG(FeatureRelation):

@@ -8,8 +8,8 @@ from distill.errors import UserError
 from distill.features import Features
 from distill.functional import effective_number_weights, label_margins, with_margins
 from distill.heads.base import Batch, positive
-from distill.heads.class_counts import ClassCountsHead
 from distill.heads.cross_entropy import labelled_cross_entropy
+from distill.heads.parts.class_counts import ClassCountsHead
 
 
 class LDAM(ClassCountsHead):

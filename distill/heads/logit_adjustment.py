@@ -8,8 +8,8 @@ from distill.errors import UserError
 from distill.features import Features
 from distill.functional import log_priors
 from distill.heads.base import Batch
-from distill.heads.class_counts import ClassCountsHead
 from distill.heads.cross_entropy import labelled_cross_entropy
+from distill.heads.parts.class_counts import ClassCountsHead
 
 
 class LogitAdjustment(ClassCountsHead):

@@ -10,8 +10,8 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import channel_discrepancy
 from distill.heads.base import Batch, Head, Scope
-from distill.heads.grid_tokens import GridTokens, averaged
-from distill.heads.maps import layers_named, total
+from distill.heads.parts.grid_tokens import GridTokens, averaged
+from distill.heads.parts.maps import layers_named, total
 
 
 class NST(Head):

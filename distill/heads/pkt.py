@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.functional import conditional_probabilities, probability_divergence
-from distill.heads.feature_relation import FeatureRelation
+from distill.heads.parts.feature_relation import FeatureRelation
 
 
 class PKT(FeatureRelation):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from distill import functional
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.heads.adapters import Convolution, normalised_convolution
 from distill.heads.base import Batch
-from distill.heads.maps import MapHead, total
+from distill.heads.parts.adapters import Convolution, normalised_convolution
+from distill.heads.parts.maps import MapHead, total
 
 
 class ReviewKD(MapHead):

@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.functional import angle_difference, edges, huber, normalised_distances
 from distill.heads.base import Scope
-from distill.heads.feature_relation import FeatureRelation
+from distill.heads.parts.feature_relation import FeatureRelation
 
 
 class RKD(FeatureRelation):

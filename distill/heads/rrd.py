@@ -12,7 +12,7 @@ from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import memory_relation
 from distill.heads.base import Batch, Head, Scope, positive
-from distill.heads.projection import OnSphere, Projection
+from distill.heads.parts.projection import OnSphere, Projection
 from distill.memory import EmbeddingQueue, Storage, refuse_other_shapes
 from distill.schedules import Number, value_at
 

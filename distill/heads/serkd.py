@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.drawing import Kind, enlarged, grid_of_pictures, mean_colours, with_borders
 from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional import angle_cosines, huber, normalised_distances
 from distill.heads.base import Batch, RelationHead
-from distill.heads.grid_tokens import TOKENIZERS, GridTokens, Tokenizer, averaged
-from distill.heads.projection import LinearMap
+from distill.heads.parts.grid_tokens import TOKENIZERS, GridTokens, Tokenizer, averaged
+from distill.heads.parts.projection import LinearMap
+from distill.plotting.images import Kind, enlarged, grid_of_pictures, mean_colours, with_borders
 from distill.superpixels import segment_tokens, slic, soft_association, soft_superpixels, superpixel_grid
 from distill.superpixels.association import Gradient, Grid, Neighbourhood
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distill.functional import normalised_gram
 from distill.heads.base import Scope
-from distill.heads.feature_relation import FeatureRelation
+from distill.heads.parts.feature_relation import FeatureRelation
 
 
 class SP(FeatureRelation):

@@ -12,10 +12,10 @@ from distill.distributed import gather, world_size
 from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional import adjacency_divergence, context_difference, neighbour_divergence, node_contrast
-from distill.functional.hashing import random_bits
+from distill.functional.random_bits import random_bits
 from distill.heads.base import Batch, RelationHead, Scope, positive
-from distill.heads.grid_tokens import GridTokens, averaged
-from distill.heads.projection import Projection
+from distill.heads.parts.grid_tokens import GridTokens, averaged
+from distill.heads.parts.projection import Projection
 from distill.schedules import Cosine, Number, value_at
 from distill.superpixels.association import Grid
 
@@ -226,7 +226,7 @@ class TRG(RelationHead):
             batch: what both looked at.
             images: how many images, one row each.
         """
-        from distill.heads.trg_picture import draw_graphs
+        from distill.plotting.graphs import draw_graphs
 
         pair = self.on_common_grid(*(seen.apply(lambda tensor: tensor[:images].float()) for seen in (student, teacher)))
         nodes = [F.normalize(seen["tokens"], dim=-1) if self.normalise else seen["tokens"] for seen in pair]

@@ -13,9 +13,9 @@ from distill import functional
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import to_common_grid
-from distill.heads.adapters import Convolution
 from distill.heads.base import Batch
-from distill.heads.maps import MapHead, total
+from distill.heads.parts.adapters import Convolution
+from distill.heads.parts.maps import MapHead, total
 
 EPS = 1e-5
 """The least variance."""

@@ -3,7 +3,7 @@
 from distill.networks.base import Network
 from distill.networks.teacher import FrozenTeacher
 from distill.networks.timm import Timm
+from distill.networks.torch_module import Wrap
 from distill.networks.weights import load_weights
-from distill.networks.wrap import Wrap
 
 __all__ = ["FrozenTeacher", "Network", "Timm", "Wrap", "load_weights"]

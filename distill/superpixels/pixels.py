@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError, one_of
-from distill.superpixels import fast
+from distill.superpixels import fast_slic
 from distill.superpixels.clustering import cell_grid, cluster
-from distill.superpixels.colour import rgb_to_lab
+from distill.superpixels.color import rgb_to_lab
 from distill.superpixels.connectivity import connect
 
 Backend = Literal["auto", "torch", "fast_slic"]
@@ -52,11 +52,11 @@ def slic(
     _check(images, segments, compactness, iterations)
     with torch.autocast(images.device.type, enabled=False):
         if _takes_fast_slic(images, segments, backend):
-            labels = fast.fast_slic(images.expand(-1, 3, -1, -1).cpu(), segments, compactness, iterations)
+            labels = fast_slic.fast_slic(images.expand(-1, 3, -1, -1).cpu(), segments, compactness, iterations)
             return labels.to(images.device)
         # A sum is not finite if one of its values is not, and it is quick to take.
         if _can_look(images) and not images.sum(dtype=torch.float32).isfinite():
-            raise UserError(fast.NOT_FINITE)
+            raise UserError(fast_slic.NOT_FINITE)
         colours = rgb_to_lab(images)
         grid = cell_grid(segments, *images.shape[2:])
         labels, centres = cluster(colours, grid, compactness, iterations)
@@ -67,14 +67,14 @@ def _takes_fast_slic(images: Tensor, segments: int, backend: Backend) -> bool:
     if one_of("backend", backend, ("auto", "torch", "fast_slic")) == "torch" or torch.compiler.is_compiling():
         return False
     if backend == "auto":
-        return images.device.type == "cpu" and segments <= fast.MOST_SEGMENTS and fast.is_installed()
-    if not fast.is_installed():
+        return images.device.type == "cpu" and segments <= fast_slic.MOST_SEGMENTS and fast_slic.is_installed()
+    if not fast_slic.is_installed():
         raise UserError(
             "backend 'fast_slic' needs the fast-slic library, which is not installed: install distill[superpixels] "
             "with uv, or take backend 'torch'"
         )
-    if segments > fast.MOST_SEGMENTS:
-        raise UserError(f"backend 'fast_slic' makes at most {fast.MOST_SEGMENTS} segments, given {segments}")
+    if segments > fast_slic.MOST_SEGMENTS:
+        raise UserError(f"backend 'fast_slic' makes at most {fast_slic.MOST_SEGMENTS} segments, given {segments}")
     return True
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from distill.superpixels.colour import rgb_to_lab
+from distill.superpixels.color import rgb_to_lab
 from distill.superpixels.connectivity import connected_pieces, piece_sizes
 
 

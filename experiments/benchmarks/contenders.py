@@ -20,8 +20,8 @@ from timing import Run
 from torch import Tensor, nn
 
 from distill.heads import KD, Batch, Term
-from distill.module import DistillationModule
 from distill.networks.timm import Timm
+from distill.training.modules import DistillationModule
 
 TEMPERATURE = 4.0
 Step = Callable[[], Tensor]

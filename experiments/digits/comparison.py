@@ -12,7 +12,7 @@ from time import perf_counter
 from rich.console import Console
 from rich.table import Table
 
-from distill.cli import DistillCLI, run
+from distill.cli.program import DistillCLI, run
 
 HERE = Path("experiments/digits")
 LAST = Path("checkpoints/last.ckpt")

@@ -8,12 +8,12 @@ from lightning.pytorch import Callback, Trainer
 
 from distill.__main__ import main
 from distill.callbacks import FrozenBackbone
-from distill.cli import run
+from distill.cli.program import run
 from distill.data import Digits
 from distill.export import load_student
-from distill.module import ClassificationModule
 from distill.networks import Timm
-from tests.cli import TINY
+from distill.training.modules import ClassificationModule
+from tests.program import TINY
 
 PROBE = [
     *TINY,

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from distill.__main__ import main
-from distill.cli import run
-from tests.cli import KD, TEACHER, TINY
+from distill.cli.program import run
+from tests.program import KD, TEACHER, TINY
 
 HEADS = [*TEACHER, *KD, "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.size=32"]
 

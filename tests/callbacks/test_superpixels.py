@@ -5,10 +5,10 @@ import torch
 from lightning.pytorch import Callback
 
 from distill.__main__ import main
-from distill.cli import run
+from distill.cli.program import run
 from distill.heads import Head
 from distill.superpixels import slic
-from tests.cli import TINY
+from tests.program import TINY
 
 NETWORKS = [
     *TINY,

@@ -9,8 +9,8 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import ab
 from distill.heads.ab import AB
-from tests.cli import TEACHER, TINY
 from tests.golden import Q, assert_relative
+from tests.program import TEACHER, TINY
 from tests.stages import curves, every_step, moved, weights_by_step
 
 

@@ -13,8 +13,8 @@ from distill.heads import Batch, Head, RelationHead, Term, shipped
 from distill.heads.base import Scope, mean_over_ranks, positive
 from distill.schedules import Constant, Linear, Progress
 from distill.testing import check_head
-from tests.ddp import RankPool
 from tests.golden import Q
+from tests.two_ranks import RankPool
 
 
 class CosineRelation(RelationHead):

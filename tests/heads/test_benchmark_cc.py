@@ -11,8 +11,8 @@ from distill.features import Features, FeatureSpec
 from distill.functional import adjacent_congruence
 from distill.heads.benchmark_cc import BenchmarkCC
 from distill.testing import check_head
-from tests.ddp import RankPool
 from tests.golden import Q, assert_relative
+from tests.two_ranks import RankPool
 
 
 def built(student: Features, teacher: Features, width: int = 4) -> BenchmarkCC:

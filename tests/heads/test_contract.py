@@ -29,7 +29,7 @@ from distill.testing import (
     teacher_gets_no_gradient,
     two_ranks_equal_one,
 )
-from tests.ddp import RankPool
+from tests.two_ranks import RankPool
 
 every_head = pytest.mark.parametrize("make", shipped().values(), ids=shipped().keys())
 

@@ -13,8 +13,8 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.heads.crd import CRD
 from distill.testing import Case, two_ranks_equal_one
-from tests.ddp import RankPool
 from tests.golden import Q, assert_relative
+from tests.two_ranks import RankPool
 
 INDEX = (7 * torch.arange(8) + 3) % 20
 UNKNOWN = torch.full((8,), -1)

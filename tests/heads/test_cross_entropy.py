@@ -9,8 +9,8 @@ from distill.distributed import rank, world_size
 from distill.errors import UserError
 from distill.features import Features
 from distill.heads.cross_entropy import CrossEntropy
-from tests.ddp import RankPool
 from tests.golden import Q
+from tests.two_ranks import RankPool
 
 LABEL = torch.tensor([3, 0, -1, 1, -1, 4])
 SOFT = torch.tensor([[0.25, 0, 0.75, 0, 0], [0] * 5, [0, 0.5, 0, 0, 0], [0, 0, 0, 1, 0], [0] * 5, [0.2] * 5])

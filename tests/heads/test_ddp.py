@@ -17,7 +17,7 @@ from distill.heads.review_kd import ReviewKD
 from distill.heads.rkd import RKD
 from distill.heads.rrd import RRD
 from distill.testing import Case, Sample
-from tests.ddp import RankPool
+from tests.two_ranks import RankPool
 
 every_head = pytest.mark.parametrize("make", shipped().values(), ids=shipped().keys())
 

@@ -11,8 +11,8 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.heads.fitnet import FitNet
 from distill.testing import check_head
-from tests.ddp import RankPool
 from tests.golden import Q, assert_relative
+from tests.two_ranks import RankPool
 
 
 def test_value_and_gradient_are_the_golden_ones() -> None:

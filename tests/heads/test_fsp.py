@@ -9,8 +9,8 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.heads.fsp import FSP
 from distill.testing import STUDENT, TEACHER, check_head
-from tests.ddp import RankPool
 from tests.golden import Q, assert_relative
+from tests.two_ranks import RankPool
 
 
 def seen(low: Tensor, high: Tensor) -> Features:

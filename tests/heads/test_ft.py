@@ -15,11 +15,11 @@ from distill.functional import ft
 from distill.heads.ft import FT
 from distill.schedules import Progress
 from distill.testing import check_head
-from tests.cli import TEACHER as TEACHER_ARGUMENTS
-from tests.cli import TINY
-from tests.ddp import RankPool
 from tests.golden import Q, assert_relative
+from tests.program import TEACHER as TEACHER_ARGUMENTS
+from tests.program import TINY
 from tests.stages import curves, every_step, moved, weights_by_step
+from tests.two_ranks import RankPool
 
 STUDENT, TEACHER = Features(maps={"layer": Q([4, 5, 8, 8], 6)}), Features(maps={"layer": Q([4, 7, 8, 8], 8)})
 

@@ -14,8 +14,8 @@ from distill.functional import effective_number_weights, label_margins
 from distill.heads.ldam import LDAM
 from distill.schedules import Progress
 from distill.testing import check_head
-from tests.ddp import RankPool
 from tests.golden import Q
+from tests.two_ranks import RankPool
 
 COUNTS = torch.tensor([100, 40, 9, 2, 1])
 LABEL = torch.tensor([3, 0, -1, 1, -1, 4])

@@ -12,8 +12,8 @@ from distill.features import Features, FeatureSpec
 from distill.heads.cross_entropy import CrossEntropy
 from distill.heads.logit_adjustment import LogitAdjustment
 from distill.testing import check_head
-from tests.ddp import RankPool
 from tests.golden import Q
+from tests.two_ranks import RankPool
 
 COUNTS = torch.tensor([100, 40, 9, 2, 1])
 LABEL = torch.tensor([3, 0, -1, 1, -1, 4])

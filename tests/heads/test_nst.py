@@ -12,8 +12,8 @@ from distill.features import Features, FeatureSpec
 from distill.functional import channel_discrepancy
 from distill.heads.nst import NST
 from distill.testing import check_head
-from tests.ddp import RankPool
 from tests.golden import Q, assert_relative
+from tests.two_ranks import RankPool
 
 
 def built(student: Features, teacher: Features, of: str = "last") -> NST:

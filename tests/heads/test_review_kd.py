@@ -12,8 +12,8 @@ from distill.features import Features, FeatureSpec
 from distill.functional import hcl
 from distill.heads.review_kd import Fusion, ReviewKD
 from distill.testing import check_head
-from tests.ddp import RankPool
 from tests.golden import Q
+from tests.two_ranks import RankPool
 
 STUDENT = Features(maps={"low": Q([3, 4, 8, 8], 1), "mid": Q([3, 5, 4, 4], 2), "high": Q([3, 6, 2, 2], 3)})
 TEACHER = Features(maps={"low": Q([3, 7, 6, 6], 4), "mid": Q([3, 8, 4, 4], 5), "high": Q([3, 9, 3, 3], 6)})

@@ -15,8 +15,8 @@ from distill.functional.contrast import info_nce
 from distill.heads.rrd import RRD
 from distill.schedules import Linear, Progress
 from distill.testing import Case, two_ranks_equal_one
-from tests.ddp import RankPool
 from tests.golden import GOLDEN, Q
+from tests.two_ranks import RankPool
 
 
 def of(embedding: Tensor) -> Features:

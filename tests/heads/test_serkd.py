@@ -16,8 +16,8 @@ from distill.heads.serkd import SeRKD
 from distill.superpixels import segment_tokens
 from distill.testing import check_head, evaluate
 from distill.testing.case import Case
-from tests.ddp import RankPool
 from tests.golden import GOLDEN, Q
+from tests.two_ranks import RankPool
 
 INPUTS = {
     "2*Q([2,36,5],50)": (2 * Q([2, 36, 5], 50), 2 * Q([2, 36, 7], 51)),

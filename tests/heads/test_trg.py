@@ -18,8 +18,8 @@ from distill.heads.trg import TRG
 from distill.networks import Timm
 from distill.schedules import Linear, Progress
 from distill.testing import check_head
-from tests.ddp import RankPool
 from tests.golden import GOLDEN, Q
+from tests.two_ranks import RankPool
 
 FIGURE = GOLDEN["trg"][0]
 ONLY: dict[str, dict[str, float]] = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.superpixels.colour import rgb_to_lab
+from distill.superpixels.color import rgb_to_lab
 from distill.superpixels.connectivity import connect, connected_pieces
 from distill.superpixels.quality import compactness, connectivity, explained_variation
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.superpixels import slic
 from distill.superpixels.clustering import cell_grid
-from distill.superpixels.colour import rgb_to_lab
-from distill.superpixels.fast import is_installed
+from distill.superpixels.color import rgb_to_lab
+from distill.superpixels.fast_slic import is_installed
 from distill.superpixels.quality import compactness, connectivity, explained_variation
 from tests.superpixels.photos import photos
 

@@ -1,0 +1,45 @@
+"""`distill probe`: what a trained student's embeddings are worth on a data set, by its nearest neighbours."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from distill.cli.program import Parser, mistake_in
+from distill.data import ImageData
+from distill.export import load_student
+from distill.knn import Probed, probe
+from distill.networks import Network
+
+
+def run_probe(args: list[str]) -> None:
+    """Parse the command line of `distill probe`, classify the test images and print the share that is right."""
+    parser = Parser(
+        prog="distill probe",
+        description="Classify test images by the nearest training images in the student's embeddings (weighted kNN); "
+        "nothing is trained. For a linear probe, fit with the callback FrozenBackbone.",
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="A checkpoint of `distill fit`.")
+    parser.add_subclass_arguments(ImageData, "data", required=True, help="The data set to probe on.")
+    parser.add_argument("--neighbours", type=int, default=20, help="How many training images vote.")
+    parser.add_argument(
+        "--temperature", type=float, default=0.07, help="Of a vote's weight, exp(cosine / temperature)."
+    )
+    given = parser.parse_args(args)
+    if "augment" in given.data.init_args:
+        given.data.init_args.augment = False  # the memory is of images as they are
+    student = load_student(given.ckpt_path)
+    try:
+        data: ImageData = parser.instantiate_classes(given).data
+    except ValueError as error:  # the parser wraps what a class raises
+        raise mistake_in(error) or error from None
+    Console().print(_table(student, data, probe(student, data, given.neighbours, given.temperature)))
+
+
+def _table(student: Network, data: ImageData, probed: Probed) -> Table:
+    table = Table()
+    for name in ("student", "data set", "training images", "test images", "kNN top-1 (%)"):
+        table.add_column(name)
+    counts = f"{probed.remembered:,}", f"{probed.tested:,}"
+    table.add_row(student.name, type(data).__name__, *counts, f"{100 * probed.top1:.1f}")
+    return table

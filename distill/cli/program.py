@@ -1,0 +1,302 @@
+"""The command line: LightningCLI with the habits of this project."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from jsonargparse import _typehints as jsonargparse_typehints
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from distill import __version__
+from distill.callbacks import Interruptions, RandomState, Results, RunCheckpoint, WandbReport
+from distill.callbacks.wandb import go_offline_without_a_key
+from distill.cli.messages import key_of, sentence, trainer_sentence
+from distill.cli.trainer import Trainer
+from distill.errors import UserError
+from distill.runs.checkpoints import WholeCheckpointIO, newest_whole, read_checkpoint
+from distill.runs.csv_logger import Curves
+from distill.runs.files import write_whole
+from distill.runs.folder import folder_to_resume, new_folder, refuse_checkpoints_of_another, refuse_to_overwrite
+from distill.runs.resume import changes
+from distill.training.modules import DistillationModule
+
+
+class Parser(LightningArgumentParser):
+    """Complains in one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong as a `UserError`; within a class's arguments, leave it to the parser of the whole."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        raise UserError(sentence(message, flags)) from ex
+
+
+class SaveRun(SaveConfigCallback):
+    """Keeps a run's configuration beside its results and inside its checkpoints."""
+
+    folder: Path
+
+    def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
+        """Write nothing yet: the set-up may still be refused."""
+
+    def on_train_start(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
+        """Write `config.yaml` into the run's folder."""
+        if trainer.is_global_zero:
+            write_whole(self.folder / "config.yaml", self.text.encode())
+
+    def on_save_checkpoint(
+        self, trainer: LightningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a checkpoint explain itself: `distill export` needs no other file."""
+        checkpoint["distill_config"] = self.text
+
+    @property
+    def text(self) -> str:
+        """The configuration, without how it came to go on."""
+        config = self.config.clone()
+        if config.get("resume"):
+            config.resume, config.ckpt_path = False, None
+        return str(self.parser.dump(config, skip_none=False))
+
+
+class DistillCLI(LightningCLI):
+    """`distill fit | validate | test | predict | check | superpixels`."""
+
+    run_folder: Path | None = None
+    taken_up: dict[str, Any] | None = None
+    """The checkpoint that a run in the same folder goes on from."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's own commands, `check` and `superpixels`."""
+        own = {name: {"model", "datamodule"} for name in ("check", "superpixels")}
+        return {**LightningCLI.subcommands(), **own}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take class count and image shape from the data, and save the best and the last checkpoint."""
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "model.task": {"head": {"class_path": "distill.heads.cross_entropy.CrossEntropy"}, "weight": 1.0},
+                "model.heads": {},  # not None: so a first head can be added from the command line
+            }
+        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--resume",
+                action="store_true",
+                help="Go on with the run in trainer.default_root_dir (or the latest runs/run-N), in its folder, from "
+                "its newest whole checkpoint; begin it if there is none.",
+            )
+        return parser
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder before anything is made."""
+        trainer = self._get(self.config, "trainer")
+        if self.subcommand == "fit" and not trainer.fast_dev_run and self.run_folder is None:
+            self.run_folder = new_folder(trainer.default_root_dir, self._get(self.config, "ckpt_path"))
+            if (dirpath := self._get(self.config, "checkpoint").dirpath) is not None:
+                refuse_checkpoints_of_another(Path(dirpath))
+        for logger in _wandb_loggers(trainer.logger):
+            self._settle_wandb(logger)
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer; name the key of a value that a class refuses."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # the parser wraps what a class raises
+            if (mistake := mistake_in(error)) is None:
+                raise
+            key = key_of(self.config[self.subcommand].as_dict(), str(mistake))
+            raise (mistake.at(key) if key else mistake) from None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; leave no empty folders of a run that is refused before it writes anything."""
+        try:
+            with _ending_well():
+                super()._run_subcommand(subcommand)
+        except UserError:
+            if self.run_folder is not None and not any(path.is_file() for path in self.run_folder.rglob("*")):
+                shutil.rmtree(self.run_folder, ignore_errors=True)
+                with suppress(OSError):  # the parent, if it was made for this run alone
+                    self.run_folder.parent.rmdir()
+            raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
+        """Make the trainer, with a CSV logger and checkpoints in the run's folder unless configured otherwise."""
+        before = self.taken_up or {}
+        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+            place = before.get("global_step", 0), before.get("interrupted", {}).get("validation_is_due", False)
+            kwargs["logger"] = Curves(self.run_folder, *place) if self.run_folder else False
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
+        checkpoint = self._get(self.config_init, "checkpoint")
+        if self.run_folder is not None:
+            checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            if (told := trainer_sentence(str(error))) is None:
+                raise
+            raise UserError(told) from error
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
+        saving = next((callback for callback in callbacks if isinstance(callback, SaveRun)), None)
+        if saving is not None and self.run_folder is not None:
+            saving.folder = self.run_folder
+            for callback in callbacks:
+                if isinstance(callback, Results):
+                    callback.folder, callback.configuration = self.run_folder, yaml.safe_load(saving.text)
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint, or find it; unlike Lightning's, never let it override the configuration."""
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if config.get("resume") and not config.trainer.fast_dev_run:
+            self._take_up(config)
+        elif path not in (None, "best", "last", "hpc"):
+            read_checkpoint(path)
+
+    def _take_up(self, config: Namespace) -> None:
+        """Find the run to go on with and its newest whole checkpoint, and hold the configuration against it."""
+        if config.ckpt_path is not None:
+            raise UserError("resume: it finds the checkpoint by itself, but ckpt_path is given too; leave one out")
+        self.run_folder = folder_to_resume(config.trainer.default_root_dir)
+        checkpoints = Path(config.checkpoint.dirpath or self.run_folder / "checkpoints")
+        found = newest_whole(checkpoints)
+        refuse_to_overwrite(self.run_folder, checkpoints, resumable=found is not None)
+        if found is None:
+            return
+        path, self.taken_up = found
+        before = yaml.safe_load(self.taken_up["distill_config"])
+        if config.seed_everything is True:  # "any seed": that of before
+            config.seed_everything = before["seed_everything"]
+        now = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
+        if different := changes(before, now):
+            shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+            raise UserError(
+                f"resume: the run of {str(path)!r} had another configuration: {shown}; give the same, or begin another "
+                "run from it with --ckpt_path in place of --resume"
+            )
+        config.ckpt_path = str(path)
+
+    def _settle_wandb(self, logger: Namespace) -> None:
+        """Keep wandb's files in the run's folder, go on with its run, and let it ask for nothing."""
+        given = logger.init_args
+        if self.run_folder is not None and given.save_dir == ".":
+            given.save_dir = str(self.run_folder)
+        if given.project is None and "WANDB_PROJECT" not in os.environ:
+            given.project = "distill"
+        if (
+            self.taken_up is not None
+            and given.id is None
+            and given.version is None
+            and "WANDB_RUN_ID" not in os.environ
+        ):
+            given.id = self.taken_up["callbacks"].get("WandbReport", {}).get("id")
+        if not given.offline:
+            go_offline_without_a_key()
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """Tell of a full disk in one sentence, exit after SIGTERM as programs do, and let wandb finish in any case."""
+    failed = True
+    try:
+        yield
+        failed = False
+    except SIGTERMException:
+        raise SystemExit(128 + 15) from None
+    except OSError as error:
+        if (mistake := mistake_in(error)) is not None:  # a checkpoint that could not be written, and then the log
+            raise mistake from None
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"the disk is full ({error.strerror}), what was saved before is whole: make room and go on with --resume"
+        ) from error
+    finally:
+        if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
+
+
+def _wandb_loggers(loggers: Any) -> list[Namespace]:
+    """Those of wandb among the loggers of a configuration."""
+    listed = loggers if isinstance(loggers, list) else [loggers]
+    return [logger for logger in listed if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger")]
+
+
+def mistake_in(error: BaseException | None) -> UserError | None:
+    """The user's mistake that an error was raised from, if there is one."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _drop_all_init_args(parser: object, before: Any, value: Any) -> None:
+    """Swap a class without carrying over the arguments that both classes know, as jsonargparse would."""
+    if before and "init_args" in before and before["class_path"] != value["class_path"]:
+        before["init_args"] = type(before)()
+
+
+# A weight decay meant for AdamW must not reach SGD because both have an argument of that name.
+jsonargparse_typehints.discard_init_args_on_class_path_change = _drop_all_init_args
+
+
+def run(args: list[str]) -> DistillCLI:
+    """Run one command, given as on the command line in `args`."""
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
+    return DistillCLI(
+        DistillationModule,
+        LightningDataModule,
+        subclass_mode_data=True,
+        save_config_callback=SaveRun,
+        trainer_class=Trainer,
+        trainer_defaults={"callbacks": [RandomState(), Interruptions(), Results(), WandbReport()]},
+        seed_everything_default=0,
+        parser_class=Parser,
+        parser_kwargs={"prog": "distill", "version": __version__, "description": _DESCRIPTION},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=args,
+    )
+
+
+_NOISE = (
+    "LightningCLI's args parameter is intended",  # `run` is what it is intended for
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher, on purpose
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+    "The '.*_dataloader' does not have many workers",  # data in memory need none
+    "You're using the WeightAveraging callback, but loading a checkpoint outside",  # as one does for a test
+    "The number of training batches .* is smaller than the logging interval",
+    r"(Experiment logs|Checkpoint) directory .* exists and is not empty",  # only where a run is resumed
+)
+
+_DESCRIPTION = """Relation distillation for image models.
+`distill fit --config FILE` trains, and every key of FILE can be overridden: `--model.heads.kd.weight=0.5`.
+`distill fit --help` lists the keys. Two more commands: `distill export` writes the student alone,
+`distill probe` classifies by its nearest neighbours."""

@@ -1,0 +1,50 @@
+"""Lightning's Trainer with this project's own commands."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Trainer as LightningTrainer
+
+from distill.callbacks.pictures import PicturesOnce, can_plot
+from distill.cli.check import print_set_up
+from distill.errors import UserError
+from distill.heads import Head, shipped
+from distill.training.modules import ClassificationModule
+
+
+class Trainer(LightningTrainer):
+    """Lightning's Trainer, which can also check a set-up without training."""
+
+    def check(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
+        """Check the set-up alone: print networks, layers, heads and data, and stop before step 0."""
+        print_set_up(model, datamodule, self)
+
+    def superpixels(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        output: str = "pictures",
+        images: int = 4,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Draw what the heads compare on the first validation images: superpixels and relations of both networks.
+
+        Args:
+            model: the module.
+            datamodule: its data.
+            output: the folder for the pictures, one for each term that can be drawn.
+            images: how many images each picture shows.
+            ckpt_path: a checkpoint with the student to look at; without one it is as it begins.
+        """
+        terms = model.terms.values() if isinstance(model, ClassificationModule) else []
+        if images < 1:
+            raise UserError(f"images must be at least 1, given {images}")
+        if not any(can_plot(term.head) for term in terms):
+            drawn = ", ".join(name for name, head in shipped().items() if head.plot is not Head.plot)
+            raise UserError(f"model.heads: none of the heads has a picture; those that have are {drawn}")
+        pictures = PicturesOnce(output, images)
+        self.callbacks.append(pictures)  # type: ignore[attr-defined]  # Lightning's Trainer has them
+        self.limit_val_batches = 1
+        self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        for path in pictures.written:
+            print(path)

@@ -1,0 +1,1 @@
+"""Training with Lightning: the modules, and what optimizer, schedulers and ranks need."""

@@ -1,0 +1,183 @@
+"""Each method trains on each pair: the parts of the CIFAR-100 recipes compose, instantiate and take a step."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from distill.__main__ import main
+from distill.networks import Timm
+from tests.data.test_cifar import write_cifar100
+from tests.program import ROOT
+
+CIFAR = ROOT / "experiments" / "cifar100"
+PAIRS = sorted(file.stem for file in (CIFAR / "pairs").glob("*.yaml"))
+METHODS = sorted(file.stem for file in (CIFAR / "methods").glob("*.yaml"))
+SAME_CHANNELS = {
+    "resnet110_resnet20",
+    "resnet110_resnet32",
+    "resnet32x4_resnet8x4",
+    "resnet56_resnet20",
+    "vgg13_vgg8",
+    "wrn_40_2_wrn_16_2",
+}
+"""Where FSP can compare; the CRD benchmark has figures of it for these alone."""
+ONE_STEP = [
+    *("--data.batch_size=4", "--data.num_workers=0", "--data.verify=false", "--model.teacher_dtype=float32"),
+    *("--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"),
+    *("--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1", "--trainer.enable_model_summary=false"),
+    *("--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"),
+]
+
+
+def configs(pair, method):
+    parts = ["recipe", f"pairs/{pair}", f"methods/{method}"]
+    return [f"--config={CIFAR / part}.yaml" for part in parts]
+
+
+def settings(pair, method):
+    """The whole recipe but for its size, its memories', and the teacher's weights."""
+    model = yaml.safe_load((CIFAR / "methods" / f"{method}.yaml").read_text())["model"]
+    small = {"crd": ["samples=40", "negatives=8"], "rrd": ["size=16"]}
+    given = [f"--model.heads.{head}.head.{value}" for head in model["heads"] for value in small.get(head, [])]
+    weights = ["--model.teacher.weights=null"] if model.get("teacher", True) else []
+    return [*configs(pair, method), *ONE_STEP, *given, *weights]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder with a small CIFAR-100 where the recipe looks for it."""
+    monkeypatch.chdir(tmp_path)
+    write_cifar100(tmp_path / "data", train=40, test=8)
+    return tmp_path
+
+
+def understood(pair, method, capsys):
+    """The resolved configuration."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *configs(pair, method), "--print_config"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 0, printed.err
+    return yaml.safe_load(printed.out)
+
+
+def test_the_pairs_and_methods_are_those_of_the_published_tables():
+    assert len(PAIRS) == 13
+    first = {"student", "kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ab", "ft", "fsp", "nst"}
+    assert first | {"crd", "crd_kd", "rrd", "rrd_kd", "dcd", "dcd_kd", "dkd", "dist", "reviewkd"} <= set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_understood(method, capsys):
+    found = understood("resnet32x4_resnet8x4", method, capsys)
+    written = yaml.safe_load((CIFAR / "methods" / f"{method}.yaml").read_text())["model"]
+    assert set(found["model"]["heads"]) == set(written["heads"])
+    assert (found["model"]["teacher"] is None) == (method == "student")
+    assert found["model"]["optimizer"]["init_args"]["lr"] == 0.05
+    stages = found["model"]["scheduler"]["init_args"]["milestones"], found["trainer"]["max_epochs"]
+    expected = ([180, 210, 240], 270) if method in ("ab", "ft", "fsp") else ([150, 180, 210], 240)
+    assert stages == expected, "240 epochs, after the initialisation if there is one"
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_pair_is_understood(pair, capsys):
+    found = understood(pair, "kd", capsys)
+    model = found["model"]
+    slow = pair.endswith(("mobilenetv2", "shufflenetv1", "shufflenetv2"))
+    optimizer = model["optimizer"]["init_args"]
+    assert [optimizer[key] for key in ("lr", "momentum", "weight_decay")] == [0.01 if slow else 0.05, 0.9, 5e-4]
+    assert model["task"]["weight"] == 0.1
+    names = [model[side]["init_args"]["name"] for side in ("teacher", "student")]
+    assert "_".join(name.removesuffix("_cifar").removesuffix("_half") for name in names) == pair
+    assert model["teacher"]["init_args"]["weights"] == f"weights/cifar100/{names[0]}.pth"
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_taps_of_a_pair_are_the_benchmarks_features(pair):
+    model = yaml.safe_load((CIFAR / "pairs" / f"{pair}.yaml").read_text())["model"]
+    taps = []
+    for side in ("student", "teacher"):
+        given = model[side]["init_args"]
+        network = Timm(given["name"], taps=given["taps"])
+        network.build(100, (3, 32, 32))
+        layers = [f"stages.{number}" for number in range(len(network.model.stages))]
+        own = given["taps"]
+        assert [own[name] for name in own if name.startswith("stage")] == layers
+        assert tuple(own[name] for name in own if name.startswith("pre")) == network.model.pre_activations
+        assert (own["stem"], own["last"]) == ("stem", layers[-1])
+        assert network.spec["parts"][1:] == (8, 8)
+        taps.append(list(own))
+    assert taps[0] == taps[1]
+
+
+def test_published_figures_are_of_pairs_and_methods_that_are_here():
+    with open(CIFAR / "published.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["pair"] for row in rows} == set(PAIRS)
+    assert {row["method"] for row in rows} <= {*METHODS, "teacher"}
+    assert len({(row["pair"], row["method"]) for row in rows}) == len(rows)
+    assert all(50 < float(row["top1"]) < 80 and row["source"] for row in rows)
+    assert {row["pair"] for row in rows if row["method"] == "fsp"} == SAME_CHANNELS
+    mean = {
+        method: sum(float(row["top1"]) for row in rows if row["method"] == method) / 13
+        for method in ("kd", "crd", "crd_kd", "rrd", "rrd_kd", "dcd_kd")
+    }
+    expected = {"kd": 72.39, "crd": 73.47, "crd_kd": 73.71, "rrd": 72.81, "rrd_kd": 73.76, "dcd_kd": 73.90}
+    assert mean == pytest.approx(expected, abs=0.006)
+
+
+@pytest.mark.parametrize("pair", sorted(set(PAIRS) - SAME_CHANNELS)[-1:])
+def test_a_method_that_cannot_work_on_a_pair_is_refused_in_one_sentence(pair, data, capsys):
+    assert main(["fit", *settings(pair, "fsp")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.heads.fsp.head: FSP needs equal channels, but 'stage1' has" in line
+
+
+def test_a_method_whose_taps_are_not_on_the_pair_is_refused_in_one_sentence(data, capsys):
+    taps = [f"--model.{side}.taps=[stem]" for side in ("student", "teacher")]
+    assert main(["fit", *settings("resnet56_resnet20", "fitnet"), *taps]) == 2
+    assert "model.heads.fitnet.head: FitNet needs 'stage2' of the student, but" in capsys.readouterr().err
+    assert main(["fit", *settings("resnet56_resnet20", "at"), *taps]) == 2
+    assert "model.heads.at.head: of 'stage*' fits no tap of the student" in capsys.readouterr().err
+
+
+def test_a_recipe_trains_and_tests_on_files_in_cifars_own_format(data, capsys):
+    given = [*settings("resnet32x4_resnet8x4", "rrd_kd"), "--trainer.default_root_dir=run"]
+    assert main(["fit", *given]) == 0, capsys.readouterr().err
+    assert "train/rrd_weighted" in Path("run/metrics.csv").read_text()
+    assert main(["test", *given, "--ckpt_path=run/checkpoints/last.ckpt"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_method_takes_a_step_on_the_pair(pair, data, capsys):
+    torch.set_num_threads(1)
+    for method in METHODS:
+        code = main(["fit", *settings(pair, method), "--trainer.default_root_dir=run"])
+        told = capsys.readouterr().err
+        if method == "fsp" and pair not in SAME_CHANNELS:
+            assert code == 2
+            assert "FSP needs equal channels" in told
+            continue
+        assert code == 0, f"{method}: {told}"
+        metrics = Path("run/metrics.csv")
+        assert metrics.is_file(), method
+        assert "train/loss" in metrics.read_text(), method
+        shutil.rmtree("run")
+
+
+@pytest.mark.slow
+def test_every_head_takes_a_step_on_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    digits = ROOT / "experiments" / "digits"
+    for file in sorted((digits / "methods").glob("*.yaml")):
+        parts = [digits / "recipe.yaml", digits / "pairs" / "resnet10t_test_resnet.yaml", file]
+        weights = [] if file.stem == "student" else ["--model.teacher.weights=null"]
+        sizes = [setting for setting in ONE_STEP if not setting.startswith(("--data.verify", "--data.batch_size"))]
+        given = [*(f"--config={part}" for part in parts), *sizes, *weights, "--trainer.default_root_dir=run"]
+        assert main(["fit", *given]) == 0, f"{file.stem}: {capsys.readouterr().err}"
+        assert "train/loss" in Path("run/metrics.csv").read_text(), file.stem
+        shutil.rmtree("run")

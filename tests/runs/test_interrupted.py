@@ -1,0 +1,286 @@
+"""`--resume` goes on in the run's own folder, and what lies there in the end is what an undisturbed run leaves."""
+
+import json
+import resource
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from distill.__main__ import main
+from distill.cli.program import run
+from distill.runs.checkpoints import newest_whole
+from distill.runs.files import write_whole
+from distill.runs.resume import changes
+from tests.program import TINY
+from tests.runs.test_resume import RUN, assert_equal_bits, weights
+
+FIT = ["fit", *RUN, "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=2", "--resume"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run([*FIT, f"--trainer.default_root_dir={folder}"])
+    return folder
+
+
+@pytest.fixture
+def stopped(undisturbed, tmp_path):
+    """Makes a run that was killed some time after a checkpoint."""
+
+    def at(step):
+        folder = tmp_path / "run"
+        shutil.copytree(undisturbed, folder)
+        for path in (folder / "checkpoints").iterdir():
+            if path.stem == "last" or int(path.stem.removeprefix("step=")) > step:
+                path.unlink()
+        (folder / "results.json").unlink()
+        return folder
+
+    return at
+
+
+def figures(folder):
+    """What must not depend on interruptions."""
+    found = json.loads((folder / "results.json").read_text())
+    return {name: found[name] for name in ("last", "best", "steps", "epochs", "seed", "effective_batch", "monitor")}
+
+
+def assert_alike(folder, undisturbed):
+    assert_equal_bits(weights(folder / "checkpoints/last.ckpt"), weights(undisturbed / "checkpoints/last.ckpt"))
+    assert (folder / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()
+    assert figures(folder) == figures(undisturbed)
+    assert not list(folder.rglob("*.part"))
+
+
+@pytest.mark.parametrize("step", [4, 12])  # in the middle of an epoch; before the validation at the end of one
+def test_a_resumed_run_leaves_what_an_undisturbed_one_leaves(undisturbed, stopped, step):
+    folder = stopped(step)
+    run([*FIT, f"--trainer.default_root_dir={folder}"])
+    assert_alike(folder, undisturbed)
+
+
+@pytest.mark.parametrize("step", [4, 6])  # in an epoch; at the end of one
+def test_a_scheduler_that_looks_at_a_figure_misses_no_step(step, tmp_path):
+    plateau = ["--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.scheduler.monitor=val/top1"]
+    plateau += ["--model.scheduler.mode=max", "--model.scheduler.patience=0", "--model.scheduler.threshold=9"]
+    fit = ["fit", *TINY, *plateau, "--trainer.max_epochs=4", "--trainer.limit_train_batches=3", "--resume"]
+    fit += ["--checkpoint.save_top_k=-1", "--checkpoint.filename={step}", "--trainer.log_every_n_steps=1"]
+    fit += ["--checkpoint.every_n_train_steps=2"] if step == 4 else []
+    whole = run([*fit, f"--trainer.default_root_dir={tmp_path / 'whole'}"])
+    assert whole.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**3), "it moved three times"
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        if path.name != f"step={step}.ckpt":
+            path.unlink()
+    run([*fit, f"--trainer.default_root_dir={tmp_path / 'run'}"])
+    assert_alike(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_truncated_checkpoint_is_passed_over_with_a_warning_that_names_it(undisturbed, stopped):
+    folder = stopped(16)
+    newest = folder / "checkpoints/step=16.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match=r"step=16.ckpt' is cut short or no checkpoint .*: it is passed over"):
+        run([*FIT, f"--trainer.default_root_dir={folder}"])
+    assert_alike(folder, undisturbed)
+
+
+def test_a_run_that_is_over_stays_as_it_is(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    run([*FIT, f"--trainer.default_root_dir={folder}"])
+    assert_alike(folder, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("callback", "step", "saved"),
+    [("TermAfterBatch", 3, 4), ("TermAfterBatch", 5, 6), ("TermInValidation", 6, 6)],
+    ids=["in an epoch", "before a validation", "in a validation"],
+)
+def test_a_run_that_is_told_to_end_saves_where_it_is_and_goes_on_there(undisturbed, callback, step, saved, tmp_path):
+    folder = tmp_path / "run"
+    command = [
+        *FIT,
+        "--checkpoint.every_n_train_steps=100",
+        f"--trainer.callbacks+=tests.signals.{callback}",
+        f"--trainer.callbacks.step={step}",
+        f"--trainer.default_root_dir={folder}",
+    ]
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 143
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == saved
+    assert not (folder / "results.json").exists()
+    assert main(command) == 0
+    assert_alike(folder, undisturbed)
+
+
+def test_a_full_disk_leaves_the_last_whole_checkpoint_and_ends_in_one_sentence(undisturbed, stopped, capsys):
+    folder = stopped(12)
+    before = {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (min(map(len, before.values())) // 2, limits[1]))
+    try:
+        code = main([*FIT, f"--trainer.default_root_dir={folder}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    told = capsys.readouterr().err
+    assert code == 2, told
+    assert "step=12.ckpt' (" in told
+    assert "could not be written (File too large), what was saved before is whole" in told
+    assert "Traceback" not in told
+    assert {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before
+    run([*FIT, f"--trainer.default_root_dir={folder}"])
+    assert_alike(folder, undisturbed)
+
+
+def test_a_resume_with_another_configuration_names_what_changed_and_touches_nothing(stopped, capsys):
+    folder = stopped(12)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    other = ["--model.heads.rrd.weight=2", "--data.batch_size=8", "--trainer.max_epochs=2"]
+    assert main([*FIT, *other, f"--trainer.default_root_dir={folder}"]) == 2
+    told = capsys.readouterr().err
+    for change in ("model.heads.rrd.weight is 2.0, was 1.0", "data.batch_size is 8, was 16", "max_epochs is 2, was 3"):
+        assert change in told
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_can_be_made_longer(stopped):
+    folder = stopped(18)
+    cli = run([*FIT, "--trainer.max_epochs=4", f"--trainer.default_root_dir={folder}"])
+    assert cli.trainer.global_step == 24
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 4
+
+
+def test_without_a_folder_the_latest_run_is_resumed(tmp_path, monkeypatch, undisturbed):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 9, 10):
+        shutil.copytree(undisturbed, tmp_path / f"runs/run-{number}")
+    cli = run(FIT)
+    assert cli.run_folder.name == "run-10"
+    assert cli.trainer.global_step == 18
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_resume_and_a_checkpoint_are_not_given_together(undisturbed, capsys):
+    assert main([*FIT, f"--ckpt_path={undisturbed / 'checkpoints/last.ckpt'}"]) == 2
+    assert "resume: it finds the checkpoint by itself, but ckpt_path is given too" in capsys.readouterr().err
+
+
+def tear(folder):
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-1000])
+
+
+def make_foreign(folder):
+    for path in (folder / "checkpoints").iterdir():
+        torch.save({"state_dict": {}}, path)
+
+
+def remove_checkpoints(folder):
+    shutil.rmtree(folder / "checkpoints")
+
+
+def leave_curves_alone(folder):
+    remove_checkpoints(folder)
+    (folder / "results.json").unlink()
+
+
+def leave_results_alone(folder):
+    remove_checkpoints(folder)
+    for name in ("config.yaml", "metrics.csv"):
+        (folder / name).unlink()
+
+
+def make_results_foreign(folder):
+    (folder / "results.json").write_text('{"accuracy": 1.0}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (tear, "no checkpoint in '{0}/checkpoints' can be resumed (last.ckpt, step=10.ckpt, step=12.ckpt and 7 more)"),
+        (make_foreign, "no checkpoint in '{0}/checkpoints' can be resumed (last.ckpt, "),
+        (remove_checkpoints, "'{0}' holds a run without a checkpoint to resume (metrics.csv, results.json is left)"),
+        (leave_curves_alone, "'{0}' holds a run without a checkpoint to resume (metrics.csv is left)"),
+        (leave_results_alone, "'{0}' holds a run without a checkpoint to resume (results.json is left)"),
+        (make_results_foreign, "'{0}/results.json' was not written by a run of distill"),
+    ],
+)
+def test_a_run_that_cannot_be_resumed_is_refused_and_stays_untouched(undisturbed, damage, told, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    damage(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main([*FIT, f"--trainer.default_root_dir={folder}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.format(folder) in error
+    assert "to begin anew, give another trainer.default_root_dir or move what is there away" in error
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_checkpoints_of_another_run_are_not_overwritten(undisturbed, resume, tmp_path, capsys):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(undisturbed / "checkpoints", theirs)
+    before = {path: path.read_bytes() for path in theirs.iterdir()}
+    folder = tmp_path / "mine"
+    command = FIT if resume else FIT[:-1]
+    assert main([*command, f"--checkpoint.dirpath={theirs}", f"--trainer.default_root_dir={folder}"]) == 2
+    assert f"checkpoint.dirpath: '{theirs}' holds the checkpoints of another run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in theirs.iterdir()} == before
+    assert not folder.exists()
+
+
+def test_a_folder_with_the_results_of_something_else_is_not_written_to(tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{}")
+    assert main([*FIT[:-1], f"--trainer.default_root_dir={tmp_path}"]) == 2
+    assert "holds a run already and is not overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_weights_alone_are_nothing_to_go_on_from(tmp_path):
+    torch.save({"state_dict": {}, "distill": {}}, tmp_path / "new.ckpt")
+    assert newest_whole(tmp_path) is None
+    assert newest_whole(tmp_path / "nowhere") is None
+
+
+BEFORE = {"trainer": {"max_epochs": 3, "max_steps": -1, "callbacks": None, "devices": 1}, "model": {"heads": {}}}
+
+
+@pytest.mark.parametrize(
+    ("section", "now", "told"),
+    [
+        ("trainer", {"max_epochs": 4}, []),
+        ("trainer", {"max_epochs": -1}, []),
+        ("trainer", {"max_epochs": 2}, ["trainer.max_epochs is 2, was 3"]),
+        ("trainer", {"max_steps": 9}, ["trainer.max_steps is 9, was -1"]),
+        ("trainer", {"devices": 2}, ["trainer.devices is 2, was 1"]),
+        ("trainer", {"logger": {"class_path": "WandbLogger"}, "log_every_n_steps": 7}, []),
+        ("trainer", {"callbacks": [{"class_path": "distill.callbacks.HeadPictures"}]}, []),
+        (
+            "trainer",
+            {"callbacks": [{"class_path": "EMAWeightAveraging"}]},
+            ["trainer.callbacks is [{'class_path': 'EMAWeightAveraging'}], was None"],
+        ),
+        ("model", {"heads": {"kd": {"weight": 1.0}}}, ["model.heads.kd.weight is 1.0, was absent"]),
+    ],
+)
+def test_only_what_changes_the_result_is_a_change(section, now, told):
+    assert changes(BEFORE, {**BEFORE, section: {**BEFORE[section], **now}}) == told
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    write_whole(tmp_path / "kept", b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_whole(tmp_path / "kept", bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_bytes() == b"old"

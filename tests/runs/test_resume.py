@@ -1,0 +1,102 @@
+"""A run killed at any moment and resumed ends with the weights of a run that was never killed, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from distill.__main__ import main
+from distill.cli.program import run
+from tests.program import ROOT, TEACHER, TINY
+
+HEADS = ["--model.heads.kd.head=KD", "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.size=100"]
+RUN = [
+    *TINY,
+    *TEACHER,
+    *HEADS,
+    "--model.student.options={drop_path_rate: 0.2, drop_rate: 0.3}",
+    "--data.mixing.mixup=0.4",
+    "--data.mixing.cutmix=0.4",
+    "--data.repetitions=2",
+    "--trainer.callbacks=EMAWeightAveraging",
+    "--trainer.callbacks.decay=0.8",
+    "--model.scheduler=Warmup",
+    "--model.scheduler.steps=7",
+    "--trainer.max_epochs=3",
+    "--trainer.limit_train_batches=6",
+    "--checkpoint.every_n_train_steps=2",
+    "--checkpoint.monitor=null",
+    "--checkpoint.save_top_k=-1",
+    "--checkpoint.filename={step}",
+]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_equal_bits(one, other):
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, f"{len(different)} of {len(one)} tensors differ, among them {different[:3]}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(["fit", *RUN, f"--trainer.default_root_dir={folder}"])
+    return folder / "checkpoints"
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 8, 14])
+def test_a_run_resumed_from_any_checkpoint_ends_bit_for_bit_alike(undisturbed, step, tmp_path):
+    checkpoint = undisturbed / f"step={step}.ckpt"
+    torch.rand(step)  # the global state at the time of the resume is another
+    run(["fit", *RUN, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={checkpoint}"])
+    ours, expected = weights(tmp_path / "checkpoints/last.ckpt"), weights(undisturbed / "last.ckpt")
+    assert "heads.rrd.queue.rows" in ours
+    current = torch.load(undisturbed / "last.ckpt", weights_only=True)["current_model_state"]
+    assert any(not torch.equal(current[name], expected[name]) for name in current), "the averages differ from these"
+    assert_equal_bits(ours, expected)
+
+
+def test_a_run_killed_in_the_middle_of_an_epoch_is_taken_up_where_it_was(undisturbed, tmp_path):
+    command = [sys.executable, "-m", "distill", "fit", *RUN, f"--trainer.default_root_dir={tmp_path}"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "checkpoints/step=8.ckpt").exists():  # in the second of three epochs
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = sorted((tmp_path / "checkpoints").glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime)
+    run(["fit", *RUN, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={kept[0]}"])
+    assert_equal_bits(weights(tmp_path / "resumed-1/checkpoints/last.ckpt"), weights(undisturbed / "last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("--model.heads.rrd.head.size=50", "the queue (size x width) is 100 x 128 in the checkpoint and 50 x 128"),
+        ("--model.heads.rrd.head.width=64", "is 100 x 128 in the checkpoint and 100 x 64 in the configuration"),
+    ],
+)
+def test_a_resume_with_another_memory_is_refused_and_nothing_is_lost(undisturbed, other, told, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in undisturbed.iterdir()}
+    checkpoint = f"--ckpt_path={undisturbed / 'step=8.ckpt'}"
+    assert main(["fit", *RUN, checkpoint, other, f"--trainer.default_root_dir={tmp_path / 'new'}"]) == 2
+    assert told in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in undisturbed.iterdir()} == before
+    assert not (tmp_path / "new").exists()

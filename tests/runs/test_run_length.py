@@ -1,0 +1,126 @@
+"""A run is as long as was asked for, and `last.ckpt` is its last step, whatever the monitor says."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from distill.__main__ import main
+from distill.cli.program import run
+from tests.program import TEACHER, TINY, in_a_process
+from tests.runs.test_interrupted import assert_alike
+from tests.runs.test_resume import assert_equal_bits, weights
+
+FIT = [
+    *("fit", *TINY, *TEACHER, "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.size=50"),
+    *("--model.student.options={drop_rate: 0.3}", "--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1"),
+]
+TEN = [*FIT, "--trainer.max_epochs=-1", "--trainer.max_steps=10", "--checkpoint.every_n_train_steps=1"]
+TEN += ["--checkpoint.save_top_k=-1", "--checkpoint.filename={step}", "--resume"]
+NEVER_BETTER = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]  # than after the first epoch
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def step_of(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+@pytest.fixture(scope="module")
+def ten_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ten") / "run"
+    run([*TEN, f"--trainer.default_root_dir={folder}"])
+    return folder
+
+
+def test_max_steps_beyond_one_epoch_are_all_made_and_the_last_one_is_validated_and_saved(tmp_path):
+    told = in_a_process(*FIT, "--trainer.max_epochs=-1", "--trainer.max_steps=10", cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert told.returncode == 0, told.stderr
+    folder = tmp_path / "runs/run-1"
+    found = results(folder)
+    assert (found["steps"], found["epochs"], found["last"]["step"]) == (10, 4, 10)
+    assert "val/top1" in found["last"]
+    assert "validation_step" not in found["last"]
+    assert step_of(folder / "checkpoints/last.ckpt") == 10
+
+
+@pytest.mark.parametrize("step", [3, 7, 9])  # at the end of an epoch; within one; before the last, begun epoch
+def test_a_run_of_max_steps_resumed_anywhere_equals_the_undisturbed_one(ten_steps, step, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(ten_steps, folder)
+    (folder / "results.json").unlink()
+    for path in (folder / "checkpoints").iterdir():
+        if path.stem == "last" or int(path.stem.removeprefix("step=")) > step:
+            path.unlink()
+    run([*TEN, f"--trainer.default_root_dir={folder}"])
+    assert_alike(folder, ten_steps)
+
+
+def test_a_run_resumed_from_the_end_of_its_epoch_goes_on_with_the_next(ten_steps, tmp_path):
+    """`last.ckpt` of an epoch's end, not that of its last step: Lightning would begin an epoch without batches."""
+    folder, command = tmp_path / "run", [*TEN, f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    run([*command, "--trainer.max_steps=6"])
+    assert step_of(folder / "checkpoints/last.ckpt") == 6
+    assert main([*command, "--trainer.max_steps=10"]) == 0
+    assert_equal_bits(weights(folder / "checkpoints/last.ckpt"), weights(ten_steps / "checkpoints/last.ckpt"))
+
+
+def test_a_run_that_ended_within_an_epoch_can_be_made_longer(ten_steps, tmp_path):
+    folder, command = tmp_path / "run", [*TEN, f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    run([*command, "--trainer.max_steps=5"])
+    assert results(folder)["last"]["step"] == 5
+    run(command)
+    assert_equal_bits(weights(folder / "checkpoints/last.ckpt"), weights(ten_steps / "checkpoints/last.ckpt"))
+    assert results(folder)["steps"] == 10
+
+
+def test_the_last_checkpoint_is_of_the_last_epoch_though_the_monitor_never_improved(tmp_path):
+    run([*FIT, *NEVER_BETTER, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'run'}"])
+    assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 9 == results(tmp_path / "run")["last"]["step"]
+    assert step_of(tmp_path / "run/checkpoints/best.ckpt") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "validated"),
+    [(["--trainer.check_val_every_n_epoch=2"], 6), (["--trainer.limit_val_batches=0"], None)],
+    ids=["validation every second epoch", "no validation"],
+)
+def test_the_last_checkpoint_is_of_the_last_epoch_without_a_validation_at_its_end(options, validated, tmp_path):
+    run([*FIT, *options, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'run'}"])
+    last = results(tmp_path / "run")["last"]
+    assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 9 == last["step"]
+    assert last.get("validation_step") == validated
+
+
+@pytest.mark.parametrize("interval", ["every_n_train_steps=2", "train_time_interval=00:00:00"])
+def test_an_interval_saves_before_the_first_validation_and_the_ends_of_epochs_stay(interval, tmp_path):
+    log = ["--trainer.callbacks=tests.signals.StepsOfLast", f"--trainer.callbacks.file={tmp_path / 'steps'}"]
+    fit = [*FIT, "--trainer.max_epochs=3", f"--checkpoint.{interval}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    run([*fit, *log])
+    every = [1, 2, 3, 4, 5, 6, 7, 8] if "time" in interval else [2, 3, 4, 6, 8]
+    # as each step began: what `last.ckpt` was, 0 before the first
+    seen = [int(line) for line in (tmp_path / "steps").read_text().split()]
+    assert seen == [max([0, *(step for step in every if step <= begun)]) for begun in range(9)]
+    assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 9
+
+
+def test_a_signal_while_a_callback_draws_at_the_end_of_an_epoch_loses_nothing(tmp_path):
+    fit = [*FIT, *NEVER_BETTER, "--trainer.max_epochs=3", "--resume", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    fit += ["--trainer.callbacks=tests.signals.TermAtEpochEnd", "--trainer.callbacks.step=6"]
+    with pytest.raises(SystemExit) as end:
+        main(fit)
+    assert end.value.code == 143
+    assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 6
+    assert main(fit) == 0
+    assert results(tmp_path / "run")["steps"] == 9
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(tmp_path):
+    fit = [*FIT, *NEVER_BETTER, "--trainer.max_epochs=2", "--resume"]
+    run([*fit, f"--trainer.default_root_dir={tmp_path / 'run'}"])
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run([*fit, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'moved'}"])
+    assert step_of(tmp_path / "moved/checkpoints/best.ckpt") == 3

@@ -1,0 +1,247 @@
+"""The module on two ranks under the Trainer and its DDP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from distill.data import Digits
+from distill.distributed import rank, world_size
+from distill.errors import UserError
+from distill.heads import Term
+from distill.heads.kd import KD
+from distill.heads.rkd import RKD
+from distill.heads.rrd import RRD
+from distill.networks.torch_module import Wrap
+from distill.training.ddp import SyncBatchNorms, _require_equal_data
+from distill.training.modules import DistillationModule
+from tests.nets import Plain
+from tests.two_ranks import RankPool
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RankPool]:
+    """Processes of their own: the first call waits until they have loaded Lightning and timm."""
+    ranks = RankPool(timeout=240.0)
+    yield ranks
+    ranks.close()
+
+
+class InPool(LightningEnvironment):
+    """The ranks that there are, for Lightning."""
+
+    creates_processes_externally = True
+
+    def world_size(self) -> int:
+        return world_size()
+
+    def global_rank(self) -> int:
+        return rank()
+
+    def local_rank(self) -> int:
+        return rank()
+
+
+def _fit(
+    folder: Path, seeds: tuple[int, int] = (0, 0), static_graph: bool = False, **settings: Any
+) -> dict[str, Tensor]:
+    """The state after four batches of 16 images in float64: under Lightning's DDP, or in one process."""
+    module, trainer = _set_up(folder, seeds[rank()], static_graph, **settings)
+    trainer.fit(module, Digits(batch_size=16 // world_size()))
+    state = module.state_dict()
+    rows = state["heads.rrd.queue.rows"]
+    state["heads.rrd.queue.rows"] = rows[rows[:, 0].argsort()]  # the ranks' samples come in another order
+    return state
+
+
+def _set_up(
+    folder: Path,
+    seed: int = 0,
+    static_graph: bool = False,
+    student: Callable[[], nn.Module] = Plain,
+    teacher: Callable[[], nn.Module] = Plain,
+    module: Mapping[str, Any] = {},  # it is only read
+    **settings: Any,
+) -> tuple[DistillationModule, Trainer]:
+    torch.manual_seed(0)
+    networks = {"student": Wrap(student()), "teacher": Wrap(teacher())}
+    torch.manual_seed(seed)
+    strategy = DDPStrategy(cluster_environment=InPool(), process_group_backend="gloo", static_graph=static_graph)
+    return DistillationModule(
+        **networks,
+        heads={"kd": Term(KD()), "rkd": Term(RKD()), "rrd": Term(RRD(size=64, width=8))},
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        num_classes=10,
+        image_shape=(3, 32, 32),
+        **module,
+    ), Trainer(
+        accelerator="cpu",
+        devices=world_size(),
+        strategy=strategy if world_size() > 1 else "auto",
+        precision="64-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        default_root_dir=folder,
+        **{"max_epochs": 1, "limit_train_batches": 4, **settings},
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"static_graph": True},
+        {"accumulate_grad_batches": 2},
+        {"module": {"scale_lr": "linear", "lr_batch": 64}},
+    ],
+    ids=["plain", "static graph", "accumulation", "scaled learning rate"],
+)
+def test_two_ranks_of_the_trainer_end_with_the_weights_of_one_process(
+    settings: Any, pool: RankPool, tmp_path: Path
+) -> None:
+    expected = _fit(tmp_path, **settings)
+    begun = _set_up(tmp_path)[0].state_dict()
+    assert not torch.equal(expected["student.model.layers.1.weight"].float(), begun["student.model.layers.1.weight"])
+    for given in pool.run(partial(_fit, tmp_path, **settings)):
+        torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_ranks_of_different_seeds_hold_the_same_memories_all_the_same(pool: RankPool, tmp_path: Path) -> None:
+    one, other = pool.run(_fit, tmp_path, (1, 2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Watch(Callback):
+    """Notes which buffers DDP sends from rank 0 to all."""
+
+    sent: set[str]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wrapped = cast(DistributedDataParallel, trainer.strategy.model)
+        self.sent = {name for name, _ in wrapped.module.named_buffers()} - wrapped.parameters_to_ignore
+
+
+def _sent(folder: Path) -> set[str]:
+    watch = Watch()
+    module, trainer = _set_up(folder, student=WithBatchNorm, callbacks=[watch])
+    trainer.fit(module, Digits(batch_size=8))
+    return watch.sent
+
+
+def test_ddp_sends_the_students_statistics_but_neither_memories_nor_the_teacher(pool: RankPool, tmp_path: Path) -> None:
+    for sent in pool.run(_sent, tmp_path):
+        assert "student.model.norm.running_mean" in sent
+        assert not any(name.startswith(("heads.", "teacher.")) for name in sent)
+
+
+def _refusal(function: Callable[..., Any], *args: Any) -> str:
+    try:
+        function(*args)
+    except UserError as error:
+        return str(error)
+    return "none"
+
+
+def test_a_static_graph_with_accumulation_is_refused(pool: RankPool, tmp_path: Path) -> None:
+    told = (
+        "trainer.accumulate_grad_batches is 2, but DDP accumulates nothing with a static graph: set static_graph of "
+        "trainer.strategy to false"
+    )
+    refused = partial(_fit, tmp_path, static_graph=True, accumulate_grad_batches=2)
+    assert pool.run(_refusal, refused) == [told, told]
+
+
+def _unequal_data() -> None:
+    _require_equal_data(DataLoader(TensorDataset(torch.zeros(10 + 4 * rank())), batch_size=4))
+
+
+def _equal_data() -> None:
+    _require_equal_data(DataLoader(TensorDataset(torch.zeros(10)), batch_size=4))
+    _require_equal_data(DataLoader(Endless(), batch_size=4))
+    _require_equal_data(None)
+
+
+class Endless(IterableDataset[int]):
+    """Has no length."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(rank()))
+
+
+def test_unequal_data_are_refused_on_every_rank_before_they_hang(pool: RankPool) -> None:
+    told = (
+        "data: rank 0 has 3 batches of 4 from 10 samples, but rank 1 has 4 batches of 4 from 14 samples: deal equally "
+        "many to every rank, as a DistributedSampler does"
+    )
+    assert pool.run(_refusal, _unequal_data) == [told, told]
+    assert pool.run(_refusal, _equal_data) == ["none", "none"]
+
+
+class WithBatchNorm(nn.Module):
+    """A student with BatchNorm, once with its activation inside as timm has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=4)
+        self.norm = BatchNormAct2d(4)
+        self.plain = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.fc(self.plain(self.norm(self.stem(image))).mean((2, 3)))
+        return scores
+
+
+def _fit_synchronised(folder: Path) -> None:
+    module, trainer = _set_up(folder, student=WithBatchNorm, sync_batchnorm=True)
+    trainer.fit(module, Digits(batch_size=8))
+
+
+def test_synchronised_batch_norm_is_refused_on_cpus(pool: RankPool, tmp_path: Path) -> None:
+    told = "trainer.sync_batchnorm works on GPUs only, given a CPU: set it to false"
+    assert pool.run(_refusal, _fit_synchronised, tmp_path) == [told, told]
+
+
+def test_synchronised_batch_norm_is_the_students_alone_and_keeps_its_activations(tmp_path: Path) -> None:
+    module, _ = _set_up(tmp_path, student=WithBatchNorm, teacher=WithBatchNorm)
+    assert module.teacher is not None
+    image, names = torch.rand(4, 3, 32, 32), list(module.state_dict())
+    before = module.eval()(image)
+    network = cast(WithBatchNorm, module.student.model)
+    was = network.norm
+
+    by_torch = nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(network))
+    assert not torch.allclose(by_torch(image), before), "torch's conversion serves as well: the plugin is not needed"
+
+    plugin = SyncBatchNorms()
+    assert plugin.apply(module) is module
+    assert isinstance(network.norm, nn.SyncBatchNorm)
+    assert isinstance(network.plain, nn.SyncBatchNorm)
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in module.teacher.network.modules())
+    assert list(module.state_dict()) == names
+    assert torch.equal(module(image), before)
+
+    network.norm.running_mean.fill_(1.0)  # type: ignore[union-attr]  # as training would
+    trained = module(image)
+    plugin.revert(module)
+    assert network.norm is was
+    assert torch.equal(module(image), trained)
+    assert not torch.equal(trained, before)

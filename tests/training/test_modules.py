@@ -1,0 +1,242 @@
+"""The modules under the real Trainer: the promises about the teacher, the terms, the checkpoints."""
+
+import csv
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from distill.data import Digits, ExponentialTail
+from distill.errors import UserError
+from distill.heads import Term
+from distill.heads.kd import KD
+from distill.heads.ldam import LDAM
+from distill.heads.logit_adjustment import LogitAdjustment
+from distill.heads.rkd import RKD
+from distill.networks import Timm
+from distill.schedules import Linear, Stop
+from distill.training.modules import ClassificationModule, DistillationModule
+
+SETTINGS = {"optimizer": partial(torch.optim.SGD, lr=0.01), "num_classes": 10, "image_shape": (3, 32, 32)}
+
+
+def distillation(seed=0, teacher="test_resnet", **kwargs):
+    torch.manual_seed(seed)
+    heads = {"kd": Term(KD()), "rkd": Term(RKD())}
+    return DistillationModule(
+        student=Timm("test_efficientnet"), teacher=Timm(teacher), **{"heads": heads, **SETTINGS, **kwargs}
+    )
+
+
+def fit(module, tmp_path, ckpt_path=None, **kwargs):
+    trainer = Trainer(
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        limit_val_batches=0,
+        **{"logger": False, "max_steps": 3, **kwargs},
+    )
+    trainer.fit(module, Digits(batch_size=8), ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_fit_leaves_the_teacher_bit_for_bit_as_it_was(tmp_path):
+    module = distillation()
+    before = {name: tensor.clone() for name, tensor in module.teacher.network.state_dict().items()}
+    student = {name: tensor.clone() for name, tensor in module.student.state_dict().items()}
+    fit(module, tmp_path)
+    module.train()
+    assert not any(part.training for part in module.teacher.network.modules())
+    after = module.teacher.network.state_dict()
+    assert any("running_mean" in name for name in before), "a teacher without BatchNorm proves little"
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(parameter.grad is None for parameter in module.teacher.network.parameters())
+    assert not all(torch.equal(tensor, module.student.state_dict()[name]) for name, tensor in student.items())
+
+
+def test_teacher_is_not_in_the_checkpoint_nor_in_the_optimiser(tmp_path):
+    module = distillation()
+    trainer = fit(module, tmp_path)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"student"}
+    optimised = sum(len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"])
+    assert optimised == len(list(module.student.parameters()))
+    assert "hyper_parameters" not in checkpoint
+
+
+def test_a_resumed_run_rebuilds_its_teacher_and_goes_on(tmp_path):
+    fit(distillation(), tmp_path).save_checkpoint(tmp_path / "a.ckpt")
+    trainer = fit(distillation(), tmp_path, ckpt_path=tmp_path / "a.ckpt", max_steps=5)
+    assert trainer.global_step == 5
+
+
+def test_a_resumed_run_refuses_another_teachers_weights_by_name(tmp_path):
+    fit(distillation(seed=0), tmp_path).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"model.teacher: the checkpoint was trained with test_resnet \(weights \w+\)"):
+        fit(distillation(seed=1), tmp_path, ckpt_path=tmp_path / "a.ckpt", max_steps=5)
+
+
+def test_teacher_is_left_out_of_the_broadcasts_of_ddp():
+    module = distillation()
+    handled = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    assert handled
+    assert not any(name.startswith("teacher") for name in handled), "DDP broadcasts what it finds in the module"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_teacher_computes_in_its_own_dtype(dtype, tmp_path):
+    module = distillation(teacher_dtype=dtype)
+    assert {parameter.dtype for parameter in module.teacher.network.parameters()} == {getattr(torch, dtype)}
+    assert fit(module, tmp_path).global_step == 3
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms(tmp_path):
+    torch.manual_seed(3)
+    batch = {"image": torch.rand(8, 3, 32, 32), "label": torch.arange(8), "index": torch.arange(8)}
+    module = distillation(heads={"kd": Term(KD(), 0.5), "rkd": Term(RKD(), 2.0)}).eval()
+    module.log_dict = module.log = lambda *args, **kwargs: None
+    student, teacher = module.see(batch["image"])
+    parts = {name: term.head(student, teacher, batch) for name, term in module.terms.items()}
+    expected = parts["task"] + 0.5 * parts["kd"] + 2.0 * parts["rkd"]
+    torch.testing.assert_close(module.training_step(batch, 0), expected)
+
+
+def written(tmp_path, every):
+    """What a run of 5 steps wrote, by step, and what it left for callbacks."""
+    logger = CSVLogger(tmp_path, name="", version=f"{every}")
+    trainer = fit(distillation(), tmp_path, logger=logger, max_steps=5, log_every_n_steps=every)
+    with (tmp_path / f"{every}" / "metrics.csv").open() as file:
+        return {int(row["step"]): row for row in csv.DictReader(file)}, trainer.callback_metrics
+
+
+def test_terms_that_no_logger_takes_are_left_out_and_the_others_are_the_same(tmp_path):
+    (each, at_the_end), (second, still) = written(tmp_path, 1), written(tmp_path, 2)
+    assert list(each) == [0, 1, 2, 3, 4]
+    assert second == {step: each[step] for step in (1, 3)}
+    assert {"train/kd", "train/kd_weight", "train/kd_weighted", "train/lr", "train/loss"} <= each[1].keys()
+    assert all(each[1].values())
+    assert {name: float(value) for name, value in still.items()} == {
+        name: float(value) for name, value in at_the_end.items()
+    }
+
+
+def test_weights_follow_their_schedules(tmp_path):
+    module = distillation(heads={"kd": Term(KD(), Linear(0.0, 3.0)), "rkd": Term(RKD(), Stop(1.0, steps=2))})
+    trainer = fit(module, tmp_path, log_every_n_steps=1)
+    assert float(trainer.callback_metrics["train/kd_weight"]) == pytest.approx(3.0 * 2 / 3)
+    assert float(trainer.callback_metrics["train/rkd_weight"]) == 0.0
+
+
+def test_a_schedule_over_a_run_without_end_is_refused_before_step_0(tmp_path):
+    module = distillation(heads={"kd": Term(KD(), Linear(0.0, 3.0))})
+    with pytest.raises(UserError, match=r"model.heads.kd.weight: Linear over a run without an end"):
+        fit(module, tmp_path, max_steps=-1, max_epochs=-1)
+
+
+def test_a_classification_module_trains_without_a_teacher(tmp_path):
+    module = ClassificationModule(student=Timm("test_resnet"), **SETTINGS)
+    trainer = fit(module, tmp_path)
+    assert trainer.global_step == 3
+    assert set(module.terms) == {"task"}
+
+
+def test_terms_without_labels_train_on_images_without_labels(tmp_path):
+    module = distillation(task=Term(KD(), 0.0))
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_steps=2,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, Digits(batch_size=8, labels_per_class=1))
+    assert "train/task" not in trainer.callback_metrics
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_weight_decay_can_spare_biases_norms_and_what_the_network_exempts():
+    decaying = partial(torch.optim.AdamW, weight_decay=0.1)
+    module = ClassificationModule(Timm("test_vit"), **{**SETTINGS, "optimizer": decaying}, decayed="matrices")
+    optimizer = module.configure_optimizers()
+    decayed, spared = optimizer.param_groups
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert {"student.model.pos_embed", "student.model.cls_token", "student.model.norm.weight"} <= {
+        names[id(parameter)] for parameter in spared["params"]
+    }
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32"])
+def test_a_fit_at_a_precision_has_finite_weights(precision, tmp_path):
+    module = distillation()
+    fit(module, tmp_path, precision=precision)
+    assert all(weight.isfinite().all() and weight.dtype == torch.float32 for weight in module.student.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_eager_loss_and_keep_the_names_of_the_weights(tmp_path):
+    batch = {"image": torch.rand(8, 3, 32, 32), "label": torch.arange(8), "index": torch.arange(8)}
+    losses, gradients, modules = [], [], []
+    for which in ("none", "both"):
+        torch.manual_seed(0)
+        networks = {
+            "student": Timm("test_vit", taps={"mid": "blocks.1"}),
+            "teacher": Timm("test_vit2", taps={"mid": "blocks.1"}),
+        }
+        heads = {"kd": Term(KD()), "rkd": Term(RKD(of="mid"))}
+        module = DistillationModule(**networks, heads=heads, compile=which, **SETTINGS)
+        module.log_dict = module.log = lambda *args, **kwargs: None
+        for _ in range(2):  # the second pass runs what the first has compiled
+            module.zero_grad()
+            loss = module.training_step(batch, 0)
+            loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: weight.grad for name, weight in module.named_parameters()})
+        modules.append(module)
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+    assert list(modules[1].state_dict()) == list(modules[0].state_dict())
+    assert modules[1].student._compiled_call_impl is not None
+
+
+def test_a_test_on_long_tailed_data_tells_many_from_few(tmp_path):
+    module = ClassificationModule(student=Timm("test_resnet"), **SETTINGS)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    data = Digits(longtail=ExponentialTail(0.02, many=50, few=10))
+    (found,) = trainer.test(module, data, verbose=False)
+    recall = [found[f"test/recall/{label}"] for label in range(10)]
+    groups = {"many": recall[:2], "medium": recall[2:6], "few": recall[6:], "balanced": recall}
+    for name, own in groups.items():
+        assert found[f"test/{name}"] == pytest.approx(sum(own) / len(own), rel=1e-5)
+    labels = torch.cat([batch["label"] for batch in data.test_dataloader()]).bincount()
+    assert found["test/top1"] == pytest.approx(float((torch.tensor(recall) * labels).sum() / 449), rel=1e-5)
+    (plain,) = trainer.test(module, Digits(), verbose=False)
+    assert set(plain) == {"test/top1", "test/top5", "test/calibration_error"}
+
+
+def test_a_loss_learns_the_counts_of_the_classes_before_step_0(tmp_path):
+    module = ClassificationModule(student=Timm("test_resnet"), task=Term(LDAM()), **SETTINGS)
+    data = Digits(batch_size=8, longtail=ExponentialTail(0.02))
+    trainer = Trainer(accelerator="cpu", logger=False, max_steps=1, limit_val_batches=0, default_root_dir=tmp_path)
+    trainer.fit(module, data)
+    assert module.terms["task"].head.counts.tolist() == data.class_counts()
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert saved["heads.task.counts"].tolist() == data.class_counts()
+
+
+def test_a_loss_that_needs_counts_is_refused_by_data_without(tmp_path):
+    module = ClassificationModule(student=Timm("test_resnet"), task=Term(LogitAdjustment()), **SETTINGS)
+    trainer = Trainer(accelerator="cpu", logger=False, max_steps=1, limit_val_batches=0, default_root_dir=tmp_path)
+    loader = Digits(batch_size=8).train_dataloader()
+    with pytest.raises(UserError, match="model.task.head: LogitAdjustment needs to know how many training"):
+        trainer.fit(module, loader)
