@@ -16,7 +16,7 @@ install: .venv/.installed ## make .venv with the project and all its extras
 		$(BIN)/uv sync --inexact --all-extras --no-extra superpixels; }
 	touch $@
 
-demo: install ## distil a teacher into a student on real digits (about 2 minutes)
+demo: install ## distill a teacher into a student on real digits (about 2 minutes)
 	$(BIN)/python experiments/digits/demo.py
 
 study: install ## compare all heads on digits over 5 seeds, two runs at a time (goes on where it was stopped)

@@ -3,20 +3,23 @@
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
-    "ClassificationModule": "distill.training.modules",
-    "DistillationModule": "distill.training.modules",
+    "ClassificationModule": "distill.training.classification",
+    "DistillationModule": "distill.training.distillation",
+    "Distiller": "distill.objective",
     "Features": "distill.features",
     "FeatureSpec": "distill.features",
     "Head": "distill.heads",
     "Network": "distill.networks",
+    "Objective": "distill.objective",
+    "Progress": "distill.schedules",
     "RelationHead": "distill.heads",
-    "Term": "distill.heads",
+    "Term": "distill.objective",
     "Timm": "distill.networks",
     "UserError": "distill.errors",
-    "Wrap": "distill.networks",
+    "TorchModule": "distill.networks",
 }
 __all__ = ["__version__", *_HOMES]  # made on demand, so that `import distill` stays light
 

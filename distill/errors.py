@@ -18,7 +18,7 @@ class UserError(ValueError):
         return type(self)(f"{key}: {self}")
 
 
-def choices(given: str, known: Iterable[str], limit: int = 8) -> str:
+def did_you_mean(given: str, known: Iterable[str], limit: int = 8) -> str:
     """What would have fitted instead of `given`: near matches if there are any, else the first known names.
 
     >>> choices("layr4", ["layer1", "layer4", "fc"])
@@ -47,8 +47,43 @@ def one_of(name: str, given: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     if given not in names:
-        raise UserError(f"{name} cannot be {given!r}: {choices(given, names)}")
+        raise UserError(f"{name} cannot be {given!r}: {did_you_mean(given, names)}")
     return given
+
+
+def require_at_least(least: float, **numbers: float | None) -> None:
+    """Require every given number to be at least `least`; `None` passes.
+
+    >>> require_at_least(1, width=128, chunk=None)
+
+    Raises:
+        UserError: one is not; the sentence names it.
+    """
+    for name, number in numbers.items():
+        if number is not None and not number >= least:
+            raise UserError(f"{name} must be at least {least}, given {number}")
+
+
+def require_above(bound: float, **numbers: float | None) -> None:
+    """Require every given number to be above `bound`; `None` passes.
+
+    Raises:
+        UserError: one is not; the sentence names it.
+    """
+    for name, number in numbers.items():
+        if number is not None and not number > bound:
+            raise UserError(f"{name} must be above {bound}, given {number}")
+
+
+def require_between(least: float, most: float, **numbers: float | None) -> None:
+    """Require every given number to lie between `least` and `most`, both included; `None` passes.
+
+    Raises:
+        UserError: one does not; the sentence names it.
+    """
+    for name, number in numbers.items():
+        if number is not None and not least <= number <= most:
+            raise UserError(f"{name} must be between {least} and {most}, given {number}")
 
 
 def _joined(names: list[str], last: str) -> str:

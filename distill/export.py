@@ -15,6 +15,7 @@ import distill.networks.torch_module  # noqa: F401  # makes the networks' short 
 from distill.errors import UserError
 from distill.networks import Network
 from distill.runs.checkpoints import read_checkpoint
+from distill.training.classification import STUDENT
 
 Format = Literal["safetensors", "onnx", "torch"]
 
@@ -37,8 +38,11 @@ def load_student(ckpt_path: str | Path) -> Network:
     parser.add_subclass_arguments(Network, "student")
     student: Network = parser.instantiate_classes(parser.parse_object({"student": config})).student
     student.build(checkpoint["distill"]["num_classes"], tuple(checkpoint["distill"]["image_shape"]))
-    prefix = "student."
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    weights = {
+        name.removeprefix(STUDENT): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(STUDENT)
+    }
     student.load_state_dict(weights)
     return student.eval()
 
@@ -79,7 +83,7 @@ def _write_safetensors(student: Network, path: Path) -> str:
 
     weights = {name: tensor.contiguous().clone() for name, tensor in student.model.state_dict().items()}
     save_file(weights, path, metadata={"format": "pt"})
-    return student.loading_lines(str(path))
+    return student.loading_code(str(path))
 
 
 def _write_onnx(student: Network, path: Path) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from distill.errors import UserError, choices
+from distill.errors import UserError, did_you_mean
 
 Shape = tuple[int, ...]
 
@@ -49,6 +50,18 @@ class Features:
             item.name: function(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
         }
         return replace(self, **changed, maps={name: function(value) for name, value in self.maps.items()})
+
+
+@dataclass(frozen=True)
+class Summary(Features):
+    """A teacher's features, reduced to what one head compares; its own quantities stand among the `maps`."""
+
+    @classmethod
+    def of(cls, features: Features, names: AbstractSet[str]) -> Summary:
+        """Keep the features of these names, and the grid that tokens lie on."""
+        kept = {name: getattr(features, name) for name in ("logits", "embedding", "tokens") if name in names}
+        maps = {name: tensor for name, tensor in features.maps.items() if name in names}
+        return cls(**kept, grid=features.grid, maps=maps)
 
 
 @dataclass(frozen=True)
@@ -176,7 +189,7 @@ class _Hook(ABC):
     def register(self, layer: nn.Module) -> None:
         """Hook into the layer."""
 
-    def see(self, tensor: Tensor) -> None:
+    def record(self, tensor: Tensor) -> None:
         if self.taps.watched and not tensor.is_inference():  # an inference tensor has no version
             self.version = tensor._version  # how often it has been written in place
         self.taps.seen[self.name] = tensor.clone() if self.copy else tensor
@@ -191,7 +204,7 @@ class _OutputHook(_Hook):
             raise UserError(
                 f"layer {self.layer!r} returns no tensor but {type(output).__name__}: tap a layer inside it"
             )
-        self.see(output)
+        self.record(output)
 
 
 class _InputHook(_Hook):
@@ -200,7 +213,7 @@ class _InputHook(_Hook):
 
     def __call__(self, module: nn.Module, inputs: tuple[object, ...]) -> None:
         if inputs and isinstance(inputs[0], Tensor):
-            self.see(inputs[0])
+            self.record(inputs[0])
 
 
 def find_layer(module: nn.Module, name: str) -> nn.Module:
@@ -211,7 +224,7 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
     """
     layers: dict[str, nn.Module] = dict(module.named_modules())
     if name not in layers or not name:
-        raise UserError(f"no layer {name!r} in {type(module).__name__}: {choices(name, (n for n in layers if n))}")
+        raise UserError(f"no layer {name!r} in {type(module).__name__}: {did_you_mean(name, (n for n in layers if n))}")
     return layers[name]
 
 
@@ -221,5 +234,5 @@ def _lookup(source: Features | FeatureSpec, name: str) -> Any:
     own = {"logits": source.logits, "embedding": source.embedding, "tokens": source.tokens}
     if own.get(name) is None:
         known = [key for key, value in own.items() if value is not None] + list(source.maps)
-        raise UserError(f"the network gives no {name!r}: {choices(name, known)}")
+        raise UserError(f"the network gives no {name!r}: {did_you_mean(name, known)}")
     return own[name]

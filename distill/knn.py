@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from distill.data import ImageData, Split
 from distill.errors import UserError
-from distill.functional import neighbour_votes
+from distill.functional import neighbor_votes
 from distill.networks import Network
 
 _CHUNK = 2**26
@@ -32,7 +32,7 @@ class Probed:
         return self.right / self.tested
 
 
-def probe(student: Network, data: ImageData, neighbours: int = 20, temperature: float = 0.07) -> Probed:
+def probe(student: Network, data: ImageData, neighbors: int = 20, temperature: float = 0.07) -> Probed:
     """Classify the test images of `data` by the weighted vote of the nearest training images.
 
     Images of another size than the student was trained with are resized to that. Training images come as `data` gives
@@ -41,38 +41,38 @@ def probe(student: Network, data: ImageData, neighbours: int = 20, temperature: 
     Args:
         student: a built network with an embedding; it runs in eval mode, on the GPU if there is one.
         data: the data set, which may have other classes than the student was trained with.
-        neighbours: how many training images vote.
-        temperature: of the weight of a vote, see `neighbour_votes`.
+        neighbors: how many training images vote.
+        temperature: of the weight of a vote, see `neighbor_votes`.
 
     Raises:
         UserError: the student has no embedding, or a setting does not fit the data.
     """
     if student.spec.embedding is None:
-        raise UserError(f"ckpt_path: {student.name} gives no embedding, so it has no neighbours")
+        raise UserError(f"ckpt_path: {student.name} gives no embedding, so it has no neighbors")
     if data.image_shape[0] != student.image_shape[0]:
         raise UserError(
             f"data: its images have {data.image_shape[0]} channels, the student was trained with "
             f"{student.image_shape[0]}"
         )
-    if neighbours < 1:
-        raise UserError(f"neighbours must be at least 1, given {neighbours}")
+    if neighbors < 1:
+        raise UserError(f"neighbors must be at least 1, given {neighbors}")
     if temperature <= 0:
         raise UserError(f"temperature must be above 0, given {temperature}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student = student.to(device).eval()
     data.prepare_data()
     memory, labels = _embeddings(student, data, "train", device)
-    if neighbours > len(labels):
-        raise UserError(f"neighbours is {neighbours}, more than the {len(labels)} labelled training images")
+    if neighbors > len(labels):
+        raise UserError(f"neighbors is {neighbors}, more than the {len(labels)} labeled training images")
     queries, wanted = _embeddings(student, data, "test", device)
     chunk = max(1, _CHUNK // len(memory))
-    votes = neighbour_votes(queries, memory, labels, data.num_classes, neighbours, temperature, chunk)
+    votes = neighbor_votes(queries, memory, labels, data.num_classes, neighbors, temperature, chunk)
     return Probed(right=int((votes.argmax(dim=1) == wanted).sum()), tested=len(wanted), remembered=len(labels))
 
 
 @torch.no_grad()
 def _embeddings(student: Network, data: ImageData, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Embeddings `[N, d]` and labels `[N]` of the labelled images of a split."""
+    """Embeddings `[N, d]` and labels `[N]` of the labeled images of a split."""
     size = student.image_shape[1:]
     embeddings, labels = [], []
     for batch in DataLoader(data.samples(split), batch_size=data.batch_size, num_workers=data.num_workers):

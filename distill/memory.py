@@ -74,7 +74,7 @@ class SampleBank(nn.Module):
     """A place for each sample of a data set, with what two networks last saw of it, and its class.
 
     It takes `samples` x `width` x 2 numbers. A place is filled with a random vector at first; later ones move it
-    towards what is seen, and normalise it.
+    towards what is seen, and normalize it.
 
     Args:
         samples: n, the number of samples.

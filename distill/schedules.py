@@ -15,9 +15,9 @@ class Progress:
     """How far training has come.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimizer steps done.
         epoch: epochs done, fractions included.
-        steps: optimiser steps of the whole run, `None` if it has no end.
+        steps: optimizer steps of the whole run, `None` if it has no end.
         epochs: epochs of the whole run, `None` if it has no end.
     """
 
@@ -48,7 +48,7 @@ class Span(Schedule):
     """A schedule that runs its course over a number of steps, of epochs, or (by default) over the whole run.
 
     Args:
-        steps: length in optimiser steps.
+        steps: length in optimizer steps.
         epochs: length in epochs; give one of the two or none.
     """
 
@@ -114,7 +114,7 @@ class Warmup(Span):
 
     Args:
         value: what is reached after the warm-up.
-        steps: length of the warm-up in optimiser steps.
+        steps: length of the warm-up in optimizer steps.
         epochs: length in epochs; give one of the two.
         start: the factor at step 0.
     """
@@ -137,7 +137,7 @@ class Step(Schedule):
         value: the number before the first milestone.
         milestones: epochs (steps if `every_step`) at which the number falls, rising order.
         factor: what it is multiplied by each time.
-        every_step: count the milestones in optimiser steps.
+        every_step: count the milestones in optimizer steps.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Step(Schedule):
         return self.value * self.factor ** sum(now >= milestone for milestone in self.milestones)
 
 
-class Stop(Span):
+class Until(Span):
     """`value` (a number or another schedule) until the span is over, then 0."""
 
     def __init__(self, value: Number = 1.0, steps: int | None = None, epochs: float | None = None) -> None:
@@ -166,12 +166,12 @@ class Stop(Span):
         return value_at(self.value, progress) if self.share(progress) < 1.0 else 0.0
 
 
-class Start(Span):
+class After(Span):
     """0 until the span is over, then `value` (a number or another schedule, which counts from the first step too).
 
     Args:
         value: what follows.
-        steps: length of the span in optimiser steps.
+        steps: length of the span in optimizer steps.
         epochs: length in epochs; give one of the two.
 
     Raises:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 
 
 class TermAfterBatch(Callback):
-    """SIGTERM after an optimiser step."""
+    """SIGTERM after an optimizer step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -20,7 +20,7 @@ class TermAfterBatch(Callback):
 
 
 class TermInValidation(Callback):
-    """SIGTERM after the first of the validation batches that follow an optimiser step."""
+    """SIGTERM after the first of the validation batches that follow an optimizer step."""
 
     def __init__(self, step: int) -> None:
         self.step = step

@@ -18,7 +18,7 @@ FLOORS = [
     ["plotting"],
     ["networks", "data"],
     ["heads"],
-    ["testing"],
+    ["objective", "testing"],
     ["training"],
     ["runs"],
     ["callbacks"],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from distill.errors import UserError, choices
+from distill.errors import UserError, did_you_mean
 
 
 def test_a_users_mistake_is_a_value_error() -> None:
@@ -27,9 +27,9 @@ def test_a_mistake_can_be_told_of_its_configuration_key() -> None:
     ],
 )
 def test_choices_names_near_matches_or_what_is_known(given: str, known: list[str], told: str) -> None:
-    assert choices(given, known) == told
+    assert did_you_mean(given, known) == told
 
 
 def test_choices_counts_what_it_does_not_list() -> None:
     names = [f"name{i}" for i in range(5)]
-    assert choices("?", names, limit=3) == "known are 'name0', 'name1', 'name2' and 2 more"
+    assert did_you_mean("?", names, limit=3) == "known are 'name0', 'name1', 'name2' and 2 more"

@@ -1,4 +1,4 @@
-"""`distill probe`: a student's nearest neighbours on a data set."""
+"""`distill probe`: a student's nearest neighbors on a data set."""
 
 import re
 
@@ -12,7 +12,7 @@ from distill.data import STL10, Digits
 from distill.errors import UserError
 from distill.export import load_student
 from distill.knn import probe
-from distill.networks import Wrap
+from distill.networks import TorchModule
 from tests.data.test_stl10 import write_stl10
 from tests.data.test_tiny_imagenet import write_tiny_imagenet
 from tests.nets import Convolutional
@@ -30,7 +30,7 @@ def percentage(printed):
     return float(re.findall(r"(\d+\.\d)\s*│\s*$", printed, re.MULTILINE)[0])
 
 
-def literal_top1(student, data, neighbours, temperature):
+def literal_top1(student, data, neighbors, temperature):
     """Sample by sample, class by class."""
     with torch.no_grad():
         rows = {
@@ -45,7 +45,7 @@ def literal_top1(student, data, neighbours, temperature):
     for query, wanted in rows["test"]:
         near = sorted(((torch.cosine_similarity(query, row, dim=0).item(), label) for row, label in rows["train"]))
         votes = [0.0] * 10
-        for cosine, label in near[-neighbours:]:
+        for cosine, label in near[-neighbors:]:
             votes[label] += 2.718281828 ** (cosine / temperature)
         right += votes.index(max(votes)) == wanted
     return right / len(rows["test"]), len(rows["train"])
@@ -65,16 +65,16 @@ def test_the_figure_is_that_of_a_literal_count(checkpoint, few_digits, monkeypat
     student = load_student(checkpoint)
     expected, remembered = literal_top1(student, few_digits, 7, 0.2)
     monkeypatch.setattr(probing, "_CHUNK", 200)  # five queries at a time
-    found = probe(student, few_digits, neighbours=7, temperature=0.2)
+    found = probe(student, few_digits, neighbors=7, temperature=0.2)
     assert (found.remembered, found.tested) == (remembered, 60) == (40, 60), "images without a label are left out"
     assert found.top1 == pytest.approx(expected)
     assert found.top1 > 0.3, "even two steps of training tell digits apart"
 
 
 def test_the_command_prints_the_figure_of_unchanged_images(checkpoint, capsys):
-    assert main(["probe", f"--ckpt_path={checkpoint}", "--data=Digits", "--neighbours=5"]) == 0
+    assert main(["probe", f"--ckpt_path={checkpoint}", "--data=Digits", "--neighbors=5"]) == 0
     printed = capsys.readouterr().out
-    expected = probe(load_student(checkpoint), Digits(augment=False), neighbours=5)
+    expected = probe(load_student(checkpoint), Digits(augment=False), neighbors=5)
     assert percentage(printed) == pytest.approx(100 * expected.top1, abs=0.05)
     assert "1,078" in printed
     assert "449" in printed
@@ -83,7 +83,7 @@ def test_the_command_prints_the_figure_of_unchanged_images(checkpoint, capsys):
 def test_other_data_of_another_size_and_other_classes_are_probed(checkpoint, tmp_path, capsys):
     write_stl10(tmp_path)
     write_tiny_imagenet(tmp_path)
-    settings = [f"--ckpt_path={checkpoint}", f"--data.root={tmp_path}", "--neighbours=1"]
+    settings = [f"--ckpt_path={checkpoint}", f"--data.root={tmp_path}", "--neighbors=1"]
     assert main(["probe", "--data=STL10", "--data.verify=false", *settings]) == 0
     capsys.readouterr()
     assert main(["probe", "--data=TinyImageNet", "--data.image_size=32", "--data.num_workers=0", *settings]) == 0
@@ -99,8 +99,8 @@ def test_images_are_resized_to_those_that_the_student_knows(checkpoint, tmp_path
     student = load_student(checkpoint)
     first = next(layer for layer in student.model.modules() if isinstance(layer, torch.nn.Conv2d))
     first.register_forward_pre_hook(lambda layer, given: seen.append(tuple(given[0].shape[1:])))
-    found = probe(student, STL10(str(tmp_path), verify=False, augment=False, num_workers=0), neighbours=1)
-    assert found.top1 == 1, "each image is its own neighbour"
+    found = probe(student, STL10(str(tmp_path), verify=False, augment=False, num_workers=0), neighbors=1)
+    assert found.top1 == 1, "each image is its own neighbor"
     assert set(seen) == {(3, 32, 32)}
 
 
@@ -118,8 +118,8 @@ def test_a_broken_image_is_told_in_one_sentence_from_a_worker_too(checkpoint, tm
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["--data=Digits", "--neighbours=2000"], "neighbours is 2000, more than the 1078 labelled training images"),
-        (["--data=Digits", "--neighbours=0"], "neighbours must be at least 1, given 0"),
+        (["--data=Digits", "--neighbors=2000"], "neighbors is 2000, more than the 1078 labeled training images"),
+        (["--data=Digits", "--neighbors=0"], "neighbors must be at least 1, given 0"),
         (["--data=Digits", "--temperature=0"], "temperature must be above 0, given 0.0"),
         (["--data=Digts"], "data: there is no class 'Digts': did you mean 'Digits'?"),
         (["--data=STL10", "--data.root=nowhere"], "data.root: 'nowhere' holds no folder 'stl10_binary'"),
@@ -136,7 +136,7 @@ def test_mistakes_get_one_sentence(settings, told, checkpoint, capsys):
 
 
 def test_a_student_without_an_embedding_is_refused():
-    student = Wrap(Convolutional())
+    student = TorchModule(Convolutional())
     student.build(10, (3, 32, 32))
-    with pytest.raises(UserError, match=r"Wrap\(Convolutional\) gives no embedding"):
+    with pytest.raises(UserError, match=r"TorchModule\(Convolutional\) gives no embedding"):
         probe(student, Digits())

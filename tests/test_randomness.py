@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.randomness import get_states, keyed, set_states
+from distill.randomness import get_states, seeded_by, set_states
 
 
 def draw():
@@ -17,13 +17,13 @@ def draw():
 def test_a_keyed_draw_depends_on_its_key_alone_and_leaves_no_trace(seed, epoch, noise):
     torch.manual_seed(noise)
     before = get_states()
-    with keyed(seed, epoch):
+    with seeded_by(seed, epoch):
         first = draw()
     outside = draw()
     set_states(before)
     assert outside == draw(), "the draw within moved the global states"
     torch.manual_seed(noise + 1)
-    with keyed(seed, epoch):
+    with seeded_by(seed, epoch):
         assert draw() == first
-    with keyed(seed, epoch + 1):
+    with seeded_by(seed, epoch + 1):
         assert draw() != first

@@ -52,7 +52,7 @@ def test_the_readmes_stages_are_understood(beside_the_project, capsys):
         main(["fit", *configs, "--print_config"])
     printed = capsys.readouterr()
     assert stop.value.code == 0, printed.err
-    assert "Start" in printed.out
+    assert "After" in printed.out
 
 
 def test_the_readmes_head_trains(beside_the_project):

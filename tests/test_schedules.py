@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import UserError
-from distill.schedules import Constant, Cosine, Linear, Progress, Schedule, Span, Start, Step, Stop, Warmup, value_at
+from distill.schedules import After, Constant, Cosine, Linear, Progress, Schedule, Span, Step, Until, Warmup, value_at
 
 
 def at(step: int, steps: int | None = 100, per_epoch: int = 10) -> Progress:
@@ -78,11 +78,11 @@ def test_step_can_count_steps() -> None:
 
 
 def test_stop_is_zero_once_its_span_is_over() -> None:
-    schedule = Stop(0.7, epochs=3)
+    schedule = Until(0.7, epochs=3)
     assert [schedule(at(step)) for step in (0, 29, 30, 99)] == [0.7, 0.7, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("schedule", [Linear(1, 0), Cosine(1, 0), Warmup(), Stop()])
+@pytest.mark.parametrize("schedule", [Linear(1, 0), Cosine(1, 0), Warmup(), Until()])
 def test_a_span_over_an_endless_run_is_refused(schedule: Schedule) -> None:
     with pytest.raises(UserError, match=f"{type(schedule).__name__} over a run without an end"):
         schedule(at(3, steps=None))
@@ -117,15 +117,15 @@ def test_a_users_schedule_is_a_function_of_progress() -> None:
 
 
 def test_start_is_zero_until_its_span_is_over() -> None:
-    schedule = Start(0.7, epochs=3)
+    schedule = After(0.7, epochs=3)
     assert [schedule(at(step)) for step in (0, 29, 30, 90)] == [0.0, 0.0, 0.7, 0.7]
 
 
 @given(step=st.integers(0, 300), length=st.integers(1, 200))
 def test_start_begins_where_stop_ends(step: int, length: int) -> None:
-    assert Start(steps=length)(at(step)) + Stop(steps=length)(at(step)) == 1.0
+    assert After(steps=length)(at(step)) + Until(steps=length)(at(step)) == 1.0
 
 
 def test_start_without_a_length_is_refused() -> None:
     with pytest.raises(UserError, match="Start needs steps or epochs"):
-        Start(2.0)
+        After(2.0)

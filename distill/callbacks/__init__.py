@@ -1,7 +1,7 @@
 """What rides along with the Trainer."""
 
 from distill.callbacks.checkpoint import RunCheckpoint
-from distill.callbacks.exact_resume import Interruptions
+from distill.callbacks.exact_resume import ExactResume
 from distill.callbacks.frozen_backbone import FrozenBackbone
 from distill.callbacks.pictures import HeadPictures
 from distill.callbacks.random_state import RandomState
@@ -10,9 +10,9 @@ from distill.callbacks.superpixels import SuperpixelSegments
 from distill.callbacks.wandb import WandbReport
 
 __all__ = [
+    "ExactResume",
     "FrozenBackbone",
     "HeadPictures",
-    "Interruptions",
     "RandomState",
     "Results",
     "RunCheckpoint",

@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from distill.training.lightning_internals import is_stopping, validation_is_due
+
 
 class RunCheckpoint(ModelCheckpoint):
     """Saves `last.ckpt`, which is always the last, and the best by a monitored figure.
@@ -177,19 +179,6 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         self._save_last(trainer)
-
-
-def is_stopping(trainer: Trainer) -> bool:
-    """Whether the step that was just made is the run's last one."""
-    if 0 <= trainer.max_steps <= trainer.global_step:
-        return True
-    return trainer.should_stop and trainer.fit_loop._can_stop_early
-
-
-def validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that was just trained on."""
-    fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def _moved(value: Any, before: str, here: str) -> Any:

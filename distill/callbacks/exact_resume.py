@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loops.loop import _Loop
 
-from distill.callbacks.checkpoint import is_stopping, validation_is_due
+from distill.training import lightning_internals as internals
 
 
-class Interruptions(Callback):
+class ExactResume(Callback):
     """Makes a resumed run go on exactly where it was, and validates at the run's last step.
 
     A SIGTERM during a validation waits for its end. (The averaged weights of an EMA are in the module's place then.)
@@ -33,9 +32,7 @@ class Interruptions(Callback):
             "epoch_is_over": self._epoch_is_over,
             "figures": {name: float(figure) for name, figure in trainer.callback_metrics.items()},
         }
-        epoch = trainer.fit_loop.epoch_loop
-        if trainer.validating and not epoch._should_accumulate():  # Lightning counts this batch after the validation
-            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+        internals.count_step_before_validation(trainer, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let the validation come first, if it is due."""
@@ -45,34 +42,21 @@ class Interruptions(Callback):
         self._epoch_is_over, self._figures = place["epoch_is_over"], place["figures"]
         if not place["validation_is_due"]:
             return
-        loops = checkpoint["loops"]["fit_loop"]
-        for batches in (loops["epoch_loop.batch_progress"][count] for count in ("total", "current")):
-            batches["completed"] = batches["processed"]
-        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # as Lightning knows one that was begun
-        loops["epoch_loop.val_loop.batch_progress"] |= {
-            "total": begun,
-            "current": dict(begun),
-            "is_last_batch": False,
-        }
+        internals.let_validation_come_first(checkpoint)
         self._validation_is_due = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next epoch if the last one was over, after the step of a scheduler that looks at its figures."""
-        loop = trainer.fit_loop
-        epochs: Any = loop.epoch_progress.current
-        if loop.restarting and epochs.ready == epochs.started == epochs.processed:
-            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # FitLoop's own makes it true with max_steps
-            loop.reset()
-            epochs.completed = epochs.processed
+        internals.begin_next_epoch_if_resumed_after_one(trainer)
         trainer.callback_metrics.update({name: torch.tensor(figure) for name, figure in self._figures.items()})
         if self._epoch_is_over:
-            trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+            internals.step_plateau_schedulers(trainer)
         self._figures = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the batch that stood for a validation that was begun."""
         if self._validation_is_due and not trainer.sanity_checking:
-            trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
+            internals.forget_begun_validation(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A validation that was due is over, or was none."""
@@ -82,9 +66,9 @@ class Interruptions(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ask for a validation at the run's last step, and note whether one is due."""
-        if is_stopping(trainer):
+        if internals.is_stopping(trainer):
             trainer.should_stop = True  # Lightning then validates within an epoch, too
-        self._validation_is_due = validation_is_due(trainer)
+        self._validation_is_due = internals.validation_is_due(trainer)
 
     def on_validation_batch_end(
         self,
@@ -97,7 +81,7 @@ class Interruptions(Callback):
     ) -> None:
         """Hold a signal back, which would end the validation in the middle."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.received_sigterm:
-            trainer._signal_connector.received_sigterm = False
+            internals.set_sigterm(trainer, False)
             self._signalled = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,10 +90,10 @@ class Interruptions(Callback):
             return
         self._validation_is_due = False
         if self._signalled:
-            trainer._signal_connector.received_sigterm = True
+            internals.set_sigterm(trainer, True)
             self._signalled = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let schedulers look at the figures after the first epoch of a resumed run, too."""
         self._epoch_is_over = True
-        trainer.fit_loop._restarting = False
+        internals.end_resuming(trainer)

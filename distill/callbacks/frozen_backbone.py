@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from distill.errors import UserError
-from distill.training.modules import ClassificationModule
+from distill.training.classification import ClassificationModule
 
 
 class FrozenBackbone(Callback):
@@ -22,7 +22,7 @@ class FrozenBackbone(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Freeze the backbone before the optimiser is made."""
+        """Freeze the backbone before the optimizer is made."""
         if stage != "fit":
             return
         assert isinstance(pl_module, ClassificationModule)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.heads import Head
-from distill.training.modules import ClassificationModule
+from distill.training.classification import ClassificationModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +97,7 @@ def _pictures(module: LightningModule, batch: dict[str, Any], **options: int) ->
     assert isinstance(module, ClassificationModule)
     was_training = module.student.training
     module.student.eval()
-    features = module.see(batch["image"])
+    features = module.extract_features(batch["image"])
     module.student.train(was_training)
     if features[1] is None:
         return

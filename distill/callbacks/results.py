@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill import __version__
-from distill.runs.files import write_whole
+from distill.runs.files import write_atomic
 
 _PACKAGES = ("torch", "lightning", "timm", "torchmetrics", "torchvision", "wandb")
 
@@ -90,7 +90,7 @@ class Results(Callback):
             epoch = max(trainer.current_epoch - 1, 0)  # by now Lightning counts the one that would be next
             self.last = {"epoch": epoch, "step": trainer.global_step, **validated, **figures}
         self.summary = self._summary(trainer)
-        write_whole(file, (json.dumps(self.summary, indent=2) + "\n").encode())
+        write_atomic(file, (json.dumps(self.summary, indent=2) + "\n").encode())
 
     def _note(self, trainer: Trainer, prefix: str) -> None:
         figures = {

@@ -14,28 +14,28 @@ from distill.data import ImageData
 from distill.errors import UserError
 from distill.superpixels import slic
 from distill.superpixels.pixels import Backend
-from distill.training.modules import ClassificationModule
+from distill.training.classification import ClassificationModule
 
 
 class SuperpixelSegments(Callback):
     """Puts `segments` `[B, H, W]` into each batch where a head reads them.
 
     They are found on the device, in the images as the networks get to see them: after augmentation and mixing, before
-    any normalisation. Without a head that reads them it does nothing. The milliseconds it takes are logged.
+    any normalization. Without a head that reads them it does nothing. The milliseconds it takes are logged.
 
     With many CPU cores, the data's workers can find them instead, after augmentation. Then CutMix pastes segments with
     the pixels, which can double their number, and for batches that mixup has blended they are found here all the same.
 
     Args:
         segments: how many there are at most; not more than the head's `count`.
-        compactness: how much place counts against colour.
-        iterations: how often the segments' centres are moved.
+        compactness: how much place counts against color.
+        iterations: how often the segments' centers are moved.
         connected: whether each segment is made one piece.
         backend: `auto` takes fast-slic for images in CPU memory if it is installed, and torch else.
         in_workers: whether the data's workers find them.
     """
 
-    provides = "segments"
+    adds_to_batch = "segments"
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class SuperpixelSegments(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out who reads segments, and try the settings on an image of the data's size."""
         assert isinstance(pl_module, ClassificationModule)
-        readers = {name: term.head for name, term in pl_module.terms.items() if term.head.needs_segments}
+        readers = {name: term.head for name, term in pl_module.terms.items() if "segments" in term.head.batch_needs}
         self.is_needed = bool(readers)
         if not self.is_needed:
             return
@@ -87,7 +87,7 @@ class SuperpixelSegments(Callback):
             raise UserError(
                 f"trainer.callbacks: SuperpixelSegments.in_workers needs a data module of distill, given is {data!r}"
             )
-        data.annotate = partial(_segments_of, settings=self.settings)
+        data.extra_fields = partial(_segments_of, settings=self.settings)
         pasted = data.mixing is not None and data.mixing.cutmix > 0
         return (2 if pasted else 1) * int(self.settings["segments"])
 

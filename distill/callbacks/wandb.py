@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from distill.callbacks.results import Results
-from distill.training.modules import ClassificationModule
+from distill.training.classification import ClassificationModule
 
 
 class WandbReport(Callback):

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from distill.heads import Head, Term
+from distill.heads import Head
 from distill.networks import Network
+from distill.objective import Term
 from distill.schedules import Schedule
-from distill.training.modules import ClassificationModule, DistillationModule
+from distill.training.classification import ClassificationModule
+from distill.training.distillation import DistillationModule
 from distill.training.optimizer import EffectiveBatch
 
 
@@ -79,7 +81,7 @@ def _heads(module: DistillationModule) -> Table:
         table.add_row(
             name,
             type(head).__name__,
-            ", ".join([*sorted(head.needs), *(["segments"] if head.needs_segments else [])]) or "-",
+            ", ".join(sorted(head.needs | head.batch_needs)) or "-",
             _scope(head),
             _weight(term),
             _count(head.parameters()),
@@ -105,7 +107,7 @@ def _data(data: LightningDataModule, trainer: Trainer) -> Table:
 
 
 def _step(module: LightningModule, batch: EffectiveBatch) -> Table:
-    table = Table(title="One step of the optimiser", title_justify="left", show_header=False)
+    table = Table(title="One step of the optimizer", title_justify="left", show_header=False)
     table.add_row("effective batch", str(batch))
     if isinstance(module, ClassificationModule):
         table.add_row("learning rate", module.make_optimizer(batch)[1])

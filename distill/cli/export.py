@@ -16,7 +16,7 @@ def run_export(args: list[str]) -> None:
         type=Format,
         default="safetensors",
         help="`safetensors`: the weights under the network's own names; `onnx` and `torch` (a `torch.export` program): "
-        "the whole student from an image in [0, 1] to logits, normalisation included.",
+        "the whole student from an image in [0, 1] to logits, normalization included.",
     )
     given = parser.parse_args(args)
     student = load_student(given.ckpt_path)

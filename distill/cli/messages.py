@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from distill.errors import choices
+from distill.errors import did_you_mean
 
 _GIVEN_KEY = re.compile(r"NestedArg\(key='([^']+)'")
 _SECTIONS = re.compile(r'Parser key "([^"]+)"')
@@ -28,7 +28,7 @@ _DEVICES = re.compile(r"`Trainer\(devices='?(.+?)'?\)` value is not|`devices` se
 _GIVEN = re.compile(r"Given value: (.+)")
 
 
-def sentence(complaint: str, flags: Iterable[str]) -> str:
+def parser_message(complaint: str, flags: Iterable[str]) -> str:
     """The parser's complaint in one sentence.
 
     Args:
@@ -37,19 +37,20 @@ def sentence(complaint: str, flags: Iterable[str]) -> str:
     """
     if found := _UNKNOWN_FLAG.search(complaint):
         flag = found[1].split("=")[0]
-        return f"there is no option {flag}: {choices(flag, (f for f in flags if f.startswith('--')))}"
+        return f"there is no option {flag}: {did_you_mean(flag, (f for f in flags if f.startswith('--')))}"
     key = _key(complaint)
     owner = _owner(complaint)
     if found := _NO_OPTION.search(complaint):
         key = key.removesuffix(f".{found[1]}")
-        return f"{key}: {owner.__name__ if owner else 'it'} has no {found[1]!r}: {choices(found[1], _arguments(owner))}"
+        name = owner.__name__ if owner else "it"
+        return f"{key}: {name} has no {found[1]!r}: {did_you_mean(found[1], _arguments(owner))}"
     if found := _NO_CLASS.search(complaint):
         return f"{key}: there is no class {found[1]!r}: {_fitting_classes(found[1], key)}"
     if found := _NO_IMPORT.search(complaint):
         return f"{key}: {found[1]}"
     given = _GIVEN.search(complaint)
     if given and (found := _ONE_OF.search(complaint)):
-        return f"{key}: it cannot be {given[1]!r}: {choices(given[1], ast.literal_eval(found[1]))}"
+        return f"{key}: it cannot be {given[1]!r}: {did_you_mean(given[1], ast.literal_eval(found[1]))}"
     expected = sorted({first or second for first, second in _EXPECTED.findall(complaint)})
     if expected and given:
         return f"{key}: expected {' or '.join(expected)}, given {_short(given[1])}"
@@ -57,7 +58,7 @@ def sentence(complaint: str, flags: Iterable[str]) -> str:
     return re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", text)
 
 
-def trainer_sentence(complaint: str) -> str | None:
+def trainer_message(complaint: str) -> str | None:
     """What Lightning's Trainer refuses of its devices, in one sentence; `None` if it is about something else."""
     if found := _TOO_MANY.search(complaint):
         given, there = (ast.literal_eval(numbers) for numbers in found.groups())
@@ -121,7 +122,7 @@ def _arguments(owner: type | None) -> list[str]:
 
 def _fitting_classes(given: str, key: str) -> str:
     known = {cls.__name__ for base in _bases(key) for cls in _subclasses(base)}
-    return choices(given, known)
+    return did_you_mean(given, known)
 
 
 def _bases(key: str) -> list[type]:

@@ -1,11 +1,11 @@
-"""`distill probe`: what a trained student's embeddings are worth on a data set, by its nearest neighbours."""
+"""`distill probe`: what a trained student's embeddings are worth on a data set, by its nearest neighbors."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
 
-from distill.cli.program import Parser, mistake_in
+from distill.cli.program import Parser, find_user_error
 from distill.data import ImageData
 from distill.export import load_student
 from distill.knn import Probed, probe
@@ -21,7 +21,7 @@ def run_probe(args: list[str]) -> None:
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="A checkpoint of `distill fit`.")
     parser.add_subclass_arguments(ImageData, "data", required=True, help="The data set to probe on.")
-    parser.add_argument("--neighbours", type=int, default=20, help="How many training images vote.")
+    parser.add_argument("--neighbors", type=int, default=20, help="How many training images vote.")
     parser.add_argument(
         "--temperature", type=float, default=0.07, help="Of a vote's weight, exp(cosine / temperature)."
     )
@@ -32,8 +32,8 @@ def run_probe(args: list[str]) -> None:
     try:
         data: ImageData = parser.instantiate_classes(given).data
     except ValueError as error:  # the parser wraps what a class raises
-        raise mistake_in(error) or error from None
-    Console().print(_table(student, data, probe(student, data, given.neighbours, given.temperature)))
+        raise find_user_error(error) or error from None
+    Console().print(_table(student, data, probe(student, data, given.neighbors, given.temperature)))
 
 
 def _table(student: Network, data: ImageData, probed: Probed) -> Table:

@@ -23,17 +23,17 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from distill import __version__
-from distill.callbacks import Interruptions, RandomState, Results, RunCheckpoint, WandbReport
+from distill.callbacks import ExactResume, RandomState, Results, RunCheckpoint, WandbReport
 from distill.callbacks.wandb import go_offline_without_a_key
-from distill.cli.messages import key_of, sentence, trainer_sentence
+from distill.cli.messages import key_of, parser_message, trainer_message
 from distill.cli.trainer import Trainer
 from distill.errors import UserError
-from distill.runs.checkpoints import WholeCheckpointIO, newest_whole, read_checkpoint
-from distill.runs.csv_logger import Curves
-from distill.runs.files import write_whole
+from distill.runs.checkpoints import AtomicCheckpointIO, latest_valid_checkpoint, read_checkpoint
+from distill.runs.csv_logger import ResumableCSVLogger
+from distill.runs.files import write_atomic
 from distill.runs.folder import folder_to_resume, new_folder, refuse_checkpoints_of_another, refuse_to_overwrite
 from distill.runs.resume import changes
-from distill.training.modules import DistillationModule
+from distill.training.distillation import DistillationModule
 
 
 class Parser(LightningArgumentParser):
@@ -44,7 +44,7 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         flags = [flag for action in self._actions for flag in action.option_strings]
-        raise UserError(sentence(message, flags)) from ex
+        raise UserError(parser_message(message, flags)) from ex
 
 
 class SaveRun(SaveConfigCallback):
@@ -58,7 +58,7 @@ class SaveRun(SaveConfigCallback):
     def on_train_start(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
         """Write `config.yaml` into the run's folder."""
         if trainer.is_global_zero:
-            write_whole(self.folder / "config.yaml", self.text.encode())
+            write_atomic(self.folder / "config.yaml", self.text.encode())
 
     def on_save_checkpoint(
         self, trainer: LightningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -126,7 +126,7 @@ class DistillCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:  # the parser wraps what a class raises
-            if (mistake := mistake_in(error)) is None:
+            if (mistake := find_user_error(error)) is None:
                 raise
             key = key_of(self.config[self.subcommand].as_dict(), str(mistake))
             raise (mistake.at(key) if key else mistake) from None
@@ -148,18 +148,18 @@ class DistillCLI(LightningCLI):
         before = self.taken_up or {}
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             place = before.get("global_step", 0), before.get("interrupted", {}).get("validation_is_due", False)
-            kwargs["logger"] = Curves(self.run_folder, *place) if self.run_folder else False
+            kwargs["logger"] = ResumableCSVLogger(self.run_folder, *place) if self.run_folder else False
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         checkpoint = self._get(self.config_init, "checkpoint")
         if self.run_folder is not None:
             checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            if (told := trainer_sentence(str(error))) is None:
+            if (told := trainer_message(str(error))) is None:
                 raise
             raise UserError(told) from error
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
@@ -186,7 +186,7 @@ class DistillCLI(LightningCLI):
             raise UserError("resume: it finds the checkpoint by itself, but ckpt_path is given too; leave one out")
         self.run_folder = folder_to_resume(config.trainer.default_root_dir)
         checkpoints = Path(config.checkpoint.dirpath or self.run_folder / "checkpoints")
-        found = newest_whole(checkpoints)
+        found = latest_valid_checkpoint(checkpoints)
         refuse_to_overwrite(self.run_folder, checkpoints, resumable=found is not None)
         if found is None:
             return
@@ -231,7 +231,7 @@ def _ending_well() -> Iterator[None]:
     except SIGTERMException:
         raise SystemExit(128 + 15) from None
     except OSError as error:
-        if (mistake := mistake_in(error)) is not None:  # a checkpoint that could not be written, and then the log
+        if (mistake := find_user_error(error)) is not None:  # a checkpoint that could not be written, and then the log
             raise mistake from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -249,7 +249,7 @@ def _wandb_loggers(loggers: Any) -> list[Namespace]:
     return [logger for logger in listed if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger")]
 
 
-def mistake_in(error: BaseException | None) -> UserError | None:
+def find_user_error(error: BaseException | None) -> UserError | None:
     """The user's mistake that an error was raised from, if there is one."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
@@ -276,7 +276,7 @@ def run(args: list[str]) -> DistillCLI:
         subclass_mode_data=True,
         save_config_callback=SaveRun,
         trainer_class=Trainer,
-        trainer_defaults={"callbacks": [RandomState(), Interruptions(), Results(), WandbReport()]},
+        trainer_defaults={"callbacks": [RandomState(), ExactResume(), Results(), WandbReport()]},
         seed_everything_default=0,
         parser_class=Parser,
         parser_kwargs={"prog": "distill", "version": __version__, "description": _DESCRIPTION},
@@ -299,4 +299,4 @@ _NOISE = (
 _DESCRIPTION = """Relation distillation for image models.
 `distill fit --config FILE` trains, and every key of FILE can be overridden: `--model.heads.kd.weight=0.5`.
 `distill fit --help` lists the keys. Two more commands: `distill export` writes the student alone,
-`distill probe` classifies by its nearest neighbours."""
+`distill probe` classifies by its nearest neighbors."""

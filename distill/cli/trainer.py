@@ -9,7 +9,7 @@ from distill.callbacks.pictures import PicturesOnce, can_plot
 from distill.cli.check import print_set_up
 from distill.errors import UserError
 from distill.heads import Head, shipped
-from distill.training.modules import ClassificationModule
+from distill.training.classification import ClassificationModule
 
 
 class Trainer(LightningTrainer):

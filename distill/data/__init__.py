@@ -1,7 +1,7 @@
 """The data modules: one file a data set; each batch is a dict of image, label and index."""
 
 from distill.data.augmentation import TimmAugmentation
-from distill.data.base import ImageData, Samples, Split
+from distill.data.base import ImageData, ImageDataset, Split
 from distill.data.cars import StanfordCars
 from distill.data.cifar import CIFAR10, CIFAR100
 from distill.data.digits import Digits
@@ -18,11 +18,11 @@ __all__ = [
     "Digits",
     "ExponentialTail",
     "ImageData",
+    "ImageDataset",
     "ImageFolder",
     "ListedTail",
     "LongTail",
     "Mixing",
-    "Samples",
     "Split",
     "StanfordCars",
     "StepTail",

@@ -16,9 +16,9 @@ class TimmAugmentation:
 
     Args:
         auto_augment: a policy in timm's words, such as `rand-m9-mstd0.5-inc1` (RandAugment as DeiT uses it).
-        color_jitter: strength of a colour jitter; timm leaves it out where there is a policy.
+        color_jitter: strength of a color jitter; timm leaves it out where there is a policy.
         erasing: probability of random erasing.
-        erasing_mode: what is put in: `pixel` noise, one random colour (`rand`), or the mean (`const`).
+        erasing_mode: what is put in: `pixel` noise, one random color (`rand`), or the mean (`const`).
 
     Raises:
         UserError: a probability outside of 0 to 1, or no policy of timm.
@@ -57,7 +57,7 @@ class TimmAugmentation:
             )
         except (AssertionError, KeyError, ValueError) as error:
             raise UserError(f"data.augment.auto_augment: timm knows no policy {self.auto_augment!r}: {error}") from None
-        # timm erases in normalised colours; the networks normalise by themselves.
+        # timm erases in normalized colors; the networks normalize by themselves.
         mean = [-mean / std for mean, std in zip(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, strict=True)]
         return v2.Compose([timms, v2.Normalize(mean, [1 / std for std in IMAGENET_DEFAULT_STD])])
 
@@ -82,7 +82,7 @@ def photos(side: int, augment: bool | TimmAugmentation, interpolation: Interpola
 
     Args:
         side: of the square crop.
-        augment: random resized crops and flips, or these and what a `TimmAugmentation` adds; `False` takes the centre
+        augment: random resized crops and flips, or these and what a `TimmAugmentation` adds; `False` takes the center
             of the image, resized to 8/7 of the side.
         interpolation: how images are resized.
     """

@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.data.longtail import LongTail
-from distill.data.mixing import Mixing, mix
-from distill.data.samplers import MarkedSampler, Place, ResumableLoader, ShuffledSampler
-from distill.data.sources import Part, Source, count_classes, labels_of
+from distill.data.mixing import Mixing, mix, mixing_seed
+from distill.data.samplers import MarkedSampler, ResumableLoader, SampleKey, ShuffledSampler
+from distill.data.sources import Source, Subset, count_classes, labels_of
 from distill.errors import UserError
-from distill.randomness import keyed
+from distill.randomness import seeded_by
 
 Split = Literal["train", "val", "test"]
 Sample = dict[str, Any]
-Annotate = Callable[[Tensor], dict[str, Tensor]]
+ExtraFields = Callable[[Tensor], dict[str, Tensor]]
 
 
-class Samples(Dataset[Sample]):
-    """A set of images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabelled) and `index`.
+class ImageDataset(Dataset[Sample]):
+    """A set of images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabeled) and `index`.
 
     A training sample is asked for as (draw, index), and its augmentation depends on these and the seed alone: not on
     workers, ranks, or what was drawn before. An index past the end stands for a sample that only fills up a rank's
@@ -43,20 +43,20 @@ class Samples(Dataset[Sample]):
     def __init__(self, source: Source, transform: Callable[[Any], Tensor]) -> None:
         self.source = source
         self.transform = transform
-        self.annotate: Annotate | None = None
+        self.extra_fields: ExtraFields | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning keeps the run's seed
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, place: int | Place) -> Sample:
+    def __getitem__(self, place: int | SampleKey) -> Sample:
         draw, position = place if isinstance(place, tuple) else (0, place)
         index = position % len(self)
         image, label = self.source[index]
-        with keyed("augmentation", self.seed, draw, index):
+        with seeded_by("augmentation", self.seed, draw, index):
             image = self.transform(image)
-        sample = {"image": image, "label": int(label), "index": index if index == position else -1}
-        return sample if self.annotate is None else {**sample, **self.annotate(image)}
+        sample = {"image": image, "label": int(label), "index": index if index == position else -1, "draw": draw}
+        return sample if self.extra_fields is None else {**sample, **self.extra_fields(image)}
 
 
 class ImageData(LightningDataModule, ABC):
@@ -77,7 +77,7 @@ class ImageData(LightningDataModule, ABC):
 
     num_classes: int
     image_shape: tuple[int, int, int]
-    annotate: Annotate | None = None
+    extra_fields: ExtraFields | None = None
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class ImageData(LightningDataModule, ABC):
         self.repetitions = repetitions
         self.longtail = longtail
         self.class_balanced = class_balanced
-        self._samples: dict[Split, Samples] = {}
+        self._samples: dict[Split, ImageDataset] = {}
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, int] = {}
 
@@ -118,16 +118,15 @@ class ImageData(LightningDataModule, ABC):
             )
         if self.class_balanced and 0 in (counts := self.class_counts()):
             raise UserError(
-                f"data.class_balanced draws from every class, but class {counts.index(0)} has no labelled training "
-                "image"
+                f"data.class_balanced draws from every class, but class {counts.index(0)} has no labeled training image"
             )
 
     @abstractmethod
-    def samples(self, split: Split) -> Samples:
+    def samples(self, split: Split) -> ImageDataset:
         """The samples of a split, before any `longtail`; the training split with its augmentation."""
 
     def class_counts(self) -> list[int]:
-        """How many labelled training images each class has, after any `longtail`.
+        """How many labeled training images each class has, after any `longtail`.
 
         Raises:
             UserError: the source of the images does not tell their labels.
@@ -165,26 +164,30 @@ class ImageData(LightningDataModule, ABC):
         """Go on from there."""
         self._resumed = state_dict
 
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Mix training batches on the device."""
+    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Derive the key of a training batch's mixing while its index is on the host."""
         if self.mixing is None or self.trainer is None or not self.trainer.training:
             return batch
-        batches_before = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        place = self.trainer.current_epoch, batches_before, self.trainer.global_rank
-        with keyed("mixing", self._cached("train").seed, *place):
-            return mix(batch, self.num_classes, self.mixing)
+        return {**batch, "mixing_seed": mixing_seed(batch, self._cached("train").seed)}
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Mix training batches on the device."""
+        if self.mixing is None or "mixing_seed" not in batch:
+            return batch
+        seed = batch.pop("mixing_seed")
+        return mix(batch, self.num_classes, self.mixing, seed)
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
         samples = self._cached(split)
         return DataLoader(samples, sampler=MarkedSampler(samples, *self._ranks()), **self._settings())
 
-    def _cached(self, split: Split) -> Samples:
+    def _cached(self, split: Split) -> ImageDataset:
         if split not in self._samples:
             samples = self.samples(split)
             if split == "train" and self.longtail is not None:
-                samples.source = Part(samples.source, self.longtail.positions(samples.source, self.num_classes))
+                samples.source = Subset(samples.source, self.longtail.positions(samples.source, self.num_classes))
             self._samples[split] = samples
-        self._samples[split].annotate = self.annotate
+        self._samples[split].extra_fields = self.extra_fields
         return self._samples[split]
 
     def _ranks(self) -> tuple[int, int]:

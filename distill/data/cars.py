@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.augmentation import Interpolation, TimmAugmentation, photos
-from distill.data.base import ImageData, Samples, Split
+from distill.data.base import ImageData, ImageDataset, Split
 from distill.data.files import Files
 from distill.errors import UserError
 
@@ -25,7 +25,7 @@ class StanfordCars(ImageData):
             `cars_test_annos_withlabels.mat` in it.
         image_size: side in pixels of the square crop.
         augment: random resized crops and flips of training images, or these and what a `TimmAugmentation` adds; `false`
-            takes the centre crop.
+            takes the center crop.
         interpolation: how images are resized.
         num_workers: processes that prepare batches.
         loading: what all data modules take besides, see `ImageData`.
@@ -56,7 +56,7 @@ class StanfordCars(ImageData):
                 "layout are in github.com/pytorch/vision/issues/7545"
             )
 
-    def samples(self, split: Split) -> Samples:
+    def samples(self, split: Split) -> ImageDataset:
         """The images of a split as `[3, side, side]` in [0, 1]."""
         from torchvision.datasets import StanfordCars as Torchvisions
 
@@ -69,4 +69,4 @@ class StanfordCars(ImageData):
                 "files and images anew (github.com/pytorch/vision/issues/7545)"
             ) from None
         augment = self.augment if split == "train" else False
-        return Samples(Files(source._samples), photos(self.image_shape[1], augment, self.interpolation))
+        return ImageDataset(Files(source._samples), photos(self.image_shape[1], augment, self.interpolation))

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.augmentation import small_images
-from distill.data.base import ImageData, Samples, Split
+from distill.data.base import ImageData, ImageDataset, Split
 from distill.errors import UserError
 
 Array = NDArray[Any]
 
 
 class _Cifar(ImageData, ABC):
-    """60,000 colour images of 32 x 32 pixels, 50,000 to train with and 10,000 to test with.
+    """60,000 color images of 32 x 32 pixels, 50,000 to train with and 10,000 to test with.
 
     Args:
         root: the folder that holds the extracted folder of the data set.
@@ -69,14 +69,14 @@ class _Cifar(ImageData, ABC):
         if self.download:
             self._read(train=True, download=True)
 
-    def samples(self, split: Split) -> Samples:
+    def samples(self, split: Split) -> ImageDataset:
         """The images of a split as `[3, 32, 32]` in [0, 1]."""
         training = split == "train" or (split == "val" and self.held_out > 0)
         images, labels = self._read(train=training)
         if training and self.held_out:
             held = _last_of_each_class(labels, self.held_out // self.num_classes)
             images, labels = images[held == (split == "val")], labels[held == (split == "val")]
-        return Samples(_Pairs(images, labels), small_images(32, augment=split == "train" and self.augment))
+        return ImageDataset(_Pairs(images, labels), small_images(32, augment=split == "train" and self.augment))
 
     def _read(self, train: bool, download: bool = False) -> tuple[Array, Array]:
         import torchvision.datasets
@@ -97,7 +97,7 @@ class _Cifar(ImageData, ABC):
 
 
 class CIFAR10(_Cifar):
-    """CIFAR-10: 60,000 colour images of 32 x 32 pixels in 10 classes, 50,000 to train with, 10,000 to test with."""
+    """CIFAR-10: 60,000 color images of 32 x 32 pixels in 10 classes, 50,000 to train with, 10,000 to test with."""
 
     classes = 10
     folder = "cifar-10-batches-py"
@@ -105,7 +105,7 @@ class CIFAR10(_Cifar):
 
 
 class CIFAR100(_Cifar):
-    """CIFAR-100: 60,000 colour images of 32 x 32 pixels in 100 classes, 50,000 to train with, 10,000 to test with."""
+    """CIFAR-100: 60,000 color images of 32 x 32 pixels in 100 classes, 50,000 to train with, 10,000 to test with."""
 
     classes = 100
     folder = "cifar-100-python"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distill.data.base import ImageData, Samples, Split
+from distill.data.base import ImageData, ImageDataset, Split
 from distill.errors import UserError
 
 _SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
@@ -23,7 +23,7 @@ class Digits(ImageData):
     Args:
         labels_per_class: how many training images of each class keep their label; the others come with label -1, for
             terms that need no label. `None` keeps all.
-        labelled_only: leave the images without a label out of the training set.
+        labeled_only: leave the images without a label out of the training set.
         image_size: side in pixels.
         augment: rotate (10 degrees), shift (a tenth of the side) and scale (0.9 to 1.1) training images.
         loading: what all data modules take besides, see `ImageData`.
@@ -32,7 +32,7 @@ class Digits(ImageData):
     def __init__(
         self,
         labels_per_class: int | None = None,
-        labelled_only: bool = False,
+        labeled_only: bool = False,
         image_size: int = 32,
         augment: bool = True,
         **loading: Any,
@@ -46,23 +46,25 @@ class Digits(ImageData):
                 "give one of them"
             )
         self.labels_per_class = labels_per_class
-        self.labelled_only = labelled_only
+        self.labeled_only = labeled_only
         self.augment = augment
         self.num_classes = 10
         self.image_shape = (3, image_size, image_size)
 
-    def samples(self, split: Split) -> Samples:
+    def samples(self, split: Split) -> ImageDataset:
         """The images of a split as `[3, side, side]` in [0, 1]."""
         images, labels = _load(split)
         if split == "train" and self.labels_per_class is not None:
             known = _first_of_each_class(labels, self.labels_per_class)
-            if self.labelled_only:
+            if self.labeled_only:
                 images, labels = images[known], labels[known]
             else:
                 labels = torch.where(known, labels, -1)
         images = functional.interpolate(images, self.image_shape[1:], mode="bilinear", align_corners=False)
         images = images.expand(-1, 3, -1, -1)
-        return Samples(_Pairs(images, labels), _augmentation() if split == "train" and self.augment else _unchanged)
+        return ImageDataset(
+            _Pairs(images, labels), _augmentation() if split == "train" and self.augment else _unchanged
+        )
 
 
 class _Pairs:

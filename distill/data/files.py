@@ -9,7 +9,7 @@ from distill.errors import UserError
 
 
 class Files:
-    """Pairs of an image in colour, of PIL, and its label.
+    """Pairs of an image in color, of PIL, and its label.
 
     Args:
         samples: path and label of each image.

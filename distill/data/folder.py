@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.augmentation import Interpolation, TimmAugmentation, photos
-from distill.data.base import ImageData, Samples, Split
+from distill.data.base import ImageData, ImageDataset, Split
 from distill.data.files import Files
 from distill.errors import UserError
 
@@ -18,7 +18,7 @@ class ImageFolder(ImageData):
         root: the folder that holds `train` and `val`.
         image_size: side in pixels of the square crop.
         augment: random resized crops and flips of training images, or these and what a `TimmAugmentation` adds; `false`
-            takes the centre crop.
+            takes the center crop.
         interpolation: how images are resized.
         num_workers: processes that prepare batches.
         loading: what all data modules take besides, see `ImageData`.
@@ -46,7 +46,7 @@ class ImageFolder(ImageData):
         self.num_classes = len(self.classes)
         self.image_shape = (3, image_size, image_size)
 
-    def samples(self, split: Split) -> Samples:
+    def samples(self, split: Split) -> ImageDataset:
         """The images of a split as `[3, side, side]` in [0, 1]."""
         from torchvision.datasets import ImageFolder as Folder
 
@@ -58,7 +58,7 @@ class ImageFolder(ImageData):
         except FileNotFoundError as error:
             raise UserError(f"data.root: {folder} holds a class without images: {error}") from None
         augment = self.augment if split == "train" else False
-        return Samples(Files(source.samples), photos(self.image_shape[1], augment, self.interpolation))
+        return ImageDataset(Files(source.samples), photos(self.image_shape[1], augment, self.interpolation))
 
     def _classes(self, split: str) -> list[str]:
         folder = self.root / split

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from distill.errors import UserError
+from distill.randomness import derive_seed, seeded_by
 
 
 @dataclass
@@ -28,20 +29,36 @@ class Mixing:
             raise UserError(f"data.mixing needs alphas of at least 0, given {self.mixup} and {self.cutmix}")
 
 
-def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing) -> dict[str, Any]:
+def mixing_seed(batch: dict[str, Any], seed: int) -> int:
+    """The seed of a batch's mixing: a function of the run's seed and of the images and draws in the batch alone.
+
+    Args:
+        batch: `index` and `draw` `[B]`, on the host.
+        seed: of the run.
+    """
+    return derive_seed("mixing", seed, batch["index"].tolist(), batch["draw"].tolist())
+
+
+def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> dict[str, Any]:
     """Mix a batch with itself by mixup or CutMix.
 
     Where workers have found `segments`, CutMix pastes them with the pixels: segment k of the image becomes 2 k, and of
     the pasted box 2 k + 1. Of images that mixup has blended they would tell nothing, so the batch loses them.
 
     Args:
-        batch: `image` `[B, C, H, W]`, `label` `[B]`, -1 for unlabelled: such a sample adds nothing to the soft label.
+        batch: `image` `[B, C, H, W]`, `label` `[B]`, -1 for unlabeled: such a sample adds nothing to the soft label.
         num_classes: K.
         mixing: the strengths.
+        seed: of the draws, see `mixing_seed`.
 
     Returns:
-        The batch with mixed `image` and soft `label` `[B, K]`, whose rows sum to the labelled share of the mixed image.
+        The batch with mixed `image` and soft `label` `[B, K]`, whose rows sum to the labeled share of the mixed image.
     """
+    with seeded_by("mixing", seed):
+        return _mixed(batch, num_classes, mixing)
+
+
+def _mixed(batch: dict[str, Any], num_classes: int, mixing: Mixing) -> dict[str, Any]:
     from torchvision.transforms import v2
 
     image, label = batch["image"], batch["label"]

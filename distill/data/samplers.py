@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from distill.randomness import seed_of
+from distill.randomness import derive_seed
 
-Place = tuple[int, int]
+SampleKey = tuple[int, int]
 """Draw and index: what a training sample's augmentation depends on, besides the seed. A draw is an epoch, or one of the
 repetitions in it; no two places of a run are equal."""
 
 
-class ShuffledSampler(DistributedSampler[Place]):
+class ShuffledSampler(DistributedSampler[SampleKey]):
     """Deals the samples of an epoch to the ranks in an order that depends on seed and epoch alone.
 
     The k-th global batch holds the same samples on any number of ranks. What is left over at the end is dropped.
@@ -42,7 +42,7 @@ class ShuffledSampler(DistributedSampler[Place]):
         repetitions: int = 1,
         balanced: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(cast(Dataset[Place], samples), num_replicas, rank, seed=seed, drop_last=True)
+        super().__init__(cast(Dataset[SampleKey], samples), num_replicas, rank, seed=seed, drop_last=True)
         self.repetitions = repetitions
         self.classes: list[Tensor] = []
         if balanced is not None:
@@ -50,8 +50,8 @@ class ShuffledSampler(DistributedSampler[Place]):
             self.classes = [(labels == label).nonzero().flatten() for label in sorted(set(balanced)) if label >= 0]
         self.start = 0  # of the samples of this rank, how many to pass over in the next epoch
 
-    def __iter__(self) -> Iterator[Place]:
-        seed = seed_of("order", self.seed, self.epoch)
+    def __iter__(self) -> Iterator[SampleKey]:
+        seed = derive_seed("order", self.seed, self.epoch)
         if self.classes:
             mine = self._balanced(seed)
         else:
@@ -59,11 +59,11 @@ class ShuffledSampler(DistributedSampler[Place]):
         start, self.start = self.start, 0
         return iter(mine[start : self.num_samples])
 
-    def _once(self, seed: int) -> list[Place]:
+    def _once(self, seed: int) -> list[SampleKey]:
         order = torch.randperm(len(cast(Sized, self.dataset)), generator=torch.Generator().manual_seed(seed)).tolist()
         return [(self.epoch, index) for index in order[: self.total_size][self.rank :: self.num_replicas]]
 
-    def _repeated(self, seed: int) -> list[Place]:
+    def _repeated(self, seed: int) -> list[SampleKey]:
         from timm.data.distributed_sampler import RepeatAugSampler
 
         dealer: Any = cast(Any, RepeatAugSampler)(  # timm's has no types
@@ -76,7 +76,7 @@ class ShuffledSampler(DistributedSampler[Place]):
             for place, index in enumerate(dealer)
         ]
 
-    def _balanced(self, seed: int) -> list[Place]:
+    def _balanced(self, seed: int) -> list[SampleKey]:
         """Rounds of all classes, and for each class rounds of all its samples, each round shuffled."""
         generator = torch.Generator().manual_seed(seed)
 
@@ -99,7 +99,7 @@ class ShuffledSampler(DistributedSampler[Place]):
 class MarkedSampler(DistributedSampler[int]):
     """Deals the samples to the ranks in order; positions that only fill up lie past the end of the set.
 
-    `Samples` marks those with `index` -1, and no metric counts them.
+    `ImageDataset` marks those with `index` -1, and no metric counts them.
     """
 
     def __init__(self, samples: Sized, num_replicas: int, rank: int) -> None:

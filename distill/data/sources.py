@@ -16,7 +16,7 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
 
 
-class Part:
+class Subset:
     """Some of a source's pairs.
 
     Args:
@@ -38,7 +38,7 @@ class Part:
 
 
 def labels_of(source: Source) -> list[int]:
-    """The label of every pair, -1 for unlabelled, without opening an image.
+    """The label of every pair, -1 for unlabeled, without opening an image.
 
     Raises:
         UserError: the source does not tell them: it has neither `labels` nor torchvision's `targets`.

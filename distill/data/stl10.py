@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.augmentation import small_images
-from distill.data.base import ImageData, Samples, Split
+from distill.data.base import ImageData, ImageDataset, Split
 from distill.errors import UserError
 
 _FOLDER = "stl10_binary"
@@ -21,7 +21,7 @@ class STL10(ImageData):
         root: the folder that holds `stl10_binary`.
         download: fetch it there if it is missing (2.6 GB).
         verify: hold the files that are read against their checksums.
-        unlabelled: train with the images that have no label too; they come with label -1, for terms that need none.
+        unlabeled: train with the images that have no label too; they come with label -1, for terms that need none.
         image_size: side in pixels that images are resized to; transfer is published at 32.
         augment: shift training images by up to an eighth of the side and flip them.
         num_workers: processes that prepare batches.
@@ -36,7 +36,7 @@ class STL10(ImageData):
         root: str = "data",
         download: bool = False,
         verify: bool = True,
-        unlabelled: bool = False,
+        unlabeled: bool = False,
         image_size: int = 96,
         augment: bool = True,
         num_workers: int = 4,
@@ -53,7 +53,7 @@ class STL10(ImageData):
         self.root = root
         self.download = download
         self.verify = verify
-        self.unlabelled = unlabelled
+        self.unlabeled = unlabeled
         self.augment = augment
         self.num_classes = 10
         self.image_shape = (3, image_size, image_size)
@@ -63,13 +63,13 @@ class STL10(ImageData):
         if self.download and not (Path(self.root) / _FOLDER).is_dir():
             self._read("train", download=True)
 
-    def samples(self, split: Split) -> Samples:
+    def samples(self, split: Split) -> ImageDataset:
         """The images of a split as `[3, side, side]` in [0, 1]."""
         if split == "train":
-            source = self._read("train+unlabeled" if self.unlabelled else "train")
+            source = self._read("train+unlabeled" if self.unlabeled else "train")
         else:
             source = self._read("test")
-        return Samples(source, small_images(self.image_shape[1], augment=split == "train" and self.augment))
+        return ImageDataset(source, small_images(self.image_shape[1], augment=split == "train" and self.augment))
 
     def _read(self, part: str, download: bool = False) -> Any:
         import torchvision.datasets

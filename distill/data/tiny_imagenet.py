@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.augmentation import small_images
-from distill.data.base import ImageData, Samples, Split
+from distill.data.base import ImageData, ImageDataset, Split
 from distill.data.files import Files
 from distill.errors import UserError
 
@@ -75,7 +75,7 @@ class TinyImageNet(ImageData):
                 "there is of it and try again"
             ) from None
 
-    def samples(self, split: Split) -> Samples:
+    def samples(self, split: Split) -> ImageDataset:
         """The images of a split as `[3, side, side]` in [0, 1]."""
         classes = self._classes()
         if split == "train":
@@ -84,7 +84,7 @@ class TinyImageNet(ImageData):
             files = self._sorted("val", classes)
         else:
             files = self._annotated(classes)
-        return Samples(Files(files), small_images(self.image_shape[1], augment=split == "train" and self.augment))
+        return ImageDataset(Files(files), small_images(self.image_shape[1], augment=split == "train" and self.augment))
 
     def _classes(self) -> list[str]:
         folder = self.folder / "train"

@@ -2,43 +2,53 @@
 
 from distill.functional.angles import angle_difference, edges
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
-from distill.functional.correlations import adjacent_congruence, dist, pearson
+from distill.functional.correlations import adjacent_congruence, correlation_distance, pearson
 from distill.functional.divergences import huber, kl_divergence, probability_divergence
 from distill.functional.graphs import (
     adjacency_divergence,
     context_difference,
-    nearest_neighbours,
-    neighbour_distances,
-    neighbour_divergence,
+    nearest_neighbors,
+    neighbor_distances,
+    neighbor_divergence,
     node_contrast,
 )
-from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalised_gram, taylor_kernel
+from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalized_gram, taylor_kernel
 from distill.functional.logits import dkd, kd, nckd, tckd
 from distill.functional.longtail import effective_number_weights, label_margins, log_priors, with_margins
-from distill.functional.maps import ab, at, attention_map, flow_matrix, fsp, ft, hcl, pool, to_common_grid, vid
-from distill.functional.random_bits import random_bits
-from distill.functional.relations import angle_cosines, normalised_distances, pair_distances, relative_squared_distances
-from distill.functional.votes import neighbour_votes
+from distill.functional.maps import (
+    activation_boundaries,
+    attention_map,
+    attention_transfer,
+    factor_transfer,
+    flow_matrix,
+    fsp,
+    hierarchical_context_loss,
+    pool,
+    to_common_grid,
+    vid,
+)
+from distill.functional.relations import angle_cosines, normalized_distances, pair_distances, relative_squared_distances
+from distill.functional.votes import neighbor_votes
 
 __all__ = [
-    "ab",
+    "activation_boundaries",
     "adjacency_divergence",
     "adjacent_congruence",
     "angle_cosines",
     "angle_difference",
-    "at",
     "attention_map",
+    "attention_transfer",
     "channel_discrepancy",
     "conditional_probabilities",
     "context_difference",
-    "dist",
+    "correlation_distance",
     "dkd",
     "edges",
     "effective_number_weights",
+    "factor_transfer",
     "flow_matrix",
     "fsp",
-    "ft",
-    "hcl",
+    "hierarchical_context_loss",
     "huber",
     "info_nce",
     "kd",
@@ -47,19 +57,18 @@ __all__ = [
     "log_priors",
     "memory_relation",
     "nckd",
-    "nearest_neighbours",
-    "neighbour_distances",
-    "neighbour_divergence",
-    "neighbour_votes",
+    "nearest_neighbors",
+    "neighbor_distances",
+    "neighbor_divergence",
+    "neighbor_votes",
     "node_contrast",
     "noise_contrast",
-    "normalised_distances",
-    "normalised_gram",
+    "normalized_distances",
+    "normalized_gram",
     "pair_distances",
     "pearson",
     "pool",
     "probability_divergence",
-    "random_bits",
     "relative_squared_distances",
     "softmax_over_memory",
     "taylor_kernel",

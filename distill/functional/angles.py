@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.functional.relations import centred_gram, gram_distances
+from distill.functional.relations import centered_gram, gram_distances
 
 Edges = tuple[Tensor, Tensor, Tensor]
 """What the cosines of one network follow from: G, v and w, each `[..., L, L]`, see `edges`."""
@@ -33,7 +33,7 @@ def edges(x: Tensor) -> Edges:
     Returns:
         G, v and w, `[..., L, L]`; v and w are 0 where two tokens are equal, so that all their cosines are.
     """
-    gram = centred_gram(x)
+    gram = centered_gram(x)
     distances = gram_distances(gram)
     inverse = distances.masked_fill(distances == 0, math.inf).reciprocal()
     offset = gram - gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) / 2

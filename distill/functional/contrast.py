@@ -95,13 +95,13 @@ def info_nce(logits: Tensor, positive: Tensor | None = None) -> Tensor:
 
 
 def noise_contrast(
-    logits: Tensor, normaliser: Tensor, samples: int, weight: Tensor | None = None, eps: float = 1e-7
+    logits: Tensor, normalizer: Tensor, samples: int, weight: Tensor | None = None, eps: float = 1e-7
 ) -> Tensor:
     """Noise-contrastive estimation: one sample of the data against K of uniform noise (Gutmann, Hyvärinen, 2010).
 
     Args:
         logits: `[B, 1 + K]`, the positive first.
-        normaliser: scalar Z, by which the exponentials are divided.
+        normalizer: scalar Z, by which the exponentials are divided.
         samples: how many samples the noise is drawn from.
         weight: `[B, K]`, what each of the noise counts; 1 if not given.
         eps: keeps the quotients as the public code of CRD has them.
@@ -110,7 +110,7 @@ def noise_contrast(
         `[B]`.
     """
     noise = (logits.shape[1] - 1) / samples
-    logits = logits - normaliser.log()
+    logits = logits - normalizer.log()
     total = (logits.exp() + (noise + eps)).log()
     negatives = total[:, 1:] - math.log(noise)
     if weight is not None:

@@ -1,4 +1,4 @@
-"""Losses that ask for correlation instead of equality, and those between neighbours in a batch."""
+"""Losses that ask for correlation instead of equality, and those between neighbors in a batch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def pearson(x: Tensor, y: Tensor, eps: float = 1e-8) -> Tensor:
     Returns:
         `[...]`, between -1 and 1.
     """
-    (x, flat_x), (y, flat_y) = _centred(x), _centred(y)
+    (x, flat_x), (y, flat_y) = _centered(x), _centered(y)
     product: Tensor = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1) + eps
     return (x * y).sum(dim=-1) / product.masked_fill(flat_x | flat_y, torch.inf)
 
 
-def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
+def correlation_distance(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
     """DIST (Huang, You, Wang, Qian, Xu, 2022): `beta` (1 - inter) + `gamma` (1 - intra).
 
     inter is the mean correlation over the classes within a sample, intra that over the samples within a class.
@@ -58,8 +58,8 @@ def adjacent_congruence(student: Tensor, teacher: Tensor) -> Tensor:
     return (deviation[:-1] * deviation[1:]).sum() / max(len(deviation) - 1, 1)
 
 
-def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
+def _centered(x: Tensor) -> tuple[Tensor, Tensor]:
     """The series less its mean, and whether nothing but rounding is left of it."""
-    centred = x - x.mean(dim=-1, keepdim=True)
+    centered = x - x.mean(dim=-1, keepdim=True)
     noise = 4 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x.detach(), dim=-1)
-    return centred, torch.linalg.vector_norm(centred.detach(), dim=-1) <= noise
+    return centered, torch.linalg.vector_norm(centered.detach(), dim=-1) <= noise

@@ -1,6 +1,6 @@
-"""Graphs of tokens: nearest neighbours, and how far two networks' graphs over the same nodes are apart.
+"""Graphs of tokens: nearest neighbors, and how far two networks' graphs over the same nodes are apart.
 
-Nodes are rows `[M, d]`. No `[M, M, d]` tensor is built. What is `[M, M]`, or `[M, k, d]` for k neighbours, can be
+Nodes are rows `[M, d]`. No `[M, M, d]` tensor is built. What is `[M, M]`, or `[M, k, d]` for k neighbors, can be
 computed in chunks of its rows, which the backward pass computes again.
 """
 
@@ -18,12 +18,12 @@ from distill.functional.contrast import info_nce
 from distill.functional.divergences import kl_divergence
 
 
-def nearest_neighbours(nodes: Tensor, neighbours: int, chunk: int | None = None) -> Tensor:
+def nearest_neighbors(nodes: Tensor, neighbors: int, chunk: int | None = None) -> Tensor:
     """The k nearest other nodes of each, by Euclidean distance and without gradient; no approximation.
 
     Args:
         nodes: `[M, d]`.
-        neighbours: k, below M.
+        neighbors: k, below M.
         chunk: nodes for which they are looked up at a time; all if not given.
 
     Returns:
@@ -36,18 +36,18 @@ def nearest_neighbours(nodes: Tensor, neighbours: int, chunk: int | None = None)
     def look_up(rows: slice, nodes: Tensor, squares: Tensor) -> Tensor:
         # |a - b|^2 without |a|^2, which does not change the order of a row
         closeness = torch.addmm(squares, nodes[rows], nodes.T, alpha=-2)
-        closeness.diagonal(rows.start).fill_(math.inf)  # no node is its own neighbour
-        return closeness.topk(neighbours, largest=False).indices
+        closeness.diagonal(rows.start).fill_(math.inf)  # no node is its own neighbor
+        return closeness.topk(neighbors, largest=False).indices
 
     return _by_rows(look_up, chunk, nodes, squares)
 
 
-def neighbour_distances(nodes: Tensor, places: Tensor, chunk: int | None = None) -> Tensor:
-    """Squared Euclidean distances from each node to its neighbours, exactly 0 between equal nodes.
+def neighbor_distances(nodes: Tensor, places: Tensor, chunk: int | None = None) -> Tensor:
+    """Squared Euclidean distances from each node to its neighbors, exactly 0 between equal nodes.
 
     Args:
         nodes: `[M, d]`.
-        places: int64 `[M, k]`, the neighbours of each.
+        places: int64 `[M, k]`, the neighbors of each.
         chunk: nodes computed at a time; all if not given.
 
     Returns:
@@ -60,10 +60,10 @@ def neighbour_distances(nodes: Tensor, places: Tensor, chunk: int | None = None)
     return _by_rows(measure, chunk, nodes, places)
 
 
-def neighbour_divergence(
-    student: Tensor, teacher: Tensor, neighbours: int, sigma: float | None = None, chunk: int | None = None
+def neighbor_divergence(
+    student: Tensor, teacher: Tensor, neighbors: int, sigma: float | None = None, chunk: int | None = None
 ) -> Tensor:
-    """KL(teacher || student) between the nodes' distributions over their teacher's neighbours.
+    """KL(teacher || student) between the nodes' distributions over their teacher's neighbors.
 
     With d_ij the distance of node i to node j, one of the k nearest of i in the teacher, a network's distribution is
     softmax_j(-d_ij^2 / 2 sigma).
@@ -71,21 +71,21 @@ def neighbour_divergence(
     Args:
         student: `[M, d_s]`.
         teacher: `[M, d_t]`, the same nodes.
-        neighbours: k, below M; with 1 the divergence is always 0.
-        sigma: the scale of the squared distances; if not given, each network's mean over all nodes and neighbours,
+        neighbors: k, below M; with 1 the divergence is always 0.
+        sigma: the scale of the squared distances; if not given, each network's mean over all nodes and neighbors,
             through which gradient passes.
         chunk: nodes computed at a time; all if not given.
 
     Returns:
         `[M]`.
     """
-    places = nearest_neighbours(teacher, neighbours, chunk)
-    exponents = [_exponents(neighbour_distances(nodes, places, chunk), sigma) for nodes in (student, teacher)]
+    places = nearest_neighbors(teacher, neighbors, chunk)
+    exponents = [_exponents(neighbor_distances(nodes, places, chunk), sigma) for nodes in (student, teacher)]
     return kl_divergence(exponents[0], exponents[1])
 
 
 def adjacency_divergence(
-    student: Tensor, teacher: Tensor, neighbours: int, sigma: float | None = None, chunk: int | None = None
+    student: Tensor, teacher: Tensor, neighbors: int, sigma: float | None = None, chunk: int | None = None
 ) -> Tensor:
     """KL(student || teacher) between the rows of both adjacency matrices, each row a softmax over all nodes.
 
@@ -96,16 +96,16 @@ def adjacency_divergence(
     Args:
         student: `[M, d_s]`.
         teacher: `[M, d_t]`, the same nodes.
-        neighbours: k, below M.
-        sigma: as for `neighbour_divergence`.
+        neighbors: k, below M.
+        sigma: as for `neighbor_divergence`.
         chunk: as there.
 
     Returns:
         `[M]`.
     """
-    places = [nearest_neighbours(nodes, neighbours, chunk) for nodes in (student, teacher)]
+    places = [nearest_neighbors(nodes, neighbors, chunk) for nodes in (student, teacher)]
     own, other = (
-        _exponents(neighbour_distances(nodes, found, chunk), sigma).exp()
+        _exponents(neighbor_distances(nodes, found, chunk), sigma).exp()
         for nodes, found in zip((student, teacher), places, strict=True)
     )
     # log sum_j exp A_ij = log M + excess: with the log M left out, small divergences keep their digits
@@ -113,7 +113,7 @@ def adjacency_divergence(
         (edges.expm1().sum(dim=1, keepdim=True) / len(student)).log1p() for edges in (own, other)
     )
     same = places[0].unsqueeze(2) == places[1].unsqueeze(1)
-    own_at_other = (own.unsqueeze(2) * same).sum(dim=1)  # the student's edges to the teacher's neighbours
+    own_at_other = (own.unsqueeze(2) * same).sum(dim=1)  # the student's edges to the teacher's neighbors
     cross = (own - own_excess).exp() * own, (own_at_other - own_excess).exp() * other
     expected = (cross[0] - cross[1]).sum(dim=1) / len(student)
     return expected - (own_excess - other_excess).squeeze(1)
@@ -166,7 +166,7 @@ def _exponents(squared: Tensor, sigma: float | None) -> Tensor:
     if sigma is not None:
         return squared / (-2 * sigma)
     mean = squared.mean()
-    return squared / (-2 * mean.masked_fill(mean == 0, 1.0))  # 0 where all neighbours are equal
+    return squared / (-2 * mean.masked_fill(mean == 0, 1.0))  # 0 where all neighbors are equal
 
 
 def _by_rows(function: Callable[..., Tensor], chunk: int | None, *tensors: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def normalised_gram(x: Tensor) -> Tensor:
+def normalized_gram(x: Tensor) -> Tensor:
     """Inner products of all pairs, each row brought to length 1 (similarity-preserving KD, Tung, Mori, 2019).
 
     A common scale and a common rotation of the vectors change nothing.
@@ -30,7 +30,7 @@ def conditional_probabilities(x: Tensor, eps: float = 1e-7) -> Tensor:
         eps: added to the lengths, as in the public code.
 
     Returns:
-        `[..., L, L]`, rows of sum 1; every vector counts among its own neighbours.
+        `[..., L, L]`, rows of sum 1; every vector counts among its own neighbors.
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     x = x / (length.masked_fill(length == 0, math.inf) + eps)

@@ -38,7 +38,7 @@ def attention_map(x: Tensor) -> Tensor:
     return F.normalize(x.square().mean(dim=1).flatten(1), dim=1)
 
 
-def at(student: Tensor, teacher: Tensor) -> Tensor:
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """AT: mean squared difference of the attention maps, `mean (Q_s / |Q_s| - Q_t / |Q_t|)^2`, `Q = mean_c f_c^2`.
 
     Args:
@@ -49,7 +49,7 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(attention_map(student), attention_map(teacher))
 
 
-def ft(student: Tensor, teacher: Tensor) -> Tensor:
+def factor_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """FT: mean absolute difference of the factors' attention maps.
 
     Args:
@@ -72,7 +72,7 @@ def vid(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
     return 0.5 * ((mean - teacher).square() / variance + variance.log()).mean()
 
 
-def ab(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
+def activation_boundaries(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
     """AB: squared hinge that asks the student's pre-activation to lie beyond the margin on the teacher's side of 0.
 
     `(s + m)^2` where `s > -m` and `t <= 0`, `(s - m)^2` where `s <= m` and `t > 0`, else 0: the sum over channels and
@@ -115,7 +115,7 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def hcl(student: Tensor, teacher: Tensor, levels: Sequence[int] = (4, 2, 1)) -> Tensor:
+def hierarchical_context_loss(student: Tensor, teacher: Tensor, levels: Sequence[int] = (4, 2, 1)) -> Tensor:
     """HCL of ReviewKD: mean squared difference of the whole maps and of their pools, coarse ones counting less.
 
     The whole map has the weight 1 and each level half of the one before; the sum is divided by the sum of the weights.

@@ -21,10 +21,10 @@ def pair_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
     Returns:
         `[..., L, L]`, symmetric, 0 on the diagonal.
     """
-    return gram_distances(centred_gram(x), present)
+    return gram_distances(centered_gram(x), present)
 
 
-def normalised_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
+def normalized_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
     """Pair distances divided by the mean of the non-zero ones among the same L tokens.
 
     Args:
@@ -65,7 +65,7 @@ def angle_cosines(x: Tensor, present: Tensor | None = None) -> Tensor:
         `[..., L, L, L]`; the entry `[i, j, k]` belongs to the angle at the vertex `i` between the edges to `j` and to
         `k`. It is 0 where an edge has no length, so wherever `i = j` or `i = k`.
     """
-    gram = centred_gram(x)
+    gram = centered_gram(x)
     distances = gram_distances(gram, present)
     inverse = distances.masked_fill(distances == 0, math.inf).reciprocal()
     # (x_j - x_i)(x_k - x_i) = G_jk - (G_ij - G_ii / 2) - (G_ik - G_ii / 2)
@@ -74,14 +74,14 @@ def angle_cosines(x: Tensor, present: Tensor | None = None) -> Tensor:
     return products * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
 
 
-def centred_gram(x: Tensor) -> Tensor:
+def centered_gram(x: Tensor) -> Tensor:
     """Products of all pairs of tokens `[..., L, d]` about their mean, `[..., L, L]`."""
     x = x - x.mean(dim=-2, keepdim=True)  # a far origin would cost the differences their digits
     return x @ x.mT
 
 
 def gram_distances(gram: Tensor, present: Tensor | None = None) -> Tensor:
-    """The distances of `pair_distances` from the Gram matrix `[..., L, L]` of centred tokens."""
+    """The distances of `pair_distances` from the Gram matrix `[..., L, L]` of centered tokens."""
     squares = gram.diagonal(dim1=-2, dim2=-1)
     sums = squares.unsqueeze(-1) + squares.unsqueeze(-2)
     squared = sums - 2 * gram

@@ -1,4 +1,4 @@
-"""Classification by nearest neighbours."""
+"""Classification by nearest neighbors."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 
-def neighbour_votes(
+def neighbor_votes(
     queries: Tensor,
     memory: Tensor,
     labels: Tensor,
     num_classes: int,
-    neighbours: int = 20,
+    neighbors: int = 20,
     temperature: float = 0.07,
     chunk: int | None = None,
 ) -> Tensor:
-    """What the nearest neighbours of embeddings vote for.
+    """What the nearest neighbors of embeddings vote for.
 
     With s_i = cos(q, m_i), the k rows of the memory with the largest s_i vote with the weight exp(s_i / tau):
         p_c = sum over {i among the k: y_i = c} exp(s_i / tau) / sum over the k exp(s_i / tau).
@@ -26,7 +26,7 @@ def neighbour_votes(
         memory: m, `[N, d]`.
         labels: y, `[N]`, from 0 to `num_classes` - 1.
         num_classes: K.
-        neighbours: k, at most N.
+        neighbors: k, at most N.
         temperature: tau; 0.07 is that of Wu et al. (2018).
         chunk: how many queries are held against the memory at a time; `None` takes all at once.
 
@@ -36,7 +36,7 @@ def neighbour_votes(
     memory = normalize(memory, dim=1)
     votes = []
     for part in torch.split(normalize(queries, dim=1), chunk or max(1, len(queries))):
-        similarity, place = (part @ memory.T).topk(neighbours, dim=1)
+        similarity, place = (part @ memory.T).topk(neighbors, dim=1)
         weight = (similarity / temperature).softmax(dim=1)
         votes.append(weight.new_zeros(len(part), num_classes).scatter_add(1, labels[place], weight))
     return torch.cat(votes)

@@ -5,9 +5,9 @@ from inspect import isabstract, isclass
 from pkgutil import iter_modules
 from typing import Any
 
-from distill.heads.base import Batch, Head, LogitHead, RelationHead, Scope, Term
+from distill.heads.base import Batch, Head, LogitHead, RelationHead, RunInfo, Scope
 
-__all__ = ["Batch", "Head", "LogitHead", "RelationHead", "Scope", "Term", "shipped"]
+__all__ = ["Batch", "Head", "LogitHead", "RelationHead", "RunInfo", "Scope", "shipped"]
 
 
 def shipped() -> dict[str, type[Head]]:

@@ -10,7 +10,7 @@ from distill import functional
 from distill.features import Features, FeatureSpec
 from distill.functional import to_common_grid
 from distill.heads.base import Batch, positive
-from distill.heads.parts.adapters import normalised_convolution
+from distill.heads.parts.adapters import conv_norm
 from distill.heads.parts.maps import MapHead, total
 
 SCALE = 3 / 1000
@@ -21,11 +21,11 @@ class AB(MapHead):
     """A squared hinge that asks each of the student's neurons to be active where the teacher's is, and only there.
 
     It compares pre-activations, so tap layers before their ReLU. A connector, a 1 x 1 convolution with batch
-    normalisation, brings the student to the teacher's channels; where shapes are equal there is none, as in the public
+    normalization, brings the student to the teacher's channels; where shapes are equal there is none, as in the public
     codes. The larger grid is pooled to the smaller. With n layers, layer i of 1 .. n counts `3 / 1000 * 2^(i - n)`
     times the sum over its channels and cells, mean over the batch.
 
-    The CRD benchmark gave it the stages before their last ReLU as layers, the weight 1, and an initialisation of its
+    The CRD benchmark gave it the stages before their last ReLU as layers, the weight 1, and an initialization of its
     own: for 30 epochs the student learns this loss alone, and then the labels without it. Here that is
     `Stop(epochs=30)` as the term's weight and `Start(epochs=30)` as that of the task and of the other terms. All take
     part in every step with the weight 0 or more, as DDP asks; so weight decay acts on all parameters in both stages.
@@ -47,9 +47,7 @@ class AB(MapHead):
         """Make a connector for each layer whose shapes differ."""
         super().build(student, teacher)
         self.connectors = nn.ModuleList(
-            nn.Identity()
-            if (own.width, own.grid) == (other.width, other.grid)
-            else normalised_convolution(own.width, other.width)
+            nn.Identity() if (own.width, own.grid) == (other.width, other.grid) else conv_norm(own.width, other.width)
             for own, other in self.layers
         )
 
@@ -59,5 +57,5 @@ class AB(MapHead):
         for place, (connector, maps) in enumerate(zip(self.connectors, self.maps(student, teacher), strict=True)):
             own, other = to_common_grid(*maps)
             weight = SCALE * 2.0 ** (place + 1 - len(self.of))
-            losses.append(weight * functional.ab(connector(own), other, self.margin))
+            losses.append(weight * functional.activation_boundaries(connector(own), other, self.margin))
         return total(losses)

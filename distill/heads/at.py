@@ -36,4 +36,4 @@ class AT(MapHead):
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the maps `[B, d_s, h, w]` and `[B, d_t, h', w']` of each layer."""
-        return total([functional.at(own, other) for own, other in self.maps(student, teacher)])
+        return total([functional.attention_transfer(own, other) for own, other in self.maps(student, teacher)])

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from distill.distributed import all_sum, gather, world_size
-from distill.errors import UserError, choices
-from distill.features import Features, FeatureSpec
-from distill.schedules import Number, Progress, Schedule, value_at
+from distill.errors import UserError, did_you_mean
+from distill.features import Features, FeatureSpec, Summary
+from distill.schedules import Number, Progress, Schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +29,28 @@ Of these, `batch` alone makes the value depend on the number of ranks.
 """
 
 
+@dataclass(frozen=True)
+class RunInfo:
+    """The facts of a run that heads are prepared with before step 0; `None` where they are unknown.
+
+    Attributes:
+        progress: that of step 0, with the length of the run.
+        batch_size: the smallest training batch per process, in images.
+        world_size: number of processes that train together.
+        samples: number of training images.
+        class_counts: returns the number of labeled training images per class, int64 `[K]`; called only by heads that
+            need it.
+        provides: keys that batches will have: `image`, `label`, `index`, `draw`, `view`, `segments`.
+    """
+
+    progress: Progress = field(default_factory=Progress)
+    batch_size: int | None = None
+    world_size: int = 1
+    samples: int | None = None
+    class_counts: Callable[[], Tensor] | None = None
+    provides: frozenset[str] = frozenset({"image", "label", "index"})
+
+
 class Head(nn.Module, ABC):
     """One loss term: compares what the student saw with what the teacher saw.
 
@@ -40,8 +62,8 @@ class Head(nn.Module, ABC):
         needs: names of the `Features` it reads from both networks (`logits`, `embedding`, `tokens` or a tap's name),
             checked before step 0. An instance may set its own.
         needs_teacher: whether it compares with a teacher at all; a loss on the labels does not.
-        needs_segments: whether it reads `batch["segments"]`. An instance may set its own.
-        needs_class_counts: whether it is told before step 0 how many training images each class has.
+        batch_needs: keys of the batch that it reads, of those that not every batch has: `segments`, `view`. An instance
+            may set its own.
         exact_gradient: arguments under which its gradient is the derivative of its value, for a head that by default
             stops a part of it; the contract's tester tries it with these.
         ordered: whether its value depends on the order of the batch, which the contract's tester otherwise refuses.
@@ -53,8 +75,7 @@ class Head(nn.Module, ABC):
 
     needs: AbstractSet[str] = frozenset()
     needs_teacher: ClassVar[bool] = True
-    needs_segments: bool = False
-    needs_class_counts: ClassVar[bool] = False
+    batch_needs: AbstractSet[str] = frozenset()
     exact_gradient: ClassVar[Mapping[str, Any]] = {}
     ordered: ClassVar[bool] = False
     same_widths: ClassVar[bool] = False
@@ -76,7 +97,9 @@ class Head(nn.Module, ABC):
         """The loss, a scalar."""
 
     def __call__(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        """Run `forward` in float32 (float64 stays), outside autocast, with the teacher detached."""
+        """Run `forward` in float32 (float64 stays), outside autocast, with the teacher's summary detached."""
+        if teacher is not None and not isinstance(teacher, Summary):
+            teacher = self.summarize_teacher(teacher, batch)
         device = next(_tensors(student)).device.type
         with torch.autocast(device, enabled=False):
             loss: Tensor = super().__call__(
@@ -86,34 +109,19 @@ class Head(nn.Module, ABC):
             )
         return loss
 
-    def check_samples(self, samples: int) -> None:
-        """Hold what the head remembers against the number of training samples; the default remembers none by index.
+    def prepare(self, run: RunInfo) -> None:
+        """Check the head against the run, or learn what it must know of it, before step 0; the default does nothing.
 
         Raises:
-            UserError: it has not one place for each sample.
+            UserError: the head cannot work in this run.
         """
 
-    def learn_class_counts(self, counts: Tensor) -> None:
-        """Take in how many labelled training images each class has, before step 0, `progress` being that of step 0.
+    def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
+        """The part of a teacher's features that this head compares with; by default what `needs` names.
 
-        A head whose `needs_class_counts` is true keeps them in a buffer; the default drops them.
-
-        Args:
-            counts: int64 `[K]`.
-
-        Raises:
-            UserError: the head cannot do with them.
+        Row by row: it depends on no trained parameter, no progress, no other row and no other rank.
         """
-
-    def check_batch(self, images: int) -> None:
-        """Hold what the head relates within a batch against its size; the default takes any.
-
-        Args:
-            images: how many this process trains on at a time.
-
-        Raises:
-            UserError: they are too few.
-        """
+        return Summary.of(teacher, self.needs)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Scalars of the last call that are worth a curve, by name, without gradient; the default has none."""
@@ -194,7 +202,7 @@ class RelationHead(Head):
     def __init__(self, scope: Scope = "global") -> None:
         super().__init__()
         if scope not in self.scopes:
-            raise UserError(f"{type(self).__name__} has no scope {scope!r}: {choices(scope, self.scopes)}")
+            raise UserError(f"{type(self).__name__} has no scope {scope!r}: {did_you_mean(scope, self.scopes)}")
         self.scope = scope
 
     @abstractmethod
@@ -217,28 +225,6 @@ class RelationHead(Head):
         return self.compare(self.relate(tokens[0]), self.relate(tokens[1]))
 
 
-@dataclass
-class Term:
-    """A head with its weight in the sum.
-
-    Args:
-        head: the loss.
-        weight: a number, or a schedule over training. A head of constant weight 0 is not built at all.
-    """
-
-    head: Head
-    weight: float | Schedule = 1.0
-
-    @property
-    def is_off(self) -> bool:
-        """Whether the weight is the constant 0."""
-        return not isinstance(self.weight, Schedule) and self.weight == 0
-
-    def weight_at(self, progress: Progress) -> float:
-        """The weight at `progress`."""
-        return value_at(self.weight, progress)
-
-
 def positive(name: str, number: Number) -> Number:
     """`number` itself if it can be positive.
 
@@ -254,7 +240,7 @@ def mean_over_ranks(total: Tensor, mass: Tensor) -> Tensor:
     """This rank's share of a weighted mean over the samples of all ranks.
 
     DDP takes the mean over ranks; of these shares that is the sum of all totals over the sum of all masses, however
-    unevenly the ranks hold the mass (the labelled samples, say).
+    unevenly the ranks hold the mass (the labeled samples, say).
 
     Args:
         total: scalar, the weighted sum over this rank's samples.

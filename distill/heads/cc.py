@@ -15,7 +15,7 @@ class CC(FeatureRelation):
     """The kernel matrices of both networks are congruent: 1 / B^2 |K_s - K_t|^2.
 
     K is a Gaussian kernel between embeddings at length 1, by its Taylor series. What the CRD benchmark calls CC is
-    another loss, `BenchmarkCC`.
+    another loss, `RepDistillerCC`.
 
     Args:
         gamma: how fast the kernel falls with the distance; 0.4 as in the public codes of this form.

@@ -11,10 +11,10 @@ from distill.distributed import all_sum, gather, world_size
 from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import noise_contrast
-from distill.functional.random_bits import random_bits
-from distill.heads.base import Batch, Head, Scope, positive
-from distill.heads.parts.projection import Projection
+from distill.heads.base import Batch, Head, RunInfo, Scope, positive
+from distill.heads.parts.projection import NormalizedLinear
 from distill.memory import SampleBank, refuse_other_shapes, with_gradient_now
+from distill.randomness import random_bits
 from distill.schedules import Number, value_at
 
 
@@ -51,7 +51,7 @@ class CRD(Head):
     student_projection: nn.Module
     teacher_projection: nn.Module
     bank: SampleBank
-    normaliser: Tensor
+    normalizer: Tensor
     calls: Tensor
 
     def __init__(
@@ -78,21 +78,21 @@ class CRD(Head):
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Make the projections and the bank."""
         (student_width,), (teacher_width,) = student["embedding"], teacher["embedding"]
-        self.student_projection = Projection(student_width, self.width)
-        self.teacher_projection = Projection(teacher_width, self.width)
+        self.student_projection = NormalizedLinear(student_width, self.width)
+        self.teacher_projection = NormalizedLinear(teacher_width, self.width)
         self.bank = SampleBank(self.samples, self.width, self.momentum)
-        self.register_buffer("normaliser", torch.zeros(2))  # 0 until the first call sets it
+        self.register_buffer("normalizer", torch.zeros(2))  # 0 until the first call sets it
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
-    def check_samples(self, samples: int) -> None:
-        """Hold the bank against the training set.
+    def prepare(self, run: RunInfo) -> None:
+        """Check the bank against the number of training images.
 
         Raises:
-            UserError: they differ in size.
+            UserError: they differ.
         """
-        if samples != self.samples:
+        if run.samples is not None and run.samples != self.samples:
             raise UserError(
-                f"CRD has samples {self.samples}, but the training set has {samples}: give samples {samples}"
+                f"CRD has samples {self.samples}, but the training set has {run.samples}: give samples {run.samples}"
             )
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
@@ -108,10 +108,10 @@ class CRD(Head):
                 (query @ bank.T.to(query.dtype)).gather(1, places) / temperature
                 for query, bank in zip(queries, banks, strict=True)
             ]
-            normaliser = self._normaliser(logits)
+            normalizer = self._normalizer(logits)
             losses = [
                 noise_contrast(scores, one, self.samples, weight.to(scores.dtype))
-                for scores, one in zip(logits, normaliser, strict=True)
+                for scores, one in zip(logits, normalizer, strict=True)
             ]
             return torch.stack(losses).sum(dim=0).mean()
 
@@ -143,14 +143,14 @@ class CRD(Head):
         weight = self.negatives / (~alike).sum(dim=1, keepdim=True).clamp_min(1)
         return torch.cat([chosen, drawn], dim=1), weight.masked_fill(alike, 0.0)
 
-    def _normaliser(self, logits: list[Tensor]) -> Tensor:
+    def _normalizer(self, logits: list[Tensor]) -> Tensor:
         """Z for each direction: n times the mean exponential of the first call ever, over all ranks."""
         first = torch.stack([scores.detach().exp().mean() for scores in logits])
         first = all_sum(first) / world_size() * self.samples
-        normaliser = torch.where(self.normaliser == 0, first.to(self.normaliser.dtype), self.normaliser)
+        normalizer = torch.where(self.normalizer == 0, first.to(self.normalizer.dtype), self.normalizer)
         if self.training:
-            self.normaliser.copy_(normaliser)
-        return normaliser
+            self.normalizer.copy_(normalizer)
+        return normalizer
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         names = {

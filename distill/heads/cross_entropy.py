@@ -1,4 +1,4 @@
-"""Cross-entropy with the labels, for batches of which only a part is labelled."""
+"""Cross-entropy with the labels, for batches of which only a part is labeled."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from distill.heads.base import Batch, Head, mean_over_ranks
 
 
 class CrossEntropy(Head):
-    """Cross-entropy between the labels and the student, mean over the labelled samples of all ranks.
+    """Cross-entropy between the labels and the student, mean over the labeled samples of all ranks.
 
     A label is a class, int64 `[B]`, or a soft label `[B, K]`. A sample with the class -1 or with a soft label of zeros
-    is unlabelled and takes no part; a soft label counts by the sum of its row. Without any label the loss is 0.
+    is unlabeled and takes no part; a soft label counts by the sum of its row. Without any label the loss is 0.
 
     Args:
         label_smoothing: the share of each label that is spread evenly over all classes.
@@ -34,17 +34,17 @@ class CrossEntropy(Head):
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare logits `[B, K]` with labels `[B]` or `[B, K]`."""
-        return labelled_cross_entropy(student["logits"], batch["label"], self.label_smoothing)
+        return labeled_cross_entropy(student["logits"], batch["label"], self.label_smoothing)
 
 
-def labelled_cross_entropy(
+def labeled_cross_entropy(
     logits: Tensor, label: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy as a (weighted) mean over the labelled samples of all ranks; each rank returns its share of it.
+    """Cross-entropy as a (weighted) mean over the labeled samples of all ranks; each rank returns its share of it.
 
     Args:
         logits: `[B, K]`.
-        label: classes, int64 `[B]`, -1 for unlabelled; or soft `[B, K]`, which count by the sums of their rows.
+        label: classes, int64 `[B]`, -1 for unlabeled; or soft `[B, K]`, which count by the sums of their rows.
         label_smoothing: the share of each label that is spread evenly over all classes.
         weights: of the classes, `[K]`; all 1 if not given.
 

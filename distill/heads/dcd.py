@@ -13,7 +13,7 @@ from distill.features import Features, FeatureSpec
 from distill.functional.contrast import info_nce
 from distill.functional.divergences import kl_divergence
 from distill.heads.base import Batch, Head, Scope, positive
-from distill.heads.parts.projection import Projection
+from distill.heads.parts.projection import NormalizedLinear
 
 
 class DCD(Head):
@@ -60,8 +60,8 @@ class DCD(Head):
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Make the projections."""
         (student_width,), (teacher_width,) = student["embedding"], teacher["embedding"]
-        self.student_projection = Projection(student_width, self.width)
-        self.teacher_projection = Projection(teacher_width, self.width)
+        self.student_projection = NormalizedLinear(student_width, self.width)
+        self.teacher_projection = NormalizedLinear(teacher_width, self.width)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Contrast embeddings `[B, d_s]` with embeddings `[B, d_t]`."""

@@ -50,4 +50,4 @@ class DIST(RelationHead, LogitHead):
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
         """How little the probabilities correlate."""
         squared = value_at(self.temperature, self.progress) ** 2
-        return squared * functional.dist(student_relation, teacher_relation, self.beta, self.gamma)
+        return squared * functional.correlation_distance(student_relation, teacher_relation, self.beta, self.gamma)

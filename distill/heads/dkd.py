@@ -15,7 +15,7 @@ class DKD(LogitHead):
     """`alpha` TCKD + `beta` NCKD: the target class against the rest, and the rest among themselves.
 
     It reads the labels. The target of a soft label `[B, K]` is its largest class (the first of equals). A sample
-    without a label (-1, or a soft label of zeros) takes no part: the mean runs over the labelled samples of all ranks,
+    without a label (-1, or a soft label of zeros) takes no part: the mean runs over the labeled samples of all ranks,
     and is 0 where there are none.
 
     The public recipe warms the loss up over 20 epochs: give its term the weight `Warmup(epochs=20)`.
@@ -48,13 +48,13 @@ class DKD(LogitHead):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare logits `[B, K]` with logits `[B, K]`, given labels `[B]` or `[B, K]`."""
         label = batch["label"]
-        labelled, target = (label.sum(dim=-1) > 0, label.argmax(dim=-1)) if label.ndim == 2 else (label != -1, label)
+        labeled, target = (label.sum(dim=-1) > 0, label.argmax(dim=-1)) if label.ndim == 2 else (label != -1, label)
         loss = functional.dkd(
             student["logits"],
             teacher["logits"],
-            target.masked_fill(~labelled, 0),
+            target.masked_fill(~labeled, 0),
             self.alpha,
             self.beta,
             value_at(self.temperature, self.progress),
         )
-        return mean_over_ranks((loss * labelled).sum(), labelled.sum())
+        return mean_over_ranks((loss * labeled).sum(), labeled.sum())

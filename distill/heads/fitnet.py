@@ -12,7 +12,7 @@ from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional import to_common_grid
 from distill.heads.base import Batch
-from distill.heads.parts.adapters import Convolution, normalised_convolution
+from distill.heads.parts.adapters import CastConv2d, conv_norm
 from distill.heads.parts.maps import MapHead, total
 
 
@@ -24,11 +24,11 @@ class FitNet(MapHead):
 
     The CRD benchmark gave it the second stage as its one layer and the weight 100. Its regressor ends in a ReLU,
     as the teacher's maps there do; ours does not, since tokens and embeddings are negative too. The paper trains the
-    student up to the hint first: give the term the weight `Stop`, and the task and the other terms `Start`.
+    student up to the hint first: give the term the weight `Until`, and the task and the other terms `After`.
 
     Args:
         of: the layers: `tokens`, `embedding` or names of taps.
-        regressor: `convolution` is a 1 x 1 convolution with batch normalisation, `linear` one with a bias alone,
+        regressor: `convolution` is a 1 x 1 convolution with batch normalization, `linear` one with a bias alone,
             `identity` nothing, where both networks have the same channels.
 
     Raises:
@@ -60,9 +60,9 @@ class FitNet(MapHead):
                     )
                 self.regressors.append(nn.Identity())
             elif self.regressor == "linear":
-                self.regressors.append(Convolution(own.width, other.width))
+                self.regressors.append(CastConv2d(own.width, other.width))
             else:
-                self.regressors.append(normalised_convolution(own.width, other.width))
+                self.regressors.append(conv_norm(own.width, other.width))
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the maps `[B, d_s, h, w]` and `[B, d_t, h', w']` of each layer."""

@@ -21,7 +21,7 @@ class FSP(MapHead):
     have the same channels in each layer; their grids may differ. Within a network the larger grid is pooled to the
     smaller.
 
-    The CRD benchmark gave it the stem and all stages as layers, the weight 50, and an initialisation of its own: for
+    The CRD benchmark gave it the stem and all stages as layers, the weight 50, and an initialization of its own: for
     the first epochs the student learns this loss alone, and then none of it. Here that is `Stop(value=50, epochs=30)`
     as the term's weight and `Start(epochs=30)` as that of the task and of the other terms.
 

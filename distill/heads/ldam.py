@@ -7,8 +7,8 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.features import Features
 from distill.functional import effective_number_weights, label_margins, with_margins
-from distill.heads.base import Batch, positive
-from distill.heads.cross_entropy import labelled_cross_entropy
+from distill.heads.base import Batch, RunInfo, positive
+from distill.heads.cross_entropy import labeled_cross_entropy
 from distill.heads.parts.class_counts import ClassCountsHead
 
 
@@ -22,7 +22,7 @@ class LDAM(ClassCountsHead):
 
     The published code reads logits that are cosines, from a classifier without a bias whose weights and inputs have
     length 1; 30 and 0.5 are for such. On a plain linear classifier a scale of 30 makes the loss, and the steps of an
-    optimiser that follows the size of the gradient, thirty times as steep: take a smaller one for SGD.
+    optimizer that follows the size of the gradient, thirty times as steep: take a smaller one for SGD.
 
     Args:
         margin: Delta of the rarest class, before the scale.
@@ -48,14 +48,14 @@ class LDAM(ClassCountsHead):
         self.margin, self.beta, self.reweight_from = margin, beta, reweight_from
         self.scale = float(positive("scale", scale))  # type: ignore[arg-type]  # no schedule
 
-    def learn_class_counts(self, counts: Tensor) -> None:
-        """Keep the counts, int64 `[K]`.
+    def prepare(self, run: RunInfo) -> None:
+        """Keep the number of training images per class.
 
         Raises:
             UserError: they do not fit, or the run has no end of which to take a share.
         """
-        super().learn_class_counts(counts)
-        if self.reweight_from is not None and self.progress.steps is None:
+        super().prepare(run)
+        if self.reweight_from is not None and run.progress.steps is None:
             raise UserError(
                 f"reweight_from is a share of the run, {self.reweight_from}, but the run has no end: give max_epochs, "
                 "or null"
@@ -67,7 +67,7 @@ class LDAM(ClassCountsHead):
         counts = self.counts.to(logits.dtype)
         weights = effective_number_weights(counts, self.beta) if self._reweights else None
         logits = with_margins(logits, label, label_margins(counts, self.margin), self.scale)
-        return labelled_cross_entropy(logits, label, weights=weights)
+        return labeled_cross_entropy(logits, label, weights=weights)
 
     @property
     def _reweights(self) -> bool:

@@ -8,7 +8,7 @@ from distill.errors import UserError
 from distill.features import Features
 from distill.functional import log_priors
 from distill.heads.base import Batch
-from distill.heads.cross_entropy import labelled_cross_entropy
+from distill.heads.cross_entropy import labeled_cross_entropy
 from distill.heads.parts.class_counts import ClassCountsHead
 
 
@@ -39,4 +39,4 @@ class LogitAdjustment(ClassCountsHead):
         """Compare logits `[B, K]` with labels `[B]` or `[B, K]`."""
         logits = student["logits"]
         logits = logits + self.temperature * log_priors(self.counts.to(logits.dtype))
-        return labelled_cross_entropy(logits, batch["label"], self.label_smoothing)
+        return labeled_cross_entropy(logits, batch["label"], self.label_smoothing)

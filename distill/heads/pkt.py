@@ -9,7 +9,7 @@ from distill.heads.parts.feature_relation import FeatureRelation
 
 
 class PKT(FeatureRelation):
-    """How probably an image picks each other one as its neighbour: mean over B^2 of p_t log(p_t / p_s).
+    """How probably an image picks each other one as its neighbor: mean over B^2 of p_t log(p_t / p_s).
 
     p(j | i) is the cosine of both, brought from [-1, 1] to [0, 1], over its sum over j.
 

@@ -12,7 +12,7 @@ from distill import functional
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.heads.base import Batch
-from distill.heads.parts.adapters import Convolution, normalised_convolution
+from distill.heads.parts.adapters import CastConv2d, conv_norm
 from distill.heads.parts.maps import MapHead, total
 
 
@@ -54,7 +54,7 @@ class ReviewKD(MapHead):
         losses, deeper = [], None
         for fusion, (own, other) in reversed(list(zip(self.fusions, self.maps(student, teacher), strict=True))):
             result, deeper = fusion(own, deeper, (other.shape[-2], other.shape[-1]))
-            losses.append(functional.hcl(result, other))
+            losses.append(functional.hierarchical_context_loss(result, other))
         return total(losses)
 
 
@@ -70,9 +70,9 @@ class Fusion(nn.Module):
 
     def __init__(self, channels: int, width: int, teacher_channels: int, deepest: bool) -> None:
         super().__init__()
-        self.reduce = normalised_convolution(channels, width)
-        self.attention = None if deepest else Convolution(2 * width, 2)
-        self.expand = normalised_convolution(width, teacher_channels, side=3)
+        self.reduce = conv_norm(channels, width)
+        self.attention = None if deepest else CastConv2d(2 * width, 2)
+        self.expand = conv_norm(width, teacher_channels, side=3)
 
     def forward(self, own: Tensor, deeper: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Fuse `own` `[B, c, h, w]` with `deeper` `[B, width, h', w']`.

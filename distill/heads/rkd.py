@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.functional import angle_difference, edges, huber, normalised_distances
+from distill.functional import angle_difference, edges, huber, normalized_distances
 from distill.heads.base import Scope
 from distill.heads.parts.feature_relation import FeatureRelation
 
@@ -38,7 +38,7 @@ class RKD(FeatureRelation):
         self.relations: list[tuple[float, Callable[..., Any], Callable[..., Tensor]]] = [
             (weight, relation, difference)
             for weight, relation, difference in (
-                (distance, normalised_distances, huber),
+                (distance, normalized_distances, huber),
                 (angle, edges, angle_difference),
             )
             if weight != 0

@@ -12,7 +12,7 @@ from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import memory_relation
 from distill.heads.base import Batch, Head, Scope, positive
-from distill.heads.parts.projection import OnSphere, Projection
+from distill.heads.parts.projection import L2Normalize, NormalizedLinear
 from distill.memory import EmbeddingQueue, Storage, refuse_other_shapes
 from distill.schedules import Number, value_at
 
@@ -26,7 +26,7 @@ PRESETS: dict[str, tuple[float, float, str]] = {"2025": (0.10, 0.02, "before"), 
 class RRD(Head):
     """Cross entropy between the two networks' similarities to a queue of teacher embeddings.
 
-    Both embeddings are projected to one width and normalised; p = softmax(queue z / T) for each network, and the loss
+    Both embeddings are projected to one width and normalized; p = softmax(queue z / T) for each network, and the loss
     is -sum p_teacher log p_student, mean over the images. Only filled rows of the queue are scored; as long as there
     is none, the loss is 0.
 
@@ -34,7 +34,7 @@ class RRD(Head):
     student's, the authors' later code the teacher's. Both temperatures and the order are therefore arguments, and a
     preset gives what of them is not given.
 
-    The queue is filled once a batch, so several times an optimiser step under gradient accumulation, with the batches
+    The queue is filled once a batch, so several times an optimizer step under gradient accumulation, with the batches
     of all ranks in rank order, and in training only.
 
     Args:
@@ -97,10 +97,10 @@ class RRD(Head):
         """Make the projections and the queue."""
         (student_width,), (teacher_width,) = student["embedding"], teacher["embedding"]
         width = teacher_width if self.projected == "identity" else self.width
-        self.student_projection = Projection(student_width, width)
-        self.teacher_projection = OnSphere()
+        self.student_projection = NormalizedLinear(student_width, width)
+        self.teacher_projection = L2Normalize()
         if self.projected != "identity":
-            projection = Projection(teacher_width, width).requires_grad_(False)
+            projection = NormalizedLinear(teacher_width, width).requires_grad_(False)
             if self.projected == "orthogonal":
                 nn.init.orthogonal_(projection.weight)
                 nn.init.zeros_(projection.bias)

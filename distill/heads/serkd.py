@@ -11,18 +11,18 @@ from torch import Tensor
 
 from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
-from distill.functional import angle_cosines, huber, normalised_distances
+from distill.functional import angle_cosines, huber, normalized_distances
 from distill.heads.base import Batch, RelationHead
 from distill.heads.parts.grid_tokens import TOKENIZERS, GridTokens, Tokenizer, averaged
-from distill.heads.parts.projection import LinearMap
-from distill.plotting.images import Kind, enlarged, grid_of_pictures, mean_colours, with_borders
+from distill.heads.parts.projection import CastLinear
+from distill.plotting.images import Kind, enlarged, grid_of_pictures, mean_colors, with_borders
 from distill.superpixels import segment_tokens, slic, soft_association, soft_superpixels, superpixel_grid
-from distill.superpixels.association import Gradient, Grid, Neighbourhood
+from distill.superpixels.association import Gradient, Grid, Neighborhood
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RELATIONS = {"distance": normalised_distances, "angle": angle_cosines}
+RELATIONS = {"distance": normalized_distances, "angle": angle_cosines}
 
 
 class SeRKD(RelationHead):
@@ -46,7 +46,7 @@ class SeRKD(RelationHead):
             teacher's width first; where the grids differ, both are averaged over the cells of the coarser one.
         cell: tokens to a soft superpixel, in the network whose grid is the coarser one.
         iterations: how often the tokens are shared out among the soft superpixels.
-        neighbourhood: `cells` shares a token among the 3 x 3 cells around it, `all` among all.
+        neighborhood: `cells` shares a token among the 3 x 3 cells around it, `all` among all.
         gradient: it passes through the `values` that are averaged to superpixels, or through their weights too, `full`.
         count: how many segments there may be: labels are `0 .. count - 1`.
         of: the features that are related: `tokens`, or a tap whose output is a token grid or a map.
@@ -69,7 +69,7 @@ class SeRKD(RelationHead):
         features: float = 0.0,
         cell: Grid = (2, 2),
         iterations: int = 1,
-        neighbourhood: Neighbourhood = "cells",
+        neighborhood: Neighborhood = "cells",
         gradient: Gradient = "values",
         count: int = 49,
         of: str = "tokens",
@@ -82,14 +82,16 @@ class SeRKD(RelationHead):
         for name, given, least in (("iterations", iterations, 0), ("count", count, 1), ("stride", stride, 1)):
             if given < least:
                 raise UserError(f"{name} must be at least {least}, given {given}")
-        one_of("neighbourhood", neighbourhood, ("cells", "all"))
+        one_of("neighborhood", neighborhood, ("cells", "all"))
         one_of("gradient", gradient, ("values", "full"))
         one_of("tokenizer", tokenizer, TOKENIZERS)
         self.needs = frozenset({of})
-        self.needs_segments = one_of("superpixels", superpixels, ("soft", "segments")) == "segments"
+        self.superpixel_kind = one_of("superpixels", superpixels, ("soft", "segments"))
+        if superpixels == "segments":
+            self.batch_needs = frozenset({"segments"})
         self.weights = {"distance": distance, "angle": angle, "features": features}
         self.cell, self.iterations, self.count = cell, iterations, count
-        self.neighbourhood: Neighbourhood = neighbourhood
+        self.neighborhood: Neighborhood = neighborhood
         self.gradient: Gradient = gradient
         self.of, self.stride = of, stride
         self.tokenizer: Tokenizer = tokenizer
@@ -108,14 +110,14 @@ class SeRKD(RelationHead):
         grids = self.student_grid.grid, self.teacher_grid.grid
         self.common = min(grids[0][0], grids[1][0]), min(grids[0][1], grids[1][1])
         self.target = superpixel_grid(self.common, self.cell)
-        if not self.needs_segments and self.target[0] * self.target[1] < 3:
+        if self.superpixel_kind == "soft" and self.target[0] * self.target[1] < 3:
             raise UserError(
                 f"cells of {self.cell[0]} x {self.cell[1]} tokens make {self.target[0]} x {self.target[1]} superpixels "
                 f"of {self.common[0]} x {self.common[1]} tokens: relations need at least 3, so give a smaller cell or "
                 "features on a finer grid"
             )
         if self.weights["features"] != 0:
-            self.projection = LinearMap(self.student_grid.width, self.teacher_grid.width)
+            self.projection = CastLinear(self.student_grid.width, self.teacher_grid.width)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the relations among the superpixels, and the tokens themselves if `features` has a weight."""
@@ -138,14 +140,14 @@ class SeRKD(RelationHead):
             UserError: segments are needed, and the batch has none or none of the images' size.
         """
         tokens, grid = _tokens_on_grid(features)
-        if self.needs_segments:
+        if self.superpixel_kind == "segments":
             return segment_tokens(tokens, grid, _segments(batch), self.count)
         soft = soft_superpixels(
             tokens,
             grid,
             target=self.target,
             iterations=self.iterations,
-            neighbourhood=self.neighbourhood,
+            neighborhood=self.neighborhood,
             gradient=self.gradient,
         )
         return soft, None
@@ -184,7 +186,7 @@ class SeRKD(RelationHead):
             images: how many images, one row each.
         """
         image = batch["image"][:images].float().cpu()
-        count = self.count if self.needs_segments else self.target[0] * self.target[1]
+        count = self.count if self.superpixel_kind == "segments" else self.target[0] * self.target[1]
         segments = batch["segments"][:images].cpu() if "segments" in batch else slic(image, count)
         rows: list[dict[str, tuple[Kind, Tensor]]] = [
             {"image": ("image", enlarged(one)), "segments": ("image", with_borders(one, labels))}
@@ -194,11 +196,11 @@ class SeRKD(RelationHead):
         for side, features in (("teacher", self.teacher_grid(teacher)), ("student", self.student_grid(student))):
             tokens, grid = _tokens_on_grid(features)
             shares = soft_association(
-                tokens[:images], grid, target=self.target, iterations=self.iterations, neighbourhood=self.neighbourhood
+                tokens[:images], grid, target=self.target, iterations=self.iterations, neighborhood=self.neighborhood
             ).cpu()
-            distances[side] = normalised_distances(*self.superpixels(features, batch))[:images].cpu()
+            distances[side] = normalized_distances(*self.superpixels(features, batch))[:images].cpu()
             for row, one, share in zip(rows, image, shares, strict=True):
-                painted = mean_colours(one, share, grid)
+                painted = mean_colors(one, share, grid)
                 row[f"{side}'s superpixels"] = "image", with_borders(painted, share.argmax(1).view(grid))
         for place, row in enumerate(rows):
             for side, relation in distances.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional import normalised_gram
+from distill.functional import normalized_gram
 from distill.heads.base import Scope
 from distill.heads.parts.feature_relation import FeatureRelation
 
@@ -32,7 +32,7 @@ class SP(FeatureRelation):
 
     def relate(self, tokens: Tensor) -> Tensor:
         """G, `[..., L, L]`."""
-        return normalised_gram(tokens)
+        return normalized_gram(tokens)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
         """The mean squared difference."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from distill.distributed import gather, world_size
 from distill.errors import UserError, one_of
 from distill.features import Features, FeatureSpec
-from distill.functional import adjacency_divergence, context_difference, neighbour_divergence, node_contrast
-from distill.functional.random_bits import random_bits
-from distill.heads.base import Batch, RelationHead, Scope, positive
+from distill.functional import adjacency_divergence, context_difference, neighbor_divergence, node_contrast
+from distill.heads.base import Batch, RelationHead, RunInfo, Scope, positive
 from distill.heads.parts.grid_tokens import GridTokens, averaged
-from distill.heads.parts.projection import Projection
+from distill.heads.parts.projection import NormalizedLinear
+from distill.randomness import random_bits
 from distill.schedules import Cosine, Number, value_at
 from distill.superpixels.association import Grid
 
@@ -27,19 +27,19 @@ DEFAULT_TEMPERATURE = Cosine(0.5, 0.07)
 
 
 class TRG(RelationHead):
-    """Compares graphs of tokens: each one's neighbours, its place among all others, and the context within its image.
+    """Compares graphs of tokens: each one's neighbors, its place among all others, and the context within its image.
 
     The nodes are m tokens of each image of the batch, at the same random places in both networks. Three parts, each of
     which does without the others (one of weight 0 computes nothing and makes no parameters):
 
-    - local: KL(teacher || student) between a node's distributions over its k nearest neighbours in the teacher, mean
-      over the nodes (`neighbour_divergence`);
+    - local: KL(teacher || student) between a node's distributions over its k nearest neighbors in the teacher, mean
+      over the nodes (`neighbor_divergence`);
     - global: InfoNCE of each student node among all teacher nodes, both projected, mean over the nodes;
     - contextual: squared difference between both networks' softmax(F F^T / sqrt(d)) among all tokens of an image, N^2
       times the mean over the B N^2 entries (`context_difference`). That mean falls with 1 / N^2; times N^2, one weight
       serves all grids.
 
-    Tokens are drawn without replacement from (seed, optimiser step, sample index), so they depend neither on the number
+    Tokens are drawn without replacement from (seed, optimizer step, sample index), so they depend neither on the number
     of ranks nor on global random state, and are the same after a resume.
 
     The paper's text was not at hand: where the summaries of it are silent, the defaults are this project's. As printed
@@ -52,11 +52,11 @@ class TRG(RelationHead):
         contextual_weight: weight of the contextual part; at 0.1 the part begins near a tenth of the cross-entropy of
             1,000 classes for two untrained ViTs.
         tokens_per_image: m; all tokens if `null`.
-        neighbours: k.
-        mode: whose neighbours the local part runs over: the `teacher`'s for both; or each network's own, within rows
+        neighbors: k.
+        mode: whose neighbors the local part runs over: the `teacher`'s for both; or each network's own, within rows
             over all nodes, KL(student || teacher), summed over the nodes, as in the `paper`.
-        normalise: whether nodes have length 1 in the local part.
-        sigma: the scale of squared distances there; if not given, their mean over all nodes and neighbours in each
+        normalize: whether nodes have length 1 in the local part.
+        sigma: the scale of squared distances there; if not given, their mean over all nodes and neighbors in each
             network, through which gradient passes.
         temperature: of the global part, a number or a schedule; if not given, it falls from 0.5 to 0.07 in a cosine
             over the run (it is 0.07 in a run without an end).
@@ -80,9 +80,9 @@ class TRG(RelationHead):
         global_weight: float = 1.0,
         contextual_weight: float = 0.1,
         tokens_per_image: int | None = 8,
-        neighbours: int = 8,
+        neighbors: int = 8,
         mode: Literal["teacher", "paper"] = "teacher",
-        normalise: bool = True,
+        normalize: bool = True,
         sigma: float | None = None,
         temperature: Number | None = None,
         width: int = 128,
@@ -98,19 +98,19 @@ class TRG(RelationHead):
             raise UserError(
                 "TRG compares nothing with local_weight 0, global_weight 0 and contextual_weight 0: give at least one"
             )
-        counts = {"tokens_per_image": tokens_per_image, "neighbours": neighbours, "width": width, "chunk": chunk}
+        counts = {"tokens_per_image": tokens_per_image, "neighbors": neighbors, "width": width, "chunk": chunk}
         for name, given in counts.items():
             if given is not None and given < 1:
                 raise UserError(f"{name} must be at least 1, given {given}")
         self.mode = one_of("mode", mode, ("teacher", "paper"))
-        if mode == "teacher" and neighbours == 1 and local_weight != 0:
+        if mode == "teacher" and neighbors == 1 and local_weight != 0:
             raise UserError(
-                "neighbours must be at least 2 in mode 'teacher', where a distribution over 1 says nothing, given 1"
+                "neighbors must be at least 2 in mode 'teacher', where a distribution over 1 says nothing, given 1"
             )
         self.sigma = None if sigma is None else float(positive("sigma", sigma))  # type: ignore[arg-type]  # no schedule
         self.temperature = None if temperature is None else positive("temperature", temperature)
         self.needs = frozenset({of})
-        self.tokens_per_image, self.neighbours, self.normalise = tokens_per_image, neighbours, normalise
+        self.tokens_per_image, self.neighbors, self.normalize = tokens_per_image, neighbors, normalize
         self.of, self.grid, self.width, self.seed, self.chunk = of, grid, width, seed, chunk
         self._seen: dict[str, Tensor] = {}
 
@@ -138,20 +138,24 @@ class TRG(RelationHead):
             )
         self.nodes_per_image = tokens if self.tokens_per_image is None else self.tokens_per_image
         if self.weights["global"] != 0:
-            self.student_projection = Projection(self.student_grid.width, self.width, bias=False)
-            self.teacher_projection = Projection(self.teacher_grid.width, self.width, bias=False)
+            self.student_projection = NormalizedLinear(self.student_grid.width, self.width, bias=False)
+            self.teacher_projection = NormalizedLinear(self.teacher_grid.width, self.width, bias=False)
 
-    def check_batch(self, images: int) -> None:
-        """Hold the number of neighbours against that of the nodes.
+    def prepare(self, run: RunInfo) -> None:
+        """Check the number of neighbors against that of the nodes.
 
         Raises:
-            UserError: a node has fewer others than neighbours.
+            UserError: a node has fewer others than neighbors.
         """
-        nodes = images * self.nodes_per_image * (world_size() if self.scope == "global" else 1)
-        if self.weights["local"] != 0 and self.neighbours >= nodes:
+        if run.batch_size is not None:
+            self._require_nodes(run.batch_size * (run.world_size if self.scope == "global" else 1))
+
+    def _require_nodes(self, images: int) -> None:
+        nodes = images * self.nodes_per_image
+        if self.weights["local"] != 0 and self.neighbors >= nodes:
             raise UserError(
-                f"neighbours is {self.neighbours}, but a batch has {nodes} nodes ({self.nodes_per_image} tokens of "
-                f"each image), of which each has {nodes - 1} others: give fewer neighbours or a larger batch"
+                f"neighbors is {self.neighbors}, but a batch has {nodes} nodes ({self.nodes_per_image} tokens of "
+                f"each image), of which each has {nodes - 1} others: give fewer neighbors or a larger batch"
             )
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
@@ -163,7 +167,7 @@ class TRG(RelationHead):
         self._seen, parts = {}, []
         student, teacher = self.on_common_grid(student, teacher)
         if self._has_graph:
-            self.check_batch(len(batch["index"]))
+            self._require_nodes(len(batch["index"]) * (world_size() if self.scope == "global" else 1))
             nodes = [self.tokens(features, batch) for features in (student, teacher)]
             if self.scope == "global":
                 nodes = [gather(part) for part in nodes]
@@ -229,19 +233,19 @@ class TRG(RelationHead):
         from distill.plotting.graphs import draw_graphs
 
         pair = self.on_common_grid(*(seen.apply(lambda tensor: tensor[:images].float()) for seen in (student, teacher)))
-        nodes = [F.normalize(seen["tokens"], dim=-1) if self.normalise else seen["tokens"] for seen in pair]
-        return draw_graphs(batch["image"][:images], nodes[0], nodes[1], self.common, self.neighbours, self.sigma)
+        nodes = [F.normalize(seen["tokens"], dim=-1) if self.normalize else seen["tokens"] for seen in pair]
+        return draw_graphs(batch["image"][:images], nodes[0], nodes[1], self.common, self.neighbors, self.sigma)
 
     @property
     def _has_graph(self) -> bool:
         return self.weights["local"] != 0 or self.weights["global"] != 0
 
     def _local(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if self.normalise:
+        if self.normalize:
             student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
         if self.mode == "paper":
-            return adjacency_divergence(student, teacher, self.neighbours, self.sigma, self.chunk).sum()
-        return neighbour_divergence(student, teacher, self.neighbours, self.sigma, self.chunk).mean()
+            return adjacency_divergence(student, teacher, self.neighbors, self.sigma, self.chunk).sum()
+        return neighbor_divergence(student, teacher, self.neighbors, self.sigma, self.chunk).mean()
 
     def _global(self, student: Tensor, teacher: Tensor) -> Tensor:
         anchors, keys = self.student_projection(student), self.teacher_projection(teacher)

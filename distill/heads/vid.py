@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import to_common_grid
 from distill.heads.base import Batch
-from distill.heads.parts.adapters import Convolution
+from distill.heads.parts.adapters import CastConv2d
 from distill.heads.parts.maps import MapHead, total
 
 EPS = 1e-5
@@ -26,7 +26,7 @@ class VID(MapHead):
 
     The mean comes from three 1 x 1 convolutions with ReLUs between them, the variance is one number for each of the
     teacher's channels, `softplus(log_scale) + 1e-5`. Both are learned beside the student (in the public code the
-    variance is given to no optimiser and stays as it began). The loss is the negative log-likelihood without its
+    variance is given to no optimizer and stays as it began). The loss is the negative log-likelihood without its
     constant, so it may fall below 0, summed over the layers. The larger grid is pooled to the smaller.
 
     The CRD benchmark gave it all stages but the stem as layers, and the weight 1.
@@ -73,9 +73,9 @@ class VID(MapHead):
 
 def _mean(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
-        Convolution(channels, width, bias=False),
+        CastConv2d(channels, width, bias=False),
         nn.ReLU(),
-        Convolution(width, width, bias=False),
+        CastConv2d(width, width, bias=False),
         nn.ReLU(),
-        Convolution(width, width, bias=False),
+        CastConv2d(width, width, bias=False),
     )

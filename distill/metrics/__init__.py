@@ -1,11 +1,11 @@
 """What a test reports: top-k accuracy, calibration, agreement with the teacher, and many- to few-shot accuracy."""
 
 from distill.metrics.agreement import Agreement, TeacherDivergence
-from distill.metrics.collection import UNCOUNTED, classification_metrics, teacher_metrics
+from distill.metrics.collection import IGNORE_INDEX, classification_metrics, teacher_metrics
 from distill.metrics.longtail import LongTailAccuracy
 
 __all__ = [
-    "UNCOUNTED",
+    "IGNORE_INDEX",
     "Agreement",
     "LongTailAccuracy",
     "TeacherDivergence",

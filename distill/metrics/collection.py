@@ -7,8 +7,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from distill.metrics.agreement import Agreement, TeacherDivergence
 
-UNCOUNTED = -1
-"""The label of a sample that is unlabelled or repeated only to fill up a rank's last batch."""
+IGNORE_INDEX = -1
+"""The label of a sample that is unlabeled or repeated only to fill up a rank's last batch."""
 
 
 def classification_metrics(num_classes: int, stage: str) -> MetricCollection:
@@ -19,12 +19,12 @@ def classification_metrics(num_classes: int, stage: str) -> MetricCollection:
         stage: `val` or `test`, the first part of the names.
     """
     metrics: dict[str, Metric | MetricCollection] = {
-        "top1": MulticlassAccuracy(num_classes, average="micro", ignore_index=UNCOUNTED, validate_args=False),
-        "calibration_error": MulticlassCalibrationError(num_classes, ignore_index=UNCOUNTED, validate_args=False),
+        "top1": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORE_INDEX, validate_args=False),
+        "calibration_error": MulticlassCalibrationError(num_classes, ignore_index=IGNORE_INDEX, validate_args=False),
     }
     if num_classes > 5:
         metrics["top5"] = MulticlassAccuracy(
-            num_classes, top_k=5, average="micro", ignore_index=UNCOUNTED, validate_args=False
+            num_classes, top_k=5, average="micro", ignore_index=IGNORE_INDEX, validate_args=False
         )
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from torchmetrics.classification import MulticlassStatScores
 
-from distill.metrics.collection import UNCOUNTED
+from distill.metrics.collection import IGNORE_INDEX
 
 
 class LongTailAccuracy(MulticlassStatScores):
@@ -22,7 +22,7 @@ class LongTailAccuracy(MulticlassStatScores):
     """
 
     def __init__(self, num_classes: int, groups: Mapping[str, Sequence[int]]) -> None:
-        super().__init__(num_classes, average="none", ignore_index=UNCOUNTED, validate_args=False)
+        super().__init__(num_classes, average="none", ignore_index=IGNORE_INDEX, validate_args=False)
         self.groups = {name: list(classes) for name, classes in groups.items() if classes}
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # the counts of the base class, put together

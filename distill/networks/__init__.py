@@ -3,7 +3,7 @@
 from distill.networks.base import Network
 from distill.networks.teacher import FrozenTeacher
 from distill.networks.timm import Timm
-from distill.networks.torch_module import Wrap
+from distill.networks.torch_module import TorchModule
 from distill.networks.weights import load_weights
 
-__all__ = ["FrozenTeacher", "Network", "Timm", "Wrap", "load_weights"]
+__all__ = ["FrozenTeacher", "Network", "Timm", "TorchModule", "load_weights"]

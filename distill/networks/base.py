@@ -22,7 +22,7 @@ class Network(nn.Module, ABC):
     """A teacher or a student: images in, `Features` out.
 
     A subclass makes the network in `create` and reads it in `look`. Images come as the data have them; the network
-    resizes them to its own input size and normalises them with its own mean and standard deviation. Nothing works
+    resizes them to its own input size and normalizes them with its own mean and standard deviation. Nothing works
     before `build`.
 
     Args:
@@ -65,7 +65,7 @@ class Network(nn.Module, ABC):
         if own := {"logits", "embedding", "tokens"} & self.tapped.keys():
             raise UserError(f"taps: {min(own)!r} is what the network itself gives, take another name")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.normalisation = (mean, std)
+        self.normalization = (mean, std)
 
     @property
     def name(self) -> str:
@@ -82,10 +82,10 @@ class Network(nn.Module, ABC):
         """Make the model with its weights for images of `input_shape`."""
 
     @abstractmethod
-    def look(self, image: Tensor) -> Features:
-        """Run `model` once over normalised images `[B, *input_shape]`; `forward` adds the maps of the taps."""
+    def forward_features(self, image: Tensor) -> Features:
+        """Run `model` once over normalized images `[B, *input_shape]`; `forward` adds the maps of the taps."""
 
-    def readings(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
+    def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """Layers of which `look` reads the outputs and the inputs in `taps.seen`, as name -> layer.
 
         Called once by `build` with an image like those of `look`, in eval mode. The default names none.
@@ -104,47 +104,47 @@ class Network(nn.Module, ABC):
         """
         self.image_shape = image_shape
         self.model = self.create(num_classes)
-        for name, values, own in zip(("mean", "std"), self.normalisation, self.own_normalisation(), strict=True):
+        for name, values, own in zip(("mean", "std"), self.normalization, self.own_normalization(), strict=True):
             self.register_buffer(name, _per_channel(name, values, own, image_shape[0]), persistent=False)
         was_training = self.training
         self.eval()
         with torch.no_grad():
             image = self.prepare(self.noise())
-            outputs, inputs = self.readings(image)
+            outputs, inputs = self.feature_layers(image)
             self.taps = Taps(self.model, {**self.tapped, **outputs}, inputs)
             with self.taps:
-                features = self.look(image)
+                features = self.forward_features(image)
                 self.taps.protect()
                 self.spec = FeatureSpec.of(self._with_maps(features))
         self.train(was_training)
 
-    def own_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+    def own_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation that the model was made for; the default changes nothing."""
         return (0.0,), (1.0,)
 
     def forward(self, image: Tensor) -> Features:
-        """What the network sees of `image` `[B, C, H, W]`, in [0, 1] and not normalised."""
+        """What the network sees of `image` `[B, C, H, W]`, in [0, 1] and not normalized."""
         self.taps.open()  # no `with`: torch 2.11 does not trace a context manager of one's own
-        features = self._with_maps(self.look(self.prepare(image)))
+        features = self._with_maps(self.forward_features(self.prepare(image)))
         self.taps.close()
         return features
 
     def _with_maps(self, features: Features) -> Features:
         return replace(features, maps={name: self.taps.seen[name] for name in self.tapped})
 
-    def loading_lines(self, path: str) -> str:
+    def loading_code(self, path: str) -> str:
         """The lines of Python that load the weights exported to `path` without this project."""
         return "\n".join(
             [
                 "import torch",
-                *self.making_lines(path),
+                *self.construction_code(path),
                 f"mean, std = {_lines_of(self.mean)}, {_lines_of(self.std)}",
                 "logits = network.eval()((image - mean) / std)  # image: float32 [B, C, H, W] in [0, 1]"
                 + (f", resized to {self.image_size}" if self.image_size else ""),
             ]
         )
 
-    def making_lines(self, path: str) -> list[str]:
+    def construction_code(self, path: str) -> list[str]:
         """The lines among them that make `network`."""
         return [
             "from safetensors.torch import load_file",
@@ -152,7 +152,7 @@ class Network(nn.Module, ABC):
         ]
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Resize and normalise `image` in at least float32, then cast it to the dtype of the weights."""
+        """Resize and normalize `image` in at least float32, then cast it to the dtype of the weights."""
         image = image.to(torch.promote_types(image.dtype, torch.float32))
         if self.image_size is not None and image.shape[-2:] != self.image_size:
             image = interpolate(image, self.image_size, mode="bilinear", antialias=True)
@@ -181,7 +181,7 @@ def _lines_of(values: Tensor) -> str:
 
 
 def _per_channel(name: str, values: Sequence[float] | None, default: Sequence[float], channels: int) -> Tensor:
-    if values is None:  # three colours' statistics serve a grey image by their mean
+    if values is None:  # three colors' statistics serve a gray image by their mean
         values = default if len(default) == channels else [sum(default) / len(default)]
     if len(values) not in (1, channels):
         raise UserError(f"{name} has {len(values)} values, but the images have {channels} channels")

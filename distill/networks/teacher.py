@@ -56,7 +56,7 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Features:
-        """What the teacher sees of `image` `[B, C, H, W]`, in [0, 1] and not normalised."""
+        """What the teacher sees of `image` `[B, C, H, W]`, in [0, 1] and not normalized."""
         own = self.dtype is not None
         with torch.autocast(image.device.type, enabled=False) if own else nullcontext():
             features: Features = self.network(image)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError, choices
+from distill.errors import UserError, did_you_mean
 from distill.features import Features
 from distill.networks.base import Network, Size, pooled, rows
 from distill.networks.weights import load_weights
@@ -87,7 +87,7 @@ class Timm(Network):
             load_weights(model, self.weights, self.drop_classifier, [name for name, _ in _classifiers(model)])
         return model
 
-    def making_lines(self, path: str) -> list[str]:
+    def construction_code(self, path: str) -> list[str]:
         """By timm alone; what this project has registered there needs the project too."""
         from distill.networks.cifar import NETWORKS
 
@@ -128,19 +128,19 @@ class Timm(Network):
         with torch.no_grad():
             model(torch.zeros(2, *self.input_shape))
 
-    def own_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+    def own_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """What the weights were trained with, as timm tells it."""
         config: Any = getattr(self.model, "pretrained_cfg", {})
         return config.get("mean", (0.0,)), config.get("std", (1.0,))
 
-    def readings(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
+    def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """What the classifiers read; also finds where the tokens are."""
         self.layout = _find_layout(self.model, image)
         self.classifier = [_first_after_pooling(name, layer) for name, layer in _classifiers(self.model)]
         self.classifier_inputs = {f"input of {name}": name for name in self.classifier}
         return {}, self.classifier_inputs
 
-    def look(self, image: Tensor) -> Features:
+    def forward_features(self, image: Tensor) -> Features:
         """Run `forward_features`, then the head, once each."""
         model: Any = self.model
         layout = self.layout
@@ -219,11 +219,11 @@ def _first_after_pooling(name: str, classifier: nn.Module) -> str:
     return [f"{name}.{part}" for part, layer in classifier.named_modules() if isinstance(layer, nn.Linear)][-1]
 
 
-def _join(readings: list[Tensor]) -> Tensor:
+def _join(outputs: list[Tensor]) -> Tensor:
     """The mean of what several classifiers read, or one beside the other where their widths differ."""
-    if len({reading.shape[1] for reading in readings}) > 1:  # the batch may be symbolic
-        return torch.cat(readings, 1)
-    return torch.stack(readings).mean(0) if len(readings) > 1 else readings[0]
+    if len({reading.shape[1] for reading in outputs}) > 1:  # the batch may be symbolic
+        return torch.cat(outputs, 1)
+    return torch.stack(outputs).mean(0) if len(outputs) > 1 else outputs[0]
 
 
 def _check_name(name: str) -> None:
@@ -235,10 +235,10 @@ def _check_name(name: str) -> None:
         return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise UserError(f"timm has no model {architecture!r}: {choices(architecture, timm.list_models())}")
+        raise UserError(f"timm has no model {architecture!r}: {did_you_mean(architecture, timm.list_models())}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise UserError(f"timm's {architecture!r} has no weights {tag!r}: {choices(tag, tags)}")
+        raise UserError(f"timm's {architecture!r} has no weights {tag!r}: {did_you_mean(tag, tags)}")
 
 
 def _wrong_size(model: nn.Module, name: str, shape: tuple[int, int, int], error: Exception) -> UserError:

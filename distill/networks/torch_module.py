@@ -14,7 +14,7 @@ from distill.networks.base import Network, Size, pooled, rows
 from distill.networks.weights import load_weights
 
 
-class Wrap(Network):
+class TorchModule(Network):
     """Any module that takes images `[B, C, H, W]` and returns logits `[B, K]`.
 
     Args:
@@ -55,14 +55,14 @@ class Wrap(Network):
     @property
     def name(self) -> str:
         """The class of the module."""
-        return f"Wrap({type(self.model).__name__})"
+        return f"TorchModule({type(self.model).__name__})"
 
     def create(self, num_classes: int) -> nn.Module:
         """The module as given; weights wait for the pass that finds its classifier."""
         self.num_classes = num_classes
         return self.model
 
-    def readings(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
+    def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """Where embedding and tokens are; also holds the logits against the data and loads the weights.
 
         Raises:
@@ -81,7 +81,7 @@ class Wrap(Network):
         inputs = {"embedding": classifier} if self.embedding is None and classifier else {}
         return {name: layer for name, layer in outputs.items() if layer is not None}, inputs
 
-    def look(self, image: Tensor) -> Features:
+    def forward_features(self, image: Tensor) -> Features:
         """Run the module; embedding and tokens are read from its layers."""
         logits = self.model(image)
         seen = self.taps.seen

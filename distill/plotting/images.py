@@ -38,10 +38,10 @@ def with_borders(image: Tensor, labels: Tensor) -> Tensor:
 
 
 def enlarged(image: Tensor) -> Tensor:
-    """An image `[C, H, W]` as colours `[3, H', W']` in [0, 1], as large as `with_borders` makes it."""
+    """An image `[C, H, W]` as colors `[3, H', W']` in [0, 1], as large as `with_borders` makes it."""
     height, width = _drawn_size(image)
-    colours = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
-    return colours[:, _places(image.shape[1], height)][..., _places(image.shape[2], width)].clamp(0, 1)
+    colors = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
+    return colors[:, _places(image.shape[1], height)][..., _places(image.shape[2], width)].clamp(0, 1)
 
 
 def grid_of_pictures(rows: Sequence[Mapping[str, tuple[Kind, Tensor]]], side: float = 1.9) -> Figure:
@@ -78,8 +78,8 @@ def grid_of_pictures(rows: Sequence[Mapping[str, tuple[Kind, Tensor]]], side: fl
     return figure
 
 
-def mean_colours(image: Tensor, association: Tensor, grid: tuple[int, int]) -> Tensor:
-    """An image in which every token has the colours of the superpixels that it is shared out among.
+def mean_colors(image: Tensor, association: Tensor, grid: tuple[int, int]) -> Tensor:
+    """An image in which every token has the colors of the superpixels that it is shared out among.
 
     Args:
         image: `[C, H, W]` in [0, 1].
@@ -89,8 +89,8 @@ def mean_colours(image: Tensor, association: Tensor, grid: tuple[int, int]) -> T
     Returns:
         `[C, h, w]`.
     """
-    colours = F.adaptive_avg_pool2d(image, grid).flatten(1)  # [C, N]
-    of_superpixels = colours @ (association / association.sum(dim=0).clamp_min(1e-12))
+    colors = F.adaptive_avg_pool2d(image, grid).flatten(1)  # [C, N]
+    of_superpixels = colors @ (association / association.sum(dim=0).clamp_min(1e-12))
     return (of_superpixels @ association.T).view(len(image), *grid)
 
 
@@ -100,5 +100,5 @@ def _drawn_size(image: Tensor) -> tuple[int, int]:
 
 
 def _places(cells: int, pixels: int) -> Tensor:
-    """The cell that each pixel's centre lies in."""
+    """The cell that each pixel's center lies in."""
     return (2 * torch.arange(pixels) + 1) * cells // (2 * pixels)

@@ -11,10 +11,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 
 from distill.errors import UserError
-from distill.runs.files import write_whole
+from distill.runs.files import write_atomic
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there when it is on the disk.
 
     (Lightning's writes to the temporary folder and copies where that is on another disk.) Paths with a protocol, as
@@ -33,7 +33,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
-            write_whole(path, content.getbuffer())
+            write_atomic(path, content.getbuffer())
         except OSError as error:
             raise UserError(
                 f"checkpoint: {str(path)!r} ({content.tell() / 2**20:.1f} MiB) could not be written "
@@ -58,10 +58,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"ckpt_path: {str(path)!r} holds no run of distill; weights alone are loaded with model.student.weights"
         )
+    if "version" not in checkpoint["distill"]:
+        raise UserError(
+            f"ckpt_path: {str(path)!r} was written by distill 0.1, whose checkpoints this version does not read; "
+            "give its student's weights alone as model.student.weights"
+        )
     return checkpoint
 
 
-def newest_whole(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+def latest_valid_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in a folder that training can go on from, and its content; `None` if there is none.
 
     One that cannot be read is passed over with a warning that names it; one of weights alone is passed over.

@@ -11,15 +11,15 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from distill.runs.files import write_whole
+from distill.runs.files import write_atomic
 
 
-class Curves(CSVLogger):
+class ResumableCSVLogger(CSVLogger):
     """Lightning's CSV logger, which can keep the rows of a run that is taken up.
 
     Args:
         folder: where `metrics.csv` lies.
-        step: the optimiser step at which the run is taken up: later rows come again and are dropped; 0 drops all.
+        step: the optimizer step at which the run is taken up: later rows come again and are dropped; 0 drops all.
         validation_is_due: whether the run is taken up before the validation that follows that step.
     """
 
@@ -44,7 +44,7 @@ class Curves(CSVLogger):
             table = csv.DictWriter(text, names)
             table.writeheader()
             table.writerows(rows)
-            write_whole(aside, text.getvalue().encode())
+            write_atomic(aside, text.getvalue().encode())
         writer = cast(ExperimentWriter, super().experiment)  # it removes the file
         if names:
             aside.replace(self._file)

@@ -10,7 +10,7 @@ PART = ".part"
 """What the name of a file ends with while it is being written."""
 
 
-def write_whole(path: str | Path, data: bytes | memoryview) -> None:
+def write_atomic(path: str | Path, data: bytes | memoryview) -> None:
     """Write a file so that at any moment, after a power cut too, the old one or the new one is there whole.
 
     The bytes go to `<path>.part` in the same folder, onto the disk, and then take the name in one step.

@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.errors import UserError, one_of
 
 Grid = tuple[int, int]
-Neighbourhood = Literal["cells", "all"]
+Neighborhood = Literal["cells", "all"]
 Gradient = Literal["values", "full"]
 
 
@@ -35,7 +35,7 @@ def soft_superpixels(
     cell: Grid = (2, 2),
     target: Grid | None = None,
     iterations: int = 1,
-    neighbourhood: Neighbourhood = "cells",
+    neighborhood: Neighborhood = "cells",
     gradient: Gradient = "values",
 ) -> Tensor:
     """Superpixel tokens: means of the tokens, weighted by how much each of them belongs to each superpixel.
@@ -52,7 +52,7 @@ def soft_superpixels(
             not given. On the same target, superpixels of different networks correspond to each other.
         iterations: how often the tokens are shared out; more than 1 does not help, say the authors. 0 gives the means
             of the cells.
-        neighbourhood: what is in reach of a token: the 3 x 3 `cells` around its own, without those beyond the border,
+        neighborhood: what is in reach of a token: the 3 x 3 `cells` around its own, without those beyond the border,
             or `all` superpixels.
         gradient: it passes through the `values` that are averaged, or, `full`, through their weights too.
 
@@ -63,7 +63,7 @@ def soft_superpixels(
         UserError: a grid, a cell or another argument that does not fit.
     """
     source = tokens if one_of("gradient", gradient, ("values", "full")) == "full" else tokens.detach()
-    weights, _ = _associate(source, grid, target or superpixel_grid(grid, cell), iterations, neighbourhood)
+    weights, _ = _associate(source, grid, target or superpixel_grid(grid, cell), iterations, neighborhood)
     return weights.mT @ tokens
 
 
@@ -73,18 +73,18 @@ def soft_association(
     cell: Grid = (2, 2),
     target: Grid | None = None,
     iterations: int = 1,
-    neighbourhood: Neighbourhood = "cells",
+    neighborhood: Neighborhood = "cells",
 ) -> Tensor:
     """How the last iteration of `soft_superpixels` shares the tokens out: Q, `[B, N, L]`, each row of which sums to 1.
 
     With 0 iterations each token belongs to its own cell.
     """
     target = target or superpixel_grid(grid, cell)
-    return _associate(tokens, grid, target, iterations, neighbourhood)[1].expand(len(tokens), -1, -1)
+    return _associate(tokens, grid, target, iterations, neighborhood)[1].expand(len(tokens), -1, -1)
 
 
 def _associate(
-    tokens: Tensor, grid: Grid, target: Grid, iterations: int, neighbourhood: Neighbourhood
+    tokens: Tensor, grid: Grid, target: Grid, iterations: int, neighborhood: Neighborhood
 ) -> tuple[Tensor, Tensor]:
     """The weights of the means and the association, `[B, N, L]` or, without the batch, `[N, L]`."""
     _check(tokens, grid, target, iterations)
@@ -92,7 +92,7 @@ def _associate(
     steps = _steps(grid, target, tokens.device)
     association = (steps == 0).to(tokens.dtype)
     weights = association / association.sum(dim=0)
-    unreachable = steps > (1 if one_of("neighbourhood", neighbourhood, ("cells", "all")) == "cells" else max(target))
+    unreachable = steps > (1 if one_of("neighborhood", neighborhood, ("cells", "all")) == "cells" else max(target))
     for _ in range(iterations):
         scores = tokens @ (weights.mT @ tokens).mT / math.sqrt(tokens.shape[-1])
         logs = scores.masked_fill(unreachable, -math.inf).log_softmax(dim=-1)

@@ -1,6 +1,6 @@
-"""SLIC for a batch: k-means of colour and place, in which a pixel looks at the 3 x 3 cells around its own.
+"""SLIC for a batch: k-means of color and place, in which a pixel looks at the 3 x 3 cells around its own.
 
-Pixels are sorted into the cells of a grid once, `[B, p, q, features, pixels of a cell]`. Distances to the nine centres
+Pixels are sorted into the cells of a grid once, `[B, p, q, features, pixels of a cell]`. Distances to the nine centers
 in reach and the new means are then matrix products: no scattering, so a GPU gives the same bits each time.
 """
 
@@ -32,39 +32,39 @@ def cell_grid(segments: int, height: int, width: int) -> Grid:
     return rows, min(segments // rows, width)
 
 
-def cluster(colours: Tensor, grid: Grid, compactness: float, iterations: int) -> tuple[Tensor, Tensor]:
-    """Labels of the pixels, and the colours of the centres.
+def cluster(colors: Tensor, grid: Grid, compactness: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """Labels of the pixels, and the colors of the centers.
 
     Args:
-        colours: CIELAB, `[B, 3, H, W]`.
-        grid: `(p, q)`, the cells that the centres start in.
-        compactness: m; the squared distance is that of the colours plus m^2 times that of the places, in cells.
-        iterations: how often pixels are given to the nearest centres and these moved to the mean of their pixels. A
+        colors: CIELAB, `[B, 3, H, W]`.
+        grid: `(p, q)`, the cells that the centers start in.
+        compactness: m; the squared distance is that of the colors plus m^2 times that of the places, in cells.
+        iterations: how often pixels are given to the nearest centers and these moved to the mean of their pixels. A
             pixel equally near to several counts for each.
 
     Returns:
         `[B, H, W]` int64 in `0 .. p q - 1`, and `[B, p q, 3]`.
     """
-    rows, columns = (_Axis.of(n, cells, colours.device) for n, cells in zip(colours.shape[2:], grid, strict=True))
-    pixels = _in_cells(colours, rows, columns, compactness)
+    rows, columns = (_Axis.of(n, cells, colors.device) for n, cells in zip(colors.shape[2:], grid, strict=True))
+    pixels = _in_cells(colors, rows, columns, compactness)
     present = (rows.present[:, None, :, None] & columns.present[None, :, None, :]).flatten(2).unsqueeze(2).to(pixels)
     base = (pixels * present).sum(dim=-1) / present.sum(dim=-1)
     pixels = torch.cat([pixels - base.unsqueeze(-1), torch.ones_like(pixels[..., :1, :])], dim=-2) * present
     beyond = torch.where(_shifted(torch.ones_like(base[:1, ..., :1])) == 0, FAR, 0.0)
-    centres = base
+    centers = base
     for _ in range(iterations):
-        near = _shifted(centres) - base.unsqueeze(-2)  # small numbers, as the pixels: the products lose little
+        near = _shifted(centers) - base.unsqueeze(-2)  # small numbers, as the pixels: the products lose little
         squares = near.square().sum(dim=-1, keepdim=True) + beyond
         distances = torch.cat([-2 * near, squares], dim=-1) @ pixels  # squared, less the pixel's own square
         nearest = distances.eq_(distances.amin(dim=-2, keepdim=True))  # 1 or 0
         sums = nearest @ pixels.mT
         sums = torch.cat([sums[..., :5] + sums[..., 5:] * base.unsqueeze(-2), sums[..., 5:]], dim=-1)
         moved = _gathered(sums)
-        centres = torch.where(moved[..., 5:] > 0, moved[..., :5] / moved[..., 5:].clamp_min(1), centres)
+        centers = torch.where(moved[..., 5:] > 0, moved[..., :5] / moved[..., 5:].clamp_min(1), centers)
     order = torch.arange(9, 0, -1, device=nearest.device).unsqueeze(-1)
     first = 9 - (nearest * order).amax(dim=-2).long()
-    first = first.masked_fill(first == 9, 4)  # a pixel that is NaN is near to no centre: it stays in its own cell
-    return _labels(first, rows, columns), centres[..., :3].flatten(1, 2)
+    first = first.masked_fill(first == 9, 4)  # a pixel that is NaN is near to no center: it stays in its own cell
+    return _labels(first, rows, columns), centers[..., :3].flatten(1, 2)
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class _Axis:
         return cls(home, pixel - start[home], members.clamp_max(n - 1), members < start[1:, None])
 
 
-def _in_cells(colours: Tensor, rows: _Axis, columns: _Axis, compactness: float) -> Tensor:
-    """Colour and place of the pixels, `[B, p, q, 5, P]`."""
+def _in_cells(colors: Tensor, rows: _Axis, columns: _Axis, compactness: float) -> Tensor:
+    """Color and place of the pixels, `[B, p, q, 5, P]`."""
     down, right = (
-        torch.arange(len(axis.home)).to(colours) * len(axis.members) / len(axis.home) for axis in (rows, columns)
+        torch.arange(len(axis.home)).to(colors) * len(axis.members) / len(axis.home) for axis in (rows, columns)
     )
-    places = compactness * torch.stack(torch.meshgrid(down, right, indexing="ij")).expand(len(colours), -1, -1, -1)
-    features = torch.cat([colours, places], dim=1)[:, :, rows.members][..., columns.members]
+    places = compactness * torch.stack(torch.meshgrid(down, right, indexing="ij")).expand(len(colors), -1, -1, -1)
+    features = torch.cat([colors, places], dim=1)[:, :, rows.members][..., columns.members]
     return features.permute(0, 2, 4, 1, 3, 5).flatten(4)
 
 

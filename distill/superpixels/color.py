@@ -1,4 +1,4 @@
-"""The colour space in which superpixels are found and judged."""
+"""The color space in which superpixels are found and judged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     """CIELAB of sRGB images under daylight (D65), for the observer of 2 degrees.
 
     Args:
-        images: `[B, 3, H, W]` in [0, 1], or grey, `[B, 1, H, W]`.
+        images: `[B, 3, H, W]` in [0, 1], or gray, `[B, 1, H, W]`.
 
     Returns:
         `[B, 3, H, W]`, L from 0 to 100, in float32 (float64 stays).

@@ -43,19 +43,19 @@ def piece_sizes(pieces: Tensor) -> Tensor:
     return names.flatten().bincount(minlength=names.numel())[names]
 
 
-def connect(labels: Tensor, colours: Tensor, centres: Tensor) -> Tensor:
+def connect(labels: Tensor, colors: Tensor, centers: Tensor) -> Tensor:
     """Keep the largest piece of every label; the pixels of the others join the label beside them that looks most alike.
 
     Args:
         labels: `[B, H, W]` int64.
-        colours: `[B, 3, H, W]`.
-        centres: the labels' colours, `[B, K, 3]`.
+        colors: `[B, 3, H, W]`.
+        centers: the labels' colors, `[B, K, 3]`.
 
     Returns:
         `[B, H, W]` int64, of the same labels, each of them connected.
     """
     pieces = connected_pieces(labels).flatten(1)
-    owners, (batch, count) = labels.flatten(1), centres.shape[:2]
+    owners, (batch, count) = labels.flatten(1), centers.shape[:2]
     pixels = pieces.shape[1]
     # One number for each piece that orders them by size and tells equal ones apart.
     order = piece_sizes(pieces) * pixels - pieces
@@ -63,19 +63,19 @@ def connect(labels: Tensor, colours: Tensor, centres: Tensor) -> Tensor:
         largest = order.new_zeros(batch, count).scatter_reduce(1, owners, order, "amax")
     kept = owners.where(order == largest.gather(1, owners), -1).view_as(labels)
     image, row, column = (kept < 0).nonzero(as_tuple=True)
-    colour = colours[image, :, row, column]
+    color = colors[image, :, row, column]
     framed = F.pad(kept, (1, 1, 1, 1), value=-1)
     places = (image * framed.shape[1] + row + 1) * framed.shape[2] + column + 1
     around = torch.tensor([1, -1, framed.shape[2], -framed.shape[2]], device=labels.device)
     framed = framed.flatten()
     while len(places):
         beside = framed[places.unsqueeze(1) + around]
-        centre = centres[image.unsqueeze(1), beside.clamp_min(0)]
-        distance = (centre - colour.unsqueeze(1)).square().sum(dim=2).masked_fill(beside < 0, math.inf)
+        center = centers[image.unsqueeze(1), beside.clamp_min(0)]
+        distance = (center - color.unsqueeze(1)).square().sum(dim=2).masked_fill(beside < 0, math.inf)
         chosen = beside.gather(1, distance.argmin(dim=1, keepdim=True)).squeeze(1)
         framed[places] = chosen  # still -1 where no label has come near
         waiting = chosen < 0
-        places, image, colour = places[waiting], image[waiting], colour[waiting]
+        places, image, color = places[waiting], image[waiting], color[waiting]
     return framed.view(batch, labels.shape[1] + 2, -1)[:, 1:-1, 1:-1].contiguous()
 
 

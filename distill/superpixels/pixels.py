@@ -25,7 +25,7 @@ def slic(
     connected: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Segments of each image: pixels that are alike in colour and near to each other.
+    """Segments of each image: pixels that are alike in color and near to each other.
 
     The backends differ in more than speed. `torch` gives exactly the labels of the grid `cell_grid(segments, H, W)`,
     in its order, and needs `connected` to make each of them one piece; `fast_slic` numbers its segments as they appear,
@@ -33,11 +33,11 @@ def slic(
     the same.
 
     Args:
-        images: `[B, 3, H, W]`, or grey, `[B, 1, H, W]`, of any floating type, in [0, 1] and not normalised.
+        images: `[B, 3, H, W]`, or gray, `[B, 1, H, W]`, of any floating type, in [0, 1] and not normalized.
         segments: K, how many there are at most; 196 is a ViT's 14 x 14 on 224 x 224 pixels.
-        compactness: how much place counts against colour; 10 as in the literature.
-        iterations: how often centres are moved; 5 cost half and lose little.
-        connected: whether pieces of a segment that lie apart from its largest are given to their neighbours. On a GPU
+        compactness: how much place counts against color; 10 as in the literature.
+        iterations: how often centers are moved; 5 cost half and lose little.
+        connected: whether pieces of a segment that lie apart from its largest are given to their neighbors. On a GPU
             this waits for the device.
         backend: `torch` on any device; `fast_slic` on the CPU, if it is installed; `auto` takes `fast_slic` for images
             in CPU memory where it can.
@@ -57,10 +57,10 @@ def slic(
         # A sum is not finite if one of its values is not, and it is quick to take.
         if _can_look(images) and not images.sum(dtype=torch.float32).isfinite():
             raise UserError(fast_slic.NOT_FINITE)
-        colours = rgb_to_lab(images)
+        colors = rgb_to_lab(images)
         grid = cell_grid(segments, *images.shape[2:])
-        labels, centres = cluster(colours, grid, compactness, iterations)
-        return connect(labels, colours, centres) if connected else labels
+        labels, centers = cluster(colors, grid, compactness, iterations)
+        return connect(labels, colors, centers) if connected else labels
 
 
 def _takes_fast_slic(images: Tensor, segments: int, backend: Backend) -> bool:

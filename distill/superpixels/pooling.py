@@ -12,7 +12,7 @@ from distill.superpixels.association import Grid, check_grid
 def segment_tokens(tokens: Tensor, grid: Grid, segments: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Mean of the patch tokens, weighted by the share of each segment's pixels that fall in each patch.
 
-    A pixel falls in the patch that its centre lies in, whatever the sizes of image and grid: two networks share one
+    A pixel falls in the patch that its center lies in, whatever the sizes of image and grid: two networks share one
     segmentation, be their grids as they may.
 
     Args:

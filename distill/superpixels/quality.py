@@ -12,20 +12,20 @@ from distill.superpixels.connectivity import connected_pieces, piece_sizes
 
 
 def explained_variation(images: Tensor, labels: Tensor) -> Tensor:
-    """The share of an image's variation in CIELAB that remains when each segment is painted in its mean colour.
+    """The share of an image's variation in CIELAB that remains when each segment is painted in its mean color.
 
     Args:
         images: `[B, 3, H, W]` or `[B, 1, H, W]` in [0, 1].
         labels: `[B, H, W]`, from 0.
 
     Returns:
-        `[B]` float64 from 0 to 1; 1 for an image of one colour.
+        `[B]` float64 from 0 to 1; 1 for an image of one color.
     """
-    colours = rgb_to_lab(images.double()).flatten(2).mT
-    colours = colours - colours.mean(dim=1, keepdim=True)
-    sums, sizes = _over_segments(colours, labels), _sizes(labels)
+    colors = rgb_to_lab(images.double()).flatten(2).mT
+    colors = colors - colors.mean(dim=1, keepdim=True)
+    sums, sizes = _over_segments(colors, labels), _sizes(labels)
     explained = (sums.square().sum(dim=2) / sizes.clamp_min(1)).sum(dim=1)
-    total = colours.square().sum(dim=(1, 2))
+    total = colors.square().sum(dim=(1, 2))
     return torch.where(total > 0, explained / total.masked_fill(total == 0, 1.0), 1.0)
 
 

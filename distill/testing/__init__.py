@@ -139,8 +139,8 @@ def inputs_stay_as_they_are(case: Case) -> None:
 def degenerate_inputs_stay_finite(case: Case) -> None:
     """Loss and gradients in float32, for each of `DEGENERATE` in the student, the teacher or both, and no label."""
     head, sample = case.head(torch.float32), case.sample(dtype=torch.float32)
-    unlabelled = replace(sample, batch=sample.batch | {"label": torch.full_like(sample.batch["label"], -1)})
-    cases = {"unlabelled samples": unlabelled}
+    unlabeled = replace(sample, batch=sample.batch | {"label": torch.full_like(sample.batch["label"], -1)})
+    cases = {"unlabeled samples": unlabeled}
     for what, change in DEGENERATE.items():
         both = sample.apply(change)
         cases |= {

@@ -97,7 +97,7 @@ class Case:
             "index": self.size * number + torch.randperm(self.size, generator=generator),
         }
         batch["label"][0] = -1
-        if head.needs_segments:
+        if "segments" in head.batch_needs:
             batch["segments"] = torch.randint(4, (self.size, 24, 24), generator=generator)
         sample = Sample(features(student), features(teacher) if head.needs_teacher else None, batch)
         part = self.size // world_size()

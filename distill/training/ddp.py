@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill.distributed import world_size
 from distill.errors import UserError
+from distill.training import lightning_internals as internals
 from distill.training.optimizer import EffectiveBatch
 
 
@@ -52,32 +53,32 @@ def prepare_ranks(module: nn.Module, trainer: Trainer) -> None:
     same memories anyway, and some are large.
 
     Args:
-        module: with `heads`.
+        module: holds a `distiller`.
         trainer: whose strategy will wrap it.
 
     Raises:
-        UserError: a static graph with accumulation, at which torch's DDP fails; or synchronised BatchNorm on CPUs,
+        UserError: a static graph with accumulation, at which torch's DDP fails; or synchronized BatchNorm on CPUs,
             which torch has not.
     """
     strategy: Any = trainer.strategy
-    if getattr(strategy, "_ddp_kwargs", {}).get("static_graph") and trainer.accumulate_grad_batches > 1:
+    if internals.ddp_options(strategy).get("static_graph") and trainer.accumulate_grad_batches > 1:
         raise UserError(
             f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but DDP accumulates nothing with a "
             "static graph: set static_graph of trainer.strategy to false"
         )
-    names = [name for name, _ in module.named_buffers() if name.startswith("heads.")]
+    names = [name for name, _ in module.named_buffers() if name.startswith("distiller.objective.")]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]  # torch's
-    if isinstance(getattr(strategy, "_layer_sync", None), TorchSyncBatchNorm):
+    if isinstance(internals.layer_sync(strategy), TorchSyncBatchNorm):
         if strategy.root_device.type == "cpu" and any(map(_is_batch_norm, module.modules())):
             raise UserError("trainer.sync_batchnorm works on GPUs only, given a CPU: set it to false")
-        strategy._layer_sync = SyncBatchNorms()
+        internals.set_layer_sync(strategy, SyncBatchNorms())
 
 
 def align_ranks(module: nn.Module, loader: Any) -> None:
     """Make sure that the ranks can train together, and begin with the same memories, those of rank 0.
 
     Args:
-        module: on its device, with `heads`.
+        module: on its device, holds a `distiller`.
         loader: this rank's training data; a loader without a length is taken on trust.
 
     Raises:
@@ -87,12 +88,12 @@ def align_ranks(module: nn.Module, loader: Any) -> None:
     if world_size() == 1:
         return
     _require_equal_data(loader)
-    for buffer in module.get_submodule("heads").buffers():
+    for buffer in module.get_submodule("distiller.objective").buffers():
         dist.broadcast(buffer, 0)
 
 
 def effective_batch(trainer: Trainer) -> EffectiveBatch | None:
-    """What one step of the optimiser sees in a run; `None` if the data, which this loads, have no batch size."""
+    """What one step of the optimizer sees in a run; `None` if the data, which this loads, have no batch size."""
     trainer.fit_loop.setup_data()
     images = getattr(trainer.train_dataloader, "batch_size", None)
     return None if images is None else EffectiveBatch(images, trainer.world_size, trainer.accumulate_grad_batches)

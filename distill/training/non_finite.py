@@ -17,18 +17,18 @@ class NonFiniteLossError(UserError):
     """A term of the loss became NaN or infinite."""
 
 
-class FiniteWatch:
+class NonFiniteGuard:
     """Watches the values of the terms, step by step.
 
     On a CPU a bad value raises at once, before its gradient is taken. On an accelerator the verdict is copied to the
     host behind the step's other work and read when it has arrived, so that no step waits for it; the weights
-    may then have taken a few bad steps, but `settle` is asked before anything is saved.
+    may then have taken a few bad steps, but `flush` is asked before anything is saved.
     """
 
     def __init__(self) -> None:
         self._pending: deque[_Verdict] = deque()
 
-    def watch(self, step: int, values: Mapping[str, Tensor]) -> None:
+    def check(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Note the values of `step`, by the names of their terms (scalars), and read the verdicts that are in.
 
         Raises:
@@ -43,7 +43,7 @@ class FiniteWatch:
         self._pending.append(_Verdict(step, list(values), finite, arrived))
         self._read(wait=False)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Read every verdict that is still under way.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What the optimiser is given: which parameters decay, and a learning rate that goes with the batch."""
+"""What the optimizer is given: which parameters decay, and a learning rate that goes with the batch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-Decayed = Literal["all", "matrices"]
+WeightDecayOn = Literal["all", "matrices"]
 """What weight decay is for: all parameters, or those of more than one dimension."""
-Rule = Literal["none", "linear", "sqrt"]
+LRScaling = Literal["none", "linear", "sqrt"]
 """How a learning rate goes with the effective batch: in proportion, or with the square root of it."""
 
 
 @dataclass(frozen=True)
 class EffectiveBatch:
-    """How many images one step of the optimiser sees.
+    """How many images one step of the optimizer sees.
 
     Args:
         images: on one device at a time.
@@ -38,16 +38,18 @@ class EffectiveBatch:
         return f"{self.total} = {self.images} images x {self.devices} devices x {self.accumulated} accumulated"
 
 
-def parameter_groups(module: nn.Module, decayed: Decayed, exempt: AbstractSet[str] = frozenset()) -> list[Any]:
+def parameter_groups(
+    module: nn.Module, weight_decay_on: WeightDecayOn, exempt: AbstractSet[str] = frozenset()
+) -> list[Any]:
     """All that learns, in one group, or apart from what weight decay spares.
 
     Args:
         module: whose parameters these are.
-        decayed: what weight decay is for.
+        weight_decay_on: what weight decay is for.
         exempt: names of parameters that it spares besides those of one dimension.
     """
     learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    if decayed == "all":
+    if weight_decay_on == "all":
         return list(learning.values())
     spared = {name for name, parameter in learning.items() if parameter.ndim <= 1 or name in exempt}
     return [
@@ -56,7 +58,7 @@ def parameter_groups(module: nn.Module, decayed: Decayed, exempt: AbstractSet[st
     ]
 
 
-def scale_learning_rate(optimizer: Optimizer, rule: Rule, batch: EffectiveBatch | None, reference: int) -> str:
+def scale_learning_rate(optimizer: Optimizer, rule: LRScaling, batch: EffectiveBatch | None, reference: int) -> str:
     """Multiply the learning rates of all parameter groups by what the rule makes of batch / reference.
 
     Args:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 OVERHEAD = 1.02
-"""What a checkpoint may weigh against the student's and the optimiser's tensors."""
+"""What a checkpoint may weigh against the student's and the optimizer's tensors."""
 
 
 def measure(run: Run) -> list[Bound]:
@@ -53,11 +53,11 @@ def measure(run: Run) -> list[Bound]:
         what = f"8 checkpoint, {pair.title}"
         bounds += [
             Bound(
-                f"8 checkpoint, {pair.title}: bytes / student's and optimiser's", size / (own + state), at_most=OVERHEAD
+                f"8 checkpoint, {pair.title}: bytes / student's and optimizer's", size / (own + state), at_most=OVERHEAD
             ),
             Bound(f"{what}: weights of the teacher in it", _named("teacher", keys), at_most=0),
         ]
-    head = ["", "MB", "student's", "optimiser's", "teacher's, not in it", "ms to write (quartiles)", "to read"]
+    head = ["", "MB", "student's", "optimizer's", "teacher's, not in it", "ms to write (quartiles)", "to read"]
     CONSOLE.print(table("A checkpoint", head, rows))
     return bounds
 

@@ -1,8 +1,8 @@
 """Who runs the same step: a plain loop, this project, timm, torchdistill and ModelOpt.
 
 A contender is a function that takes a `Setting` and returns its step: called without arguments, it makes one
-optimiser step and returns the loss. To add one, write it and name it in `CONTENDERS`. Each gets networks of its own
-with the same weights, and images in [0, 1] that it normalises itself.
+optimizer step and returns the loss. To add one, write it and name it in `CONTENDERS`. Each gets networks of its own
+with the same weights, and images in [0, 1] that it normalizes itself.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from pairs import Pair
 from timing import Run
 from torch import Tensor, nn
 
-from distill.heads import KD, Batch, Term
+from distill.heads import KD, Batch
 from distill.networks.timm import Timm
-from distill.training.modules import DistillationModule
+from distill.objective import Term
+from distill.training.distillation import DistillationModule
 
 TEMPERATURE = 4.0
 Step = Callable[[], Tensor]
@@ -32,7 +33,7 @@ class Setting:
     """What all contenders are given.
 
     Attributes:
-        pair: the networks' names, sizes and optimiser.
+        pair: the networks' names, sizes and optimizer.
         run: where and how often.
         bfloat16: under autocast in bfloat16; float32 else.
         compiled: networks go through `torch.compile`.
@@ -57,7 +58,7 @@ class Setting:
         return student.train(), teacher.eval().requires_grad_(False)
 
     def images(self) -> Callable[[], Tensor]:
-        """Normalises the images; both networks of a pair were made for the same mean and deviation."""
+        """Normalizes the images; both networks of a pair were made for the same mean and deviation."""
         student, teacher = self.originals
         assert torch.equal(student.mean, teacher.mean)
         assert torch.equal(student.std, teacher.std)
@@ -122,7 +123,7 @@ def timm_task(setting: Setting) -> Step:
 
 
 def torchdistill(setting: Setting) -> Step:
-    """Torchdistill's `DistillationBox`, with its own loss and optimiser by name."""
+    """Torchdistill's `DistillationBox`, with its own loss and optimizer by name."""
     logging.getLogger("torchdistill").setLevel(logging.WARNING)
     from torchdistill.core.distillation import get_distillation_box
 

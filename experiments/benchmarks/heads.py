@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from distill.errors import UserError
 from distill.features import FeatureSpec
-from distill.heads import Head, shipped
+from distill.heads import Head, RunInfo, shipped
 from distill.heads.cross_entropy import CrossEntropy
 from distill.heads.kd import KD
 from distill.heads.rkd import RKD
@@ -86,7 +86,7 @@ class Bench:
         for head in heads:
             head.check(*specs)
             head.build(*specs)
-            head.check_batch(self.images)
+            head.prepare(RunInfo(batch_size=self.images))
             head.to(self.run.device).train()
         own = [parameter for head in heads for parameter in head.parameters() if parameter.requires_grad]
         optimizers: list[Optimizer] = [self.optimizer, *([self.pair.make_optimizer(own)] if own else [])]

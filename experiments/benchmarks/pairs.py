@@ -61,7 +61,7 @@ class Pair:
         return {name: tensor.to(run.device) for name, tensor in batch.items()}
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """The optimiser of these parameters."""
+        """The optimizer of these parameters."""
         name, arguments = self.optimizer
         maker: Callable[..., Optimizer] = getattr(torch.optim, name)
         return maker(parameters, **arguments)

@@ -1,4 +1,4 @@
-"""Distils a teacher into a student on scikit-learn's digits, and prints one table; `--seeds 5` gives its spread."""
+"""Distills a teacher into a student on scikit-learn's digits, and prints one table; `--seeds 5` gives its spread."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from distill.cli.program import run
 from distill.data import Digits
 from distill.export import load_student
 from distill.networks import Timm
-from distill.training.modules import ClassificationModule
+from distill.training.classification import ClassificationModule
 from tests.program import TINY
 
 PROBE = [
@@ -31,7 +31,11 @@ PROBE = [
 
 def weights(path):
     state = torch.load(path, weights_only=True)["state_dict"]
-    return {name.removeprefix("student.model."): tensor for name, tensor in state.items() if "student.model" in name}
+    return {
+        name.removeprefix("distiller.student.model."): tensor
+        for name, tensor in state.items()
+        if "student.model" in name
+    }
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def test_a_resumed_probe_keeps_it_too_and_ends_alike(student, probed, tmp_path):
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
 
 
-def test_only_the_classifier_is_in_the_optimiser(probed):
+def test_only_the_classifier_is_in_the_optimizer(probed):
     model, optimizer = probed[0].model, probed[0].trainer.optimizers[0]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert [id(parameter) for parameter in trained] == [id(p) for p in model.student.model.fc.parameters()]
@@ -120,9 +124,10 @@ def test_a_probe_is_tested_and_exported_like_any_student(probed, student, tmp_pa
 
 
 def test_a_student_without_a_linear_classifier_is_refused(capsys, tmp_path):
-    student = ["--model.student=Wrap", "--model.student.module=tests.nets.Convolutional"]
+    student = ["--model.student=TorchModule", "--model.student.module=tests.nets.Convolutional"]
     folder = f"--trainer.default_root_dir={tmp_path / 'run'}"
     assert main(["fit", *TINY, *student, "--trainer.callbacks=FrozenBackbone", folder]) == 2
     assert (
-        "trainer.callbacks: FrozenBackbone finds no linear classifier in Wrap(Convolutional)" in capsys.readouterr().err
+        "trainer.callbacks: FrozenBackbone finds no linear classifier in TorchModule(Convolutional)"
+        in capsys.readouterr().err
     )

@@ -34,7 +34,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 class Reader(Head):
     """Keeps the batches that it was given."""
 
-    needs_segments = True
+    batch_needs = frozenset({"segments"})
     needs = frozenset({"logits"})
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from lightning.fabric.utilities.device_parser import _sanitize_gpu_ids
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from distill.__main__ import main
-from distill.cli.messages import trainer_sentence
+from distill.cli.messages import trainer_message
 from tests.program import KD, RKD, TEACHER, TINY, in_a_process
 
 
@@ -44,7 +44,7 @@ CASES = {
         "model.student: no layer 'layr4' in ResNet: did you mean 'layer4'",
     ),
     "a tap that returns no tensor": (
-        ["--model.student=Wrap", "--model.student.module=tests.nets.Branching", "--model.student.taps=[split]"],
+        ["--model.student=TorchModule", "--model.student.module=tests.nets.Branching", "--model.student.taps=[split]"],
         "model.student: layer 'split' returns no tensor but tuple: tap a layer inside it",
     ),
     "a wrong choice": (
@@ -72,7 +72,7 @@ CASES = {
         "data.longtail: ExponentialTail leaves class 7, of 107 images, without a training image",
     ),
     "an unknown data set": (["--data=Digts"], "data: there is no class 'Digts': did you mean 'Digits'?"),
-    "an unknown optimiser": (
+    "an unknown optimizer": (
         ["--model.optimizer=SDG"],
         "model.optimizer: there is no class 'SDG': did you mean 'SGD'?",
     ),
@@ -87,7 +87,7 @@ CASES = {
             *TEACHER,
             "--model.heads.rkd.head=RKD",
             "--model.heads.rkd.head.of=tokens",
-            "--model.student=Wrap",
+            "--model.student=TorchModule",
             "--model.student.module=tests.nets.Plain",
         ],
         "model.heads.rkd.head: RKD needs 'tokens' of the student",
@@ -120,9 +120,9 @@ CASES = {
             *TEACHER,
             "--model.heads.trg.head=TRG",
             "--model.heads.trg.head.tokens_per_image=1",
-            "--model.heads.trg.head.neighbours=16",
+            "--model.heads.trg.head.neighbors=16",
         ],
-        "model.heads.trg.head: neighbours is 16, but a batch has 16 nodes (1 tokens of each image)",
+        "model.heads.trg.head: neighbors is 16, but a batch has 16 nodes (1 tokens of each image)",
     ),
     "GPUs where there are none": (
         ["--trainer.accelerator=gpu", "--trainer.devices=2"],
@@ -151,13 +151,13 @@ def test_a_mistake_gets_its_sentence_and_leaves_nothing(args, expected, capsys, 
     ],
 )
 def test_more_gpus_than_there_are_get_one_sentence(there, told):
-    assert trainer_sentence(f"You requested gpu: [0, 1]\n But your machine only has: {there}") == told
+    assert trainer_message(f"You requested gpu: [0, 1]\n But your machine only has: {there}") == told
 
 
 def test_lightning_still_words_too_many_gpus_like_that():
     with pytest.raises(MisconfigurationException) as refused:
         _sanitize_gpu_ids([98, 99], include_cuda=True)
-    assert trainer_sentence(str(refused.value)) is not None
+    assert trainer_message(str(refused.value)) is not None
 
 
 def test_a_mistake_in_a_file_names_the_same_key(capsys, tmp_path):
@@ -220,7 +220,7 @@ def test_a_checkpoint_of_another_model_is_refused(capsys, tmp_path):
     told = refusal(
         capsys, *TINY, "--model.student.name=test_convnext", "--ckpt_path=run/checkpoints/last.ckpt", command="test"
     )
-    assert told.startswith("ckpt_path: the checkpoint is not of this model, they differ in student.model.")
+    assert told.startswith("ckpt_path: the checkpoint is not of this model, they differ in distiller.student.model.")
 
 
 def test_the_program_itself_prints_one_line_and_exits_with_2(tmp_path):

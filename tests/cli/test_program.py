@@ -80,7 +80,7 @@ def test_swapping_a_heads_class_carries_no_argument_over():
 def test_a_head_of_weight_0_is_not_built():
     model = checked("--model.heads.rkd.weight=0")
     assert list(model.terms) == ["task", "kd"]
-    assert "rkd" not in model.heads
+    assert "rkd" not in model.distiller.objective.heads
 
 
 def test_the_task_can_be_weighted_and_smoothed():
@@ -89,7 +89,7 @@ def test_the_task_can_be_weighted_and_smoothed():
     assert task.head.label_smoothing == 0.2
 
 
-def test_swapping_an_optimisers_class_carries_no_argument_over():
+def test_swapping_an_optimizers_class_carries_no_argument_over():
     model = checked("--model.optimizer=SGD", "--model.optimizer.lr=0.1")
     optimizer = model.optimizer(model.student.parameters())
     assert isinstance(optimizer, torch.optim.SGD)
@@ -97,13 +97,13 @@ def test_swapping_an_optimisers_class_carries_no_argument_over():
     assert optimizer.defaults["weight_decay"] == 0
 
 
-def test_swapping_an_optimisers_class_in_a_file_carries_no_argument_over(tmp_path):
+def test_swapping_an_optimizers_class_in_a_file_carries_no_argument_over(tmp_path):
     (tmp_path / "sgd.yaml").write_text("model: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}}")
     model = checked("--config=sgd.yaml")
     assert model.optimizer(model.student.parameters()).defaults["weight_decay"] == 0
 
 
-def test_an_optimiser_of_timm_works_by_class_path():
+def test_an_optimizer_of_timm_works_by_class_path():
     model = checked("--model.optimizer=timm.optim.Lamb", "--model.optimizer.lr=0.1")
     assert type(model.optimizer(model.student.parameters())).__name__ == "Lamb"
 
@@ -233,8 +233,8 @@ def test_check_tells_the_effective_batch_the_learning_rate_and_what_depends_on_t
     monkeypatch.setenv("COLUMNS", "240")
     checked(
         "--model.heads.rkd.head.scope=batch",
-        "--model.scale_lr=linear",
-        "--model.lr_batch=8",
+        "--model.lr_scaling=linear",
+        "--model.lr_base_size=8",
         "--trainer.accelerator=cpu",
         "--trainer.devices=2",
         "--trainer.accumulate_grad_batches=2",

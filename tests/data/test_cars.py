@@ -13,7 +13,7 @@ FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
 
 
 def write_cars(root, train=8, test=4):
-    """MATLAB's files with one record an image, classes from 1 to 196; photos of one colour."""
+    """MATLAB's files with one record an image, classes from 1 to 196; photos of one color."""
     folder = root / "stanford_cars"
     (folder / "devkit").mkdir(parents=True)
     names = np.empty((1, 196), dtype=object)
@@ -50,7 +50,7 @@ def test_training_images_are_augmented_by_crops_or_as_timm_does(tmp_path):
     images = StanfordCars(root, image_size=32, augment=augment, interpolation="bicubic").samples("train")
     drawn = torch.stack([images[(draw, 5)]["image"] for draw in range(8)])
     assert drawn.shape == (8, 3, 32, 32)
-    assert len({image.mean().item() for image in drawn}) > 2, "the policy changes colours"
+    assert len({image.mean().item() for image in drawn}) > 2, "the policy changes colors"
     assert StanfordCars(root, image_size=48).samples("train")[(0, 5)]["image"].shape == (3, 48, 48)
 
 

@@ -40,20 +40,20 @@ def test_class_folders_that_differ_between_the_splits_are_refused(root):
         ImageFolder(str(root))
 
 
-def test_timms_augmentation_gives_images_that_are_not_normalised(root):
+def test_timms_augmentation_gives_images_that_are_not_normalized(root):
     augment = TimmAugmentation(auto_augment="rand-m9-mstd0.5-inc1", erasing=0.0)
     data = ImageFolder(str(root), image_size=32, augment=augment, interpolation="bicubic", num_workers=0)
     images = torch.stack([data.samples("train")[(draw, 0)]["image"] for draw in range(8)])
     assert images.shape == (8, 3, 32, 32)
     assert images.min() >= -1e-5
     assert images.max() <= 1 + 1e-5
-    assert len({image.mean().item() for image in images}) > 2, "the policy changes colours"
+    assert len({image.mean().item() for image in images}) > 2, "the policy changes colors"
 
 
-def test_erased_pixels_are_noise_about_the_mean_colour(root):
+def test_erased_pixels_are_noise_about_the_mean_color(root):
     samples = ImageFolder(str(root), image_size=64, augment=TimmAugmentation(erasing=1.0)).samples("train")
     images = torch.stack([samples[(draw, 0)]["image"] for draw in range(20)])
-    erased = (images - 0.25).abs() > 0.02  # all else has the folder's one colour
+    erased = (images - 0.25).abs() > 0.02  # all else has the folder's one color
     assert 0.02 < erased.float().mean() < 0.4
     red = images[:, 0][erased[:, 0]]
     assert abs(red.mean() - 0.485) < 0.02, "ImageNet's mean red, and"

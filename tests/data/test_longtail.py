@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.functional import to_pil_image
 
-from distill.data import CIFAR100, Digits, ExponentialTail, ImageData, ImageFolder, ListedTail, Samples, StepTail
+from distill.data import CIFAR100, Digits, ExponentialTail, ImageData, ImageDataset, ImageFolder, ListedTail, StepTail
 from distill.errors import UserError
 from tests.data.test_cifar import write_cifar100
 
@@ -46,7 +46,7 @@ def test_a_step_makes_the_last_classes_rare():
 
 
 @given(st.lists(st.integers(-1, 2), min_size=30, max_size=60))
-def test_the_first_images_of_each_class_are_kept_in_order_and_unlabelled_ones_are_not(labels):
+def test_the_first_images_of_each_class_are_kept_in_order_and_unlabeled_ones_are_not(labels):
     source = Labels([0] * 4 + [1] * 4 + [2] * 4 + labels)
     tail = ExponentialTail(0.25)
     positions = tail.positions(source, 3)
@@ -77,7 +77,7 @@ def test_only_the_training_images_are_fewer_and_they_are_the_same_in_every_run()
         assert label == source.labels[place] == loaders[0].dataset[place]["label"]
 
 
-def test_counts_are_of_labelled_images():
+def test_counts_are_of_labeled_images():
     assert Digits(labels_per_class=5).class_counts() == [5] * 10
     assert sum(Digits().class_counts()) == 1078
 
@@ -169,7 +169,7 @@ class Untold(ImageData):
     image_shape = (1, 1, 1)
 
     def samples(self, split):
-        return Samples([(torch.zeros(1, 1, 1), 0)] * 8, lambda image: image)
+        return ImageDataset([(torch.zeros(1, 1, 1), 0)] * 8, lambda image: image)
 
 
 def test_a_source_that_does_not_tell_its_labels_is_refused_where_they_are_needed():
@@ -190,10 +190,10 @@ def test_class_balanced_batches_hold_every_class_equally_often():
     assert len({image.numpy().tobytes() for image in images}) == len(images), "each repetition is augmented anew"
 
 
-def test_class_balanced_sampling_needs_a_labelled_image_of_every_class():
+def test_class_balanced_sampling_needs_a_labeled_image_of_every_class():
     data = Untold(batch_size=4, class_balanced=True)
-    data.samples = lambda split: Samples(Labels([0] * 8), lambda image: image)
-    with pytest.raises(UserError, match="data.class_balanced draws from every class, but class 1 has no labelled"):
+    data.samples = lambda split: ImageDataset(Labels([0] * 8), lambda image: image)
+    with pytest.raises(UserError, match="data.class_balanced draws from every class, but class 1 has no labeled"):
         data.setup("fit")
     with pytest.raises(UserError, match="data.class_balanced repeats the images of rare classes by itself"):
         Digits(class_balanced=True, repetitions=3)

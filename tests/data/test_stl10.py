@@ -11,11 +11,11 @@ from distill.data import STL10
 from distill.errors import UserError
 
 
-def write_stl10(root, train=20, test=10, unlabelled=6):
+def write_stl10(root, train=20, test=10, unlabeled=6):
     """As its authors write it: each image's red, green and blue planes, column by column; labels from 1 to 10."""
     folder = root / "stl10_binary"
     folder.mkdir(parents=True)
-    for seed, (name, count) in enumerate({"train": train, "test": test, "unlabeled": unlabelled}.items()):
+    for seed, (name, count) in enumerate({"train": train, "test": test, "unlabeled": unlabeled}.items()):
         pixels = np.random.default_rng(seed).integers(0, 256, (count, 3 * 96 * 96), dtype=np.uint8)
         (folder / f"{name}_X.bin").write_bytes(pixels.tobytes())
         if name != "unlabeled":
@@ -43,7 +43,7 @@ def test_stl10_is_read_from_its_own_files(tmp_path):
 
 def test_images_without_a_label_come_only_if_asked_for(tmp_path):
     root = str(write_stl10(tmp_path))
-    train = STL10(root, verify=False, unlabelled=True).samples("train")
+    train = STL10(root, verify=False, unlabeled=True).samples("train")
     assert [train[index]["label"] for index in (19, 20, 25)] == [9, -1, -1]
     assert len(train) == 26
     (tmp_path / "stl10_binary" / "unlabeled_X.bin").unlink()
@@ -74,7 +74,7 @@ def test_the_checksums_of_the_files_that_are_read_must_fit(tmp_path, monkeypatch
     assert len(STL10(root).samples("train")) == 20
     assert len(STL10(root).samples("test")) == 10
     with pytest.raises(UserError, match="incomplete or corrupt"):
-        STL10(root, unlabelled=True).samples("train")
+        STL10(root, unlabeled=True).samples("train")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ WNIDS = [f"n{number:08}" for number in range(1000, 1200)]
 
 
 def write_tiny_imagenet(root, train=1, val=1):
-    """As it is distributed: JPEGs of one colour, whose red tells the class, some of them grey."""
+    """As it is distributed: JPEGs of one color, whose red tells the class, some of them gray."""
     folder = root / "tiny-imagenet-200"
     annotations = []
     (folder / "val" / "images").mkdir(parents=True)
@@ -21,8 +21,8 @@ def write_tiny_imagenet(root, train=1, val=1):
         images = folder / "train" / wnid / "images"
         images.mkdir(parents=True)
         (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t63\t63\n")
-        colour = torch.tensor([label / 200, 0.5, 0.5]).view(3, 1, 1).expand(3, 64, 64)
-        picture = to_pil_image(colour if label != 7 else colour[:1])
+        color = torch.tensor([label / 200, 0.5, 0.5]).view(3, 1, 1).expand(3, 64, 64)
+        picture = to_pil_image(color if label != 7 else color[:1])
         for number in range(train):
             picture.save(images / f"{wnid}_{number}.JPEG")
         for number in range(val):
@@ -56,7 +56,7 @@ def root(written, tmp_path):
     return tmp_path / "data"
 
 
-def assert_labels_are_the_colours(samples):
+def assert_labels_are_the_colors(samples):
     for index in range(0, len(samples), 13):
         sample = samples[index]
         assert sample["image"][0].mean().item() == pytest.approx(sample["label"] / 200, abs=0.02)
@@ -68,9 +68,9 @@ def test_the_layout_of_the_archive_is_read(written):
     assert (len(train), len(val), len(data.samples("test"))) == (200, 200, 200)
     assert (data.num_classes, data.image_shape) == (200, (3, 64, 64))
     assert sorted(val[index]["label"] for index in range(200)) == list(range(200))
-    assert_labels_are_the_colours(train)
-    assert_labels_are_the_colours(val)
-    assert train[7]["image"].shape == (3, 64, 64), "a grey one has three channels too"
+    assert_labels_are_the_colors(train)
+    assert_labels_are_the_colors(val)
+    assert train[7]["image"].shape == (3, 64, 64), "a gray one has three channels too"
 
 
 @pytest.mark.parametrize("inner", ["", "images"])
@@ -83,7 +83,7 @@ def test_validation_images_sorted_by_class_are_read(root, inner, left):
         (folder / "val" / "val_annotations.txt").unlink()
     val = TinyImageNet(str(root), augment=False).samples("val")
     assert sorted(val[index]["label"] for index in range(len(val))) == list(range(200))
-    assert_labels_are_the_colours(val)
+    assert_labels_are_the_colors(val)
 
 
 def test_images_are_shrunk_as_published_and_shifted_by_an_eighth(written):
@@ -92,7 +92,7 @@ def test_images_are_shrunk_as_published_and_shifted_by_an_eighth(written):
     train = data.samples("train")
     images = torch.stack([train[(draw, 150)]["image"] for draw in range(60)])
     assert images.shape == (60, 3, 32, 32)
-    black = (images < 0.1).all(1)  # the frame that a shift has let in; the image itself has one colour
+    black = (images < 0.1).all(1)  # the frame that a shift has let in; the image itself has one color
     rows = black.all(dim=2).sum(1)
     assert (rows.min(), rows.max()) == (0, 4)
     plain = data.samples("val")[0]["image"]

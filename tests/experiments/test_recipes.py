@@ -79,7 +79,7 @@ def test_a_method_is_understood(method, capsys):
     assert found["model"]["optimizer"]["init_args"]["lr"] == 0.05
     stages = found["model"]["scheduler"]["init_args"]["milestones"], found["trainer"]["max_epochs"]
     expected = ([180, 210, 240], 270) if method in ("ab", "ft", "fsp") else ([150, 180, 210], 240)
-    assert stages == expected, "240 epochs, after the initialisation if there is one"
+    assert stages == expected, "240 epochs, after the initialization if there is one"
 
 
 @pytest.mark.parametrize("pair", PAIRS)

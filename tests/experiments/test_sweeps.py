@@ -68,7 +68,7 @@ def beside_the_project(tmp_path, monkeypatch):
     wandb.teardown()  # it remembers the sweep, also for the tests that follow
 
 
-def at(tree, key):
+def attention_transfer(tree, key):
     """The value at a dotted key of a resolved configuration."""
     for name in key.split("."):
         tree = tree["init_args"][name] if name in tree.get("init_args", {}) else tree[name]
@@ -87,7 +87,7 @@ def test_every_parameter_reaches_its_key(file, tmp_path, monkeypatch, capsys):
     assert stop.value.code == 0, printed.err
     tree = yaml.safe_load(printed.out)
     for key, value in given.items():
-        assert at(tree, key) == (yaml.safe_load(value) if isinstance(value, str) else value), key
+        assert attention_transfer(tree, key) == (yaml.safe_load(value) if isinstance(value, str) else value), key
 
 
 @pytest.mark.slow

@@ -118,13 +118,13 @@ def test_info_nce_at_an_infinite_temperature_is_the_log_of_the_number_of_keys() 
 
 
 def test_noise_contrast_is_that_of_the_literal_formula() -> None:
-    logits, normaliser, samples = 3 * Q([4, 6], 1), torch.tensor(7.0, dtype=torch.float64), 30
-    ratio = logits.exp() / normaliser
+    logits, normalizer, samples = 3 * Q([4, 6], 1), torch.tensor(7.0, dtype=torch.float64), 30
+    ratio = logits.exp() / normalizer
     noise = 5 / samples
     expected = -(ratio[:, 0] / (ratio[:, 0] + noise + 1e-7)).log()
     negatives = -(noise / (ratio[:, 1:] + noise + 1e-7)).log()
-    torch.testing.assert_close(noise_contrast(logits, normaliser, samples), expected + negatives.sum(1))
+    torch.testing.assert_close(noise_contrast(logits, normalizer, samples), expected + negatives.sum(1))
     weight = torch.tensor([0.0, 2.0, 1.0, 1.0, 1.0])
     torch.testing.assert_close(
-        noise_contrast(logits, normaliser, samples, weight), expected + (weight * negatives).sum(1)
+        noise_contrast(logits, normalizer, samples, weight), expected + (weight * negatives).sum(1)
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.functional import adjacent_congruence, dist, pearson
+from distill.functional import adjacent_congruence, correlation_distance, pearson
 from tests.golden import Q, assert_relative
 
 SEEDS = st.integers(1, 10_000)
@@ -62,16 +62,18 @@ def test_dist_is_that_of_the_literal_formula() -> None:
     inter = [correlation(a, b) for a, b in zip(student, teacher, strict=True)]
     intra = [correlation(a, b) for a, b in zip(student.T, teacher.T, strict=True)]
     expected = 0.7 * (1 - sum(inter) / 8) + 1.9 * (1 - sum(intra) / 10)
-    assert dist(student, teacher, beta=0.7, gamma=1.9).item() == pytest.approx(expected, rel=1e-5)
+    assert correlation_distance(student, teacher, beta=0.7, gamma=1.9).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_dist_is_symmetric_in_samples_and_classes() -> None:
     student, teacher = Q([6, 6], 1), Q([6, 6], 2)
-    torch.testing.assert_close(dist(student, teacher, 2.0, 5.0), dist(student.T, teacher.T, 5.0, 2.0))
+    torch.testing.assert_close(
+        correlation_distance(student, teacher, 2.0, 5.0), correlation_distance(student.T, teacher.T, 5.0, 2.0)
+    )
 
 
 def test_gradients_are_the_derivatives() -> None:
-    assert torch.autograd.gradcheck(dist, (Q([5, 4], 1).requires_grad_(), Q([5, 4], 2)))
+    assert torch.autograd.gradcheck(correlation_distance, (Q([5, 4], 1).requires_grad_(), Q([5, 4], 2)))
 
 
 def test_congruence_of_adjacent_samples_and_its_gradient_are_the_golden_ones() -> None:
@@ -89,7 +91,7 @@ def test_congruence_of_adjacent_samples_is_that_of_the_literal_formula() -> None
     assert adjacent_congruence(Q([5, 3], 1), Q([5, 3], 2)).item() == pytest.approx(expected / 4, rel=1e-12)
 
 
-def test_one_sample_alone_has_no_neighbour() -> None:
+def test_one_sample_alone_has_no_neighbor() -> None:
     student = Q([1, 3], 1).requires_grad_()
     loss = adjacent_congruence(student, Q([1, 3], 2))
     (gradient,) = torch.autograd.grad(loss, student)

@@ -14,16 +14,16 @@ from torch.profiler import ProfilerActivity, profile
 from distill.functional import (
     adjacency_divergence,
     context_difference,
-    nearest_neighbours,
-    neighbour_distances,
-    neighbour_divergence,
+    nearest_neighbors,
+    neighbor_distances,
+    neighbor_divergence,
     node_contrast,
 )
 from distill.functional.graphs import edge_similarities
 from tests.golden import GOLDEN, Q
 
 FIGURE = GOLDEN["trg"][0]
-DIVERGENCES = pytest.mark.parametrize("divergence", [neighbour_divergence, adjacency_divergence])
+DIVERGENCES = pytest.mark.parametrize("divergence", [neighbor_divergence, adjacency_divergence])
 CHUNKS = pytest.mark.parametrize("chunk", [None, 1, 5, 18, 50])
 
 
@@ -39,7 +39,7 @@ def squared(a: Tensor, b: Tensor) -> float:
     return sum((p - q) ** 2 for p, q in zip(a.tolist(), b.tolist(), strict=True))
 
 
-def literal_neighbours(nodes: Tensor, k: int) -> list[list[int]]:
+def literal_neighbors(nodes: Tensor, k: int) -> list[list[int]]:
     found = []
     for i, node in enumerate(nodes):
         others = sorted((squared(node, other), j) for j, other in enumerate(nodes) if j != i)
@@ -49,7 +49,7 @@ def literal_neighbours(nodes: Tensor, k: int) -> list[list[int]]:
 
 def literal_adjacency(nodes: Tensor, k: int, sigma: float) -> Tensor:
     adjacency = torch.zeros(len(nodes), len(nodes), dtype=torch.float64)
-    for i, row in enumerate(literal_neighbours(nodes, k)):
+    for i, row in enumerate(literal_neighbors(nodes, k)):
         for j in row:
             adjacency[i, j] = math.exp(-squared(nodes[i], nodes[j]) / (2 * sigma))
     return adjacency
@@ -69,14 +69,14 @@ def assert_golden(loss: Tensor, student: Tensor, name: str) -> None:
 @CHUNKS
 def test_local_value_and_gradient_are_the_golden_ones(chunk: int | None) -> None:
     student, teacher = inputs()
-    loss = neighbour_divergence(unit(student), unit(teacher), FIGURE["inputs"]["neighbours"], chunk=chunk)
+    loss = neighbor_divergence(unit(student), unit(teacher), FIGURE["inputs"]["neighbors"], chunk=chunk)
     assert_golden(loss.mean(), student, "local")
 
 
 @CHUNKS
 def test_local_value_in_the_printed_form_is_the_golden_one(chunk: int | None) -> None:
     student, teacher = (tokens.flatten(0, 1) for tokens in inputs())
-    loss = adjacency_divergence(student, teacher, FIGURE["inputs"]["neighbours"], sigma=1.0, chunk=chunk)
+    loss = adjacency_divergence(student, teacher, FIGURE["inputs"]["neighbors"], sigma=1.0, chunk=chunk)
     assert loss.sum().item() == pytest.approx(FIGURE["local_paper_sigma1_sum"], rel=1e-12)
 
 
@@ -95,25 +95,25 @@ def test_contextual_value_and_gradient_are_the_golden_ones() -> None:
 
 @CHUNKS
 @pytest.mark.parametrize(("shape", "k"), [([18, 4], 5), ([30, 1], 29), ([2, 3], 1), ([25, 60], 3)])
-def test_neighbours_and_distances_are_those_of_brute_force(shape: list[int], k: int, chunk: int | None) -> None:
+def test_neighbors_and_distances_are_those_of_brute_force(shape: list[int], k: int, chunk: int | None) -> None:
     nodes = Q(shape, 3)
-    places = nearest_neighbours(nodes, k, chunk)
-    assert places.tolist() == literal_neighbours(nodes, k)
+    places = nearest_neighbors(nodes, k, chunk)
+    assert places.tolist() == literal_neighbors(nodes, k)
     expected = [[squared(nodes[i], nodes[j]) for j in row] for i, row in enumerate(places.tolist())]
-    torch.testing.assert_close(neighbour_distances(nodes, places, chunk), torch.tensor(expected).double())
+    torch.testing.assert_close(neighbor_distances(nodes, places, chunk), torch.tensor(expected).double())
 
 
-def test_a_far_origin_hides_no_neighbour() -> None:
+def test_a_far_origin_hides_no_neighbor() -> None:
     nodes = Q([20, 8], 5)
-    assert torch.equal(nearest_neighbours(nodes.float() + 1000, 4), nearest_neighbours(nodes, 4))
+    assert torch.equal(nearest_neighbors(nodes.float() + 1000, 4), nearest_neighbors(nodes, 4))
 
 
-def test_a_duplicate_is_the_nearest_neighbour_at_distance_zero_and_no_node_is_its_own() -> None:
+def test_a_duplicate_is_the_nearest_neighbor_at_distance_zero_and_no_node_is_its_own() -> None:
     nodes = Q([6, 5], 4)[[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]].float()
-    places = nearest_neighbours(nodes, 11)
+    places = nearest_neighbors(nodes, 11)
     assert places[:, 0].tolist() == [(i + 6) % 12 for i in range(12)]
     assert [sorted(row) for row in places.tolist()] == [[j for j in range(12) if j != i] for i in range(12)]
-    distances = neighbour_distances(nodes, places)
+    distances = neighbor_distances(nodes, places)
     assert not distances[:, 0].any()
     assert (distances[:, 1:] > 0.1).all()
 
@@ -141,11 +141,11 @@ def test_printed_form_fades_with_the_number_of_nodes_and_keeps_its_digits_in_flo
 
 def test_sigma_is_the_mean_over_the_edges_and_its_gradient_makes_the_divergence_blind_to_scale() -> None:
     student, teacher = Q([18, 5], 8).requires_grad_(), Q([18, 8], 9)
-    loss = neighbour_divergence(student, teacher, 4).mean()
-    places = nearest_neighbours(teacher, 4)
-    sigmas = [neighbour_distances(nodes.detach(), places).mean().item() for nodes in (student, teacher)]
+    loss = neighbor_divergence(student, teacher, 4).mean()
+    places = nearest_neighbors(teacher, 4)
+    sigmas = [neighbor_distances(nodes.detach(), places).mean().item() for nodes in (student, teacher)]
     scaled = [nodes / sigma**0.5 for nodes, sigma in zip((student, teacher), sigmas, strict=True)]
-    torch.testing.assert_close(neighbour_divergence(scaled[0], scaled[1], 4, sigma=1.0).mean(), loss)
+    torch.testing.assert_close(neighbor_divergence(scaled[0], scaled[1], 4, sigma=1.0).mean(), loss)
     (gradient,) = torch.autograd.grad(loss, student)
     assert gradient.norm() > 1e-3
     along = (gradient * (student - student.mean(0))).sum()  # growing all distances alike changes nothing
@@ -175,7 +175,7 @@ def test_gradients_of_contrast_and_context_are_the_derivatives(chunk: int | None
 def test_divergences_are_zero_between_a_network_and_itself_moved(seed: int, scale: float, shift: float) -> None:
     nodes = Q([12, 5], seed)
     moved = scale * (nodes @ rotation(5, seed + 1)) + shift
-    for divergence in (neighbour_divergence, adjacency_divergence):
+    for divergence in (neighbor_divergence, adjacency_divergence):
         torch.testing.assert_close(divergence(moved, nodes, 4), torch.zeros(12).double(), rtol=0, atol=1e-9)
 
 
@@ -183,7 +183,7 @@ def test_divergences_are_zero_between_a_network_and_itself_moved(seed: int, scal
 @given(seed=st.integers(1, 10_000), order=st.permutations(range(12)))
 def test_divergences_are_positive_and_follow_a_permutation_of_the_nodes(seed: int, order: list[int]) -> None:
     student, teacher = Q([12, 5], seed), Q([12, 4], seed + 1)
-    for divergence in (neighbour_divergence, adjacency_divergence):
+    for divergence in (neighbor_divergence, adjacency_divergence):
         found = divergence(student, teacher, 4)
         assert found.mean() > 1e-5
         assert (found > -1e-12).all()
@@ -194,7 +194,7 @@ def test_divergences_are_positive_and_follow_a_permutation_of_the_nodes(seed: in
 @given(seed=st.integers(1, 10_000))
 def test_turning_the_student_changes_no_divergence_and_turning_both_no_context(seed: int) -> None:
     student, teacher, turn = Q([12, 5], seed), Q([12, 4], seed + 1), rotation(5, seed + 2)
-    for divergence in (neighbour_divergence, adjacency_divergence):
+    for divergence in (neighbor_divergence, adjacency_divergence):
         torch.testing.assert_close(divergence(student @ turn, teacher, 4), divergence(student, teacher, 4))
     student, teacher = student.view(2, 6, 5), teacher.view(2, 6, 4)
     torch.testing.assert_close(context_difference(student @ turn, teacher), context_difference(student, teacher))
@@ -228,7 +228,7 @@ def test_duplicate_nodes_give_a_finite_value_and_gradient(divergence: Any, kind:
 def test_a_value_that_is_not_a_number_is_not_hidden() -> None:
     student, teacher = Q([12, 5], 1), Q([12, 4], 2)
     student[3, 1] = math.nan
-    assert bool(neighbour_divergence(student, teacher, 4).isnan().any())
+    assert bool(neighbor_divergence(student, teacher, 4).isnan().any())
     assert bool(adjacency_divergence(student, teacher, 4).isnan().any())
 
 

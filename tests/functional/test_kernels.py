@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.functional import (
     channel_discrepancy,
     conditional_probabilities,
-    normalised_gram,
+    normalized_gram,
     probability_divergence,
     relative_squared_distances,
     taylor_kernel,
@@ -21,7 +21,7 @@ from tests.golden import Q, assert_relative
 
 SEEDS = st.integers(1, 10_000)
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
-    "normalised_gram": normalised_gram,
+    "normalized_gram": normalized_gram,
     "conditional_probabilities": conditional_probabilities,
     "taylor_kernel": taylor_kernel,
     "relative_squared_distances": relative_squared_distances,
@@ -101,7 +101,7 @@ def test_kernels_of_cosines_do_not_see_the_length_of_any_vector(seed: int, facto
 def test_rows_have_length_one_or_sum_one() -> None:
     x = Q([3, 7, 4], 2)
     ones = torch.ones(3, 7, dtype=torch.float64)
-    torch.testing.assert_close(normalised_gram(x).norm(dim=-1), ones)
+    torch.testing.assert_close(normalized_gram(x).norm(dim=-1), ones)
     torch.testing.assert_close(conditional_probabilities(x).sum(dim=-1), ones)
 
 

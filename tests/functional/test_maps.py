@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, softplus
 
-from distill.functional import ab, at, attention_map, flow_matrix, fsp, ft, hcl, pool, to_common_grid, vid
+from distill.functional import (
+    activation_boundaries,
+    attention_map,
+    attention_transfer,
+    factor_transfer,
+    flow_matrix,
+    fsp,
+    hierarchical_context_loss,
+    pool,
+    to_common_grid,
+    vid,
+)
 from tests.golden import Q, assert_relative
 
 SEEDS = st.integers(1, 10_000)
@@ -20,11 +31,11 @@ STUDENT, TEACHER_5, TEACHER_7 = Q([4, 5, 8, 8], 6), Q([4, 5, 8, 8], 7), Q([4, 7,
 @pytest.mark.parametrize(
     ("loss", "figure"),
     [
-        (lambda student: at(student, TEACHER_7), "at"),
-        (lambda student: ft(student, TEACHER_7), "ft"),
-        (lambda student: 3 / 1000 * ab(student, TEACHER_5), "ab"),
+        (lambda student: attention_transfer(student, TEACHER_7), "at"),
+        (lambda student: factor_transfer(student, TEACHER_7), "ft"),
+        (lambda student: 3 / 1000 * activation_boundaries(student, TEACHER_5), "ab"),
         (lambda student: fsp([student, Q([4, 6, 4, 4], 10)], [TEACHER_5, Q([4, 6, 4, 4], 11)]), "fsp"),
-        (lambda student: hcl(student, TEACHER_5), "review_kd"),
+        (lambda student: hierarchical_context_loss(student, TEACHER_5), "review_kd"),
     ],
     ids=["at", "ft", "ab", "fsp", "hcl"],
 )
@@ -79,8 +90,12 @@ def test_at_and_ft_are_the_literal_means_over_the_cells() -> None:
         for own, other in zip(literal_attention(student), literal_attention(teacher), strict=True)
         for a, b in zip(own, other, strict=True)
     ]
-    assert at(student, teacher).item() == pytest.approx(sum((a - b) ** 2 for a, b in pairs) / len(pairs), rel=1e-12)
-    assert ft(student, teacher).item() == pytest.approx(sum(abs(a - b) for a, b in pairs) / len(pairs), rel=1e-12)
+    assert attention_transfer(student, teacher).item() == pytest.approx(
+        sum((a - b) ** 2 for a, b in pairs) / len(pairs), rel=1e-12
+    )
+    assert factor_transfer(student, teacher).item() == pytest.approx(
+        sum(abs(a - b) for a, b in pairs) / len(pairs), rel=1e-12
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -98,7 +113,7 @@ def test_attention_maps_have_length_one_and_no_negative_cell(seed: int) -> None:
     assert bool((attention >= 0).all())
 
 
-@pytest.mark.parametrize("loss", [at, ft])
+@pytest.mark.parametrize("loss", [attention_transfer, factor_transfer])
 def test_the_larger_grid_is_pooled_to_the_smaller_on_either_side(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     large, small = Q([2, 3, 6, 6], 1), Q([2, 4, 3, 3], 2)
     pooled = adaptive_avg_pool2d(large, 3)
@@ -109,7 +124,7 @@ def test_the_larger_grid_is_pooled_to_the_smaller_on_either_side(loss: Callable[
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_map_without_activity_has_no_attention_and_no_gradient(dtype: torch.dtype) -> None:
     student = torch.zeros(2, 3, 4, 4, dtype=dtype, requires_grad=True)
-    loss = at(student, Q([2, 3, 4, 4], 1).to(dtype))
+    loss = attention_transfer(student, Q([2, 3, 4, 4], 1).to(dtype))
     (gradient,) = torch.autograd.grad(loss, student)
     assert loss.item() == pytest.approx(1 / 16)
     assert not gradient.any()
@@ -140,15 +155,15 @@ def test_ab_is_the_literal_hinge_summed_over_an_image(margin: float) -> None:
     student, teacher = 2 * Q([3, 4, 2, 5], 1), Q([3, 4, 2, 5], 2)
     pairs = zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True)
     expected = sum(literal_hinge(s, t, margin) for s, t in pairs) / 3
-    assert ab(student, teacher, margin).item() == pytest.approx(expected, rel=1e-12)
+    assert activation_boundaries(student, teacher, margin).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_ab_asks_for_the_side_and_the_margin_alone() -> None:
     teacher = Q([2, 3, 4, 4], 1)
     beyond = torch.where(teacher > 0, 1.5, -7.0).double()
-    assert ab(beyond, teacher).item() == 0.0
-    assert ab(beyond, 100 * teacher).item() == 0.0
-    assert ab(-beyond, teacher).item() > 0
+    assert activation_boundaries(beyond, teacher).item() == 0.0
+    assert activation_boundaries(beyond, 100 * teacher).item() == 0.0
+    assert activation_boundaries(-beyond, teacher).item() > 0
 
 
 def test_a_flow_matrix_is_the_literal_mean_of_products() -> None:
@@ -183,18 +198,26 @@ def test_hcl_weighs_the_pools_by_halves() -> None:
         (weight, adaptive_avg_pool2d(difference, side)) for weight, side in ((0.5, 4), (0.25, 2), (0.125, 1))
     ]
     expected = sum(weight * part.square().mean().item() for weight, part in parts) / 1.875
-    assert hcl(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+    assert hierarchical_context_loss(student, teacher).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("side", "levels"), [(4, (2, 1)), (2, (1,)), (1, ())])
 def test_hcl_leaves_out_pools_that_are_no_coarser(side: int, levels: tuple[int, ...]) -> None:
     student, teacher = Q([2, 3, side, side], 1), Q([2, 3, side, side], 2)
-    torch.testing.assert_close(hcl(student, teacher), hcl(student, teacher, levels))
+    torch.testing.assert_close(
+        hierarchical_context_loss(student, teacher), hierarchical_context_loss(student, teacher, levels)
+    )
 
 
 @pytest.mark.parametrize(
     "loss",
-    [at, ft, hcl, lambda x, y: fsp([x, x.square()], [y, y.square()]), lambda x, y: ab(3 * x.sign(), y)],
+    [
+        attention_transfer,
+        factor_transfer,
+        hierarchical_context_loss,
+        lambda x, y: fsp([x, x.square()], [y, y.square()]),
+        lambda x, y: activation_boundaries(3 * x.sign(), y),
+    ],
     ids=["at", "ft", "hcl", "fsp", "ab"],
 )
 def test_a_student_that_is_its_teacher_has_no_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -203,7 +226,14 @@ def test_a_student_that_is_its_teacher_has_no_loss(loss: Callable[[Tensor, Tenso
 
 @pytest.mark.parametrize(
     "loss",
-    [at, ft, ab, hcl, lambda x, y: fsp([x, x.square()], [y, y.square()]), lambda x, y: vid(x, y.new_ones(3), y)],
+    [
+        attention_transfer,
+        factor_transfer,
+        activation_boundaries,
+        hierarchical_context_loss,
+        lambda x, y: fsp([x, x.square()], [y, y.square()]),
+        lambda x, y: vid(x, y.new_ones(3), y),
+    ],
     ids=["at", "ft", "ab", "hcl", "fsp", "vid"],
 )
 def test_the_loss_of_a_batch_is_the_mean_over_its_images(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -212,7 +242,11 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images(loss: Callable[[Tensor,
     torch.testing.assert_close(loss(student, teacher), torch.stack(each).mean())
 
 
-@pytest.mark.parametrize("loss", [at, ft, ab, hcl], ids=["at", "ft", "ab", "hcl"])
+@pytest.mark.parametrize(
+    "loss",
+    [attention_transfer, factor_transfer, activation_boundaries, hierarchical_context_loss],
+    ids=["at", "ft", "ab", "hcl"],
+)
 def test_gradients_are_the_derivatives(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     student = Q([2, 3, 5, 6], 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(x, Q([2, 3, 5, 6], 2)), (student,))

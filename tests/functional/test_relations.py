@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.functional import angle_cosines, normalised_distances, pair_distances
+from distill.functional import angle_cosines, normalized_distances, pair_distances
 from tests.golden import Q
 
 SEEDS = st.integers(1, 10_000)
@@ -51,7 +51,7 @@ def test_first_index_of_a_cosine_is_the_vertex() -> None:
     assert cosines[1, 0, 2].item() == pytest.approx(math.sqrt(0.5))
 
 
-@pytest.mark.parametrize("function", [pair_distances, normalised_distances, angle_cosines])
+@pytest.mark.parametrize("function", [pair_distances, normalized_distances, angle_cosines])
 def test_leading_dimensions_are_independent_of_each_other(function: Callable[[Tensor], Tensor]) -> None:
     x = Q([2, 3, 5, 4], 9)
     each = torch.stack([torch.stack([function(x[a, b]) for b in range(3)]) for a in range(2)])
@@ -68,7 +68,7 @@ def test_diagonals_and_duplicates_are_exactly_zero_with_a_finite_gradient(dtype:
     for i, j in ((0, 0), (0, 4), (5, 1), (3, 3)):
         assert not cosines[i, j].any()
         assert not cosines[i, :, j].any()
-    (gradient,) = torch.autograd.grad(normalised_distances(x).square().sum() + cosines.sum(), x)
+    (gradient,) = torch.autograd.grad(normalized_distances(x).square().sum() + cosines.sum(), x)
     assert bool(gradient.isfinite().all())
     assert bool(gradient.any())
 
@@ -76,7 +76,7 @@ def test_diagonals_and_duplicates_are_exactly_zero_with_a_finite_gradient(dtype:
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e6])
 def test_tokens_that_are_all_equal_have_no_distances_and_no_gradient(value: float) -> None:
     x = torch.full((2, 4, 3), value, requires_grad=True)
-    for relation in (normalised_distances(x), angle_cosines(x)):
+    for relation in (normalized_distances(x), angle_cosines(x)):
         assert not relation.any()
         (gradient,) = torch.autograd.grad(relation.sum(), x)
         assert not gradient.any()
@@ -84,13 +84,13 @@ def test_tokens_that_are_all_equal_have_no_distances_and_no_gradient(value: floa
 
 def test_one_token_alone_is_related_to_nothing() -> None:
     x = Q([3, 1, 4], 2)
-    assert normalised_distances(x).tolist() == [[[0.0]]] * 3
+    assert normalized_distances(x).tolist() == [[[0.0]]] * 3
     assert angle_cosines(x).tolist() == [[[[0.0]]]] * 3
 
 
-def test_normalised_distances_have_the_mean_one_over_the_pairs_that_are_apart() -> None:
+def test_normalized_distances_have_the_mean_one_over_the_pairs_that_are_apart() -> None:
     x = Q([6, 3], 8)[[0, 1, 2, 3, 4, 0]]
-    distances = normalised_distances(x)
+    distances = normalized_distances(x)
     apart = distances[distances > 0]
     assert len(apart) == 6 * 5 - 2
     assert apart.mean().item() == pytest.approx(1.0, rel=1e-12)
@@ -100,7 +100,7 @@ def test_a_value_that_is_not_a_number_is_not_hidden() -> None:
     x = Q([4, 3], 1)
     x[2, 1] = math.nan
     assert bool(pair_distances(x).isnan().any())
-    assert bool(normalised_distances(x).isnan().any())
+    assert bool(normalized_distances(x).isnan().any())
     assert bool(angle_cosines(x).isnan().any())
 
 
@@ -116,7 +116,7 @@ def test_a_far_origin_costs_no_digits() -> None:
     torch.testing.assert_close(pair_distances(x), literal_distances(x).float(), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("function", [pair_distances, normalised_distances, angle_cosines])
+@pytest.mark.parametrize("function", [pair_distances, normalized_distances, angle_cosines])
 def test_gradients_are_the_derivatives(function: Callable[[Tensor], Tensor]) -> None:
     x = Q([2, 5, 3], 6).requires_grad_()
     assert torch.autograd.gradcheck(function, (x,))
@@ -128,7 +128,7 @@ def test_rotation_shift_and_scale_change_no_relation(seed: int, scale: float, sh
     x = Q([6, 5], seed)
     moved = scale * (x @ rotation(5, seed + 1)) + shift
     torch.testing.assert_close(pair_distances(moved), scale * pair_distances(x), rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(normalised_distances(moved), normalised_distances(x), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(normalized_distances(moved), normalized_distances(x), rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(angle_cosines(moved), angle_cosines(x), rtol=1e-6, atol=1e-6)
 
 
@@ -136,11 +136,11 @@ def test_rotation_shift_and_scale_change_no_relation(seed: int, scale: float, sh
 @given(seed=SEEDS, order=st.permutations(range(6)))
 def test_relations_follow_a_permutation_of_the_tokens(seed: int, order: list[int]) -> None:
     x = Q([6, 4], seed)
-    torch.testing.assert_close(normalised_distances(x[order]), normalised_distances(x)[order][:, order])
+    torch.testing.assert_close(normalized_distances(x[order]), normalized_distances(x)[order][:, order])
     torch.testing.assert_close(angle_cosines(x[order]), angle_cosines(x)[order][:, order][:, :, order])
 
 
-@pytest.mark.parametrize("function", [pair_distances, normalised_distances, angle_cosines])
+@pytest.mark.parametrize("function", [pair_distances, normalized_distances, angle_cosines])
 def test_absent_tokens_take_no_part(function: Callable[[Tensor, Tensor | None], Tensor]) -> None:
     x, present = Q([2, 6, 4], 3), torch.tensor([[1, 1, 0, 1, 1, 0], [0, 1, 1, 1, 1, 1]], dtype=torch.bool)
     relations = function(x, present)

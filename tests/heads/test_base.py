@@ -9,8 +9,9 @@ import distill.heads
 from distill.distributed import rank
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.heads import Batch, Head, RelationHead, Term, shipped
+from distill.heads import Batch, Head, RelationHead, shipped
 from distill.heads.base import Scope, mean_over_ranks, positive
+from distill.objective import Term
 from distill.schedules import Constant, Linear, Progress
 from distill.testing import check_head
 from tests.golden import Q

@@ -135,7 +135,7 @@ class Careless(Good):
 
 
 class Overwriting(Good):
-    """Normalises the teacher in place."""
+    """Normalizes the teacher in place."""
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         teacher["embedding"].div_(2)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
+from distill.heads import RunInfo
 from distill.heads.crd import CRD
 from distill.testing import Case, two_ranks_equal_one
 from tests.golden import Q, assert_relative
@@ -57,13 +58,13 @@ def test_value_and_gradient_of_the_first_call_are_the_golden_ones() -> None:
     assert_relative("crd", call(golden_head(), student), student)
 
 
-def test_later_calls_keep_the_first_normaliser() -> None:
+def test_later_calls_keep_the_first_normalizer() -> None:
     head = golden_head()
     call(head)
-    first = head.normaliser.clone()
+    first = head.normalizer.clone()
     call(head, 2 * Q([8, 6], 9))
     assert first.all()
-    assert torch.equal(head.normaliser, first)
+    assert torch.equal(head.normalizer, first)
 
 
 def test_bank_holds_what_both_networks_saw() -> None:
@@ -154,9 +155,9 @@ def test_two_ranks_equal_one_process_where_samples_come_again(positives: str, po
 
 
 def test_bank_must_have_one_place_for_each_sample() -> None:
-    CRD(samples=20).check_samples(20)
+    CRD(samples=20).prepare(RunInfo(samples=20))
     with pytest.raises(UserError, match="CRD has samples 20, but the training set has 30: give samples 30"):
-        CRD(samples=20).check_samples(30)
+        CRD(samples=20).prepare(RunInfo(samples=30))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_value_is_that_of_the_literal_formula(smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_with_every_sample_labelled_it_is_torchs_cross_entropy(smoothing: float) -> None:
+def test_with_every_sample_labeled_it_is_torchs_cross_entropy(smoothing: float) -> None:
     x, label = logits(), LABEL.clamp_min(0)
     loss = CrossEntropy(smoothing)(Features(x), None, {"label": label})
     torch.testing.assert_close(loss, cross_entropy(x, label, label_smoothing=smoothing))
@@ -48,13 +48,13 @@ def test_with_every_sample_labelled_it_is_torchs_cross_entropy(smoothing: float)
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("label", [LABEL, SOFT])
-def test_unlabelled_samples_get_no_gradient(label: Tensor, smoothing: float) -> None:
+def test_unlabeled_samples_get_no_gradient(label: Tensor, smoothing: float) -> None:
     x = logits()
     loss = CrossEntropy(smoothing)(Features(x), None, {"label": label})
     (gradient,) = torch.autograd.grad(loss, x)
-    unlabelled = label == -1 if label.ndim == 1 else label.sum(-1) == 0
-    assert not gradient[unlabelled].any()
-    assert bool(gradient[~unlabelled].any(-1).all())
+    unlabeled = label == -1 if label.ndim == 1 else label.sum(-1) == 0
+    assert not gradient[unlabeled].any()
+    assert bool(gradient[~unlabeled].any(-1).all())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -75,7 +75,7 @@ def test_soft_labels_may_be_of_half_precision() -> None:
     )
 
 
-def test_a_label_beyond_the_classes_is_not_taken_for_unlabelled() -> None:
+def test_a_label_beyond_the_classes_is_not_taken_for_unlabeled() -> None:
     for wrong in (5, -2):
         with pytest.raises(IndexError):
             CrossEntropy()(Features(logits()), None, {"label": torch.full((6,), wrong)})

@@ -22,7 +22,7 @@ def test_value_and_gradient_are_the_golden_ones() -> None:
     assert_relative("dkd", DKD()(student, teacher, {"label": LABEL}), student["logits"])
 
 
-def test_mean_runs_over_the_labelled_samples() -> None:
+def test_mean_runs_over_the_labeled_samples() -> None:
     student, teacher = networks()
     label = LABEL.clone()
     label[[0, 5]] = -1
@@ -49,7 +49,7 @@ def test_target_of_a_soft_label_is_its_largest_class() -> None:
     assert torch.equal(DKD()(student, teacher, {"label": soft}), DKD()(student, teacher, {"label": label}))
 
 
-def test_a_label_beyond_the_classes_is_not_taken_for_unlabelled() -> None:
+def test_a_label_beyond_the_classes_is_not_taken_for_unlabeled() -> None:
     student, teacher = networks()
     for wrong in (10, -2):
         with pytest.raises((IndexError, RuntimeError)):

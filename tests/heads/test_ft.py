@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.__main__ import main
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.functional import ft
+from distill.functional import factor_transfer
 from distill.heads.ft import FT
 from distill.schedules import Progress
 from distill.testing import check_head
@@ -23,10 +23,12 @@ from tests.two_ranks import RankPool
 
 STUDENT, TEACHER = Features(maps={"layer": Q([4, 5, 8, 8], 6)}), Features(maps={"layer": Q([4, 7, 8, 8], 8)})
 
+HEADS = "distiller.objective.heads"
 
-def built(initialisation: float | None = None, share: float = 0.5) -> FT:
+
+def built(initialization: float | None = None, share: float = 0.5) -> FT:
     torch.manual_seed(0)
-    head = FT("layer", share, initialisation)
+    head = FT("layer", share, initialization)
     head.build(FeatureSpec.of(STUDENT), FeatureSpec.of(TEACHER))
     return head.double()
 
@@ -63,43 +65,43 @@ def test_it_compares_literal_factors_and_reconstructions() -> None:
     assert factors[0].shape == factors[1].shape == (4, 3, 8, 8)
     error = (literal(factors[1], head.decoders[0]) - TEACHER["layer"]).square().mean()
     loss, parts = head(STUDENT, TEACHER, {}), head.diagnostics()
-    torch.testing.assert_close(loss, ft(*factors) + error)
-    torch.testing.assert_close(parts["factors"], ft(*factors).detach())
+    torch.testing.assert_close(loss, factor_transfer(*factors) + error)
+    torch.testing.assert_close(parts["factors"], factor_transfer(*factors).detach())
     torch.testing.assert_close(parts["reconstruction"], error.detach())
 
 
-def test_in_the_initialisation_the_autoencoder_alone_learns_and_all_take_part() -> None:
-    head = built(initialisation=2)
+def test_in_the_initialization_the_autoencoder_alone_learns_and_all_take_part() -> None:
+    head = built(initialization=2)
     assert with_gradient(gradients(head, epoch=1.99)) == {"encoders", "decoders"}
     assert with_gradient(gradients(head, epoch=2.0)) == {"student", "translators"}
     assert with_gradient(gradients(built(), epoch=9.0)) == {"student", "translators", "encoders", "decoders"}
 
 
-def test_the_paraphraser_is_frozen_as_it_was_in_the_last_step_of_the_initialisation() -> None:
-    head = built(initialisation=1)
+def test_the_paraphraser_is_frozen_as_it_was_in_the_last_step_of_the_initialization() -> None:
+    head = built(initialization=1)
     gradients(head, epoch=0.5)
     kept = [parameter.clone() for parameter in head.encoders.parameters()]
     with torch.no_grad():
         for parameter in head.encoders.parameters():
-            parameter.add_(1.0)  # as an optimiser, weight decay or momentum would
+            parameter.add_(1.0)  # as an optimizer, weight decay or momentum would
     gradients(head, epoch=1.0)
     assert all(torch.equal(a, b) for a, b in zip(kept, head.paraphrasers.parameters(), strict=True))
     gradients(head, epoch=0.9)
     assert all(torch.equal(a + 1, b) for a, b in zip(kept, head.paraphrasers.parameters(), strict=True))
 
 
-def test_without_initialisation_epochs_the_paraphraser_stays_at_random() -> None:
+def test_without_initialization_epochs_the_paraphraser_stays_at_random() -> None:
     found = gradients(built(0))
     assert set(found) == {"student", *(name for name in found if name.startswith("translators."))}
 
 
-@pytest.mark.parametrize("initialisation", [0.0, None])
-def test_both_ways_without_a_stage_keep_the_contract(initialisation: float | None, pool: RankPool) -> None:
-    check_head(partial(FT, ("low", "high"), initialisation=initialisation), run=pool.run)
+@pytest.mark.parametrize("initialization", [0.0, None])
+def test_both_ways_without_a_stage_keep_the_contract(initialization: float | None, pool: RankPool) -> None:
+    check_head(partial(FT, ("low", "high"), initialization=initialization), run=pool.run)
 
 
 def test_a_head_restored_between_the_stages_goes_on_alike() -> None:
-    head, restored = built(initialisation=1), built(initialisation=1, share=0.5)
+    head, restored = built(initialization=1), built(initialization=1, share=0.5)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.mul_(1.5)
@@ -121,7 +123,7 @@ def test_factors_have_their_share_of_the_teachers_channels(share: float, width: 
     ("arguments", "told"),
     [
         ({"share": 0.0}, "share must be above 0, given 0.0"),
-        ({"initialisation": -1.0}, "initialisation must be at least 0 epochs, given -1.0"),
+        ({"initialization": -1.0}, "initialization must be at least 0 epochs, given -1.0"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, float], told: str) -> None:
@@ -132,10 +134,10 @@ def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, float], to
 def test_a_run_trains_the_autoencoder_first_and_the_student_then(tmp_path: Path) -> None:
     arguments = [
         *("--model.student.taps={mid: layer2}", "--model.teacher.taps={mid: blocks.1}"),
-        *("--model.heads.ft.head=FT", "--model.heads.ft.head.of=mid", "--model.heads.ft.head.initialisation=1"),
+        *("--model.heads.ft.head=FT", "--model.heads.ft.head.of=mid", "--model.heads.ft.head.initialization=1"),
         *("--model.heads.ft.weight=Step", "--model.heads.ft.weight.milestones=[1]"),
         "--model.heads.ft.weight.factor=200",
-        *("--model.task.weight=Start", "--model.task.weight.epochs=1"),
+        *("--model.task.weight=After", "--model.task.weight.epochs=1"),
         *("--model.optimizer.momentum=0.9", "--model.optimizer.weight_decay=0.1"),
     ]
     assert main(["fit", *TINY, *TEACHER_ARGUMENTS, *arguments, *every_step(tmp_path)]) == 0
@@ -145,11 +147,14 @@ def test_a_run_trains_the_autoencoder_first_and_the_student_then(tmp_path: Path)
         assert row["train/ft"] == row[f"train/ft/{part}"] > 0
 
     def coder(step: int, name: str) -> list[Tensor]:
-        return [tensor for key, tensor in weights[step].items() if key.startswith(f"heads.ft.{name}.")]
+        return [tensor for key, tensor in weights[step].items() if key.startswith(f"{HEADS}.ft.{name}.")]
 
     assert all(torch.equal(*pair) for pair in zip(coder(1, "encoders"), coder(2, "paraphrasers"), strict=True))
     first, second = moved(weights[1], weights[2]), moved(weights[2], weights[4])
-    assert "heads.ft.encoders.0.0.weight" in first
-    assert "heads.ft.paraphrasers.0.0.weight" in first
-    assert {"heads.ft.translators.0.0.weight", "student.model.layer2.0.conv1.weight"} <= second
+    assert f"{HEADS}.ft.encoders.0.0.weight" in first
+    assert f"{HEADS}.ft.paraphrasers.0.0.weight" in first
+    assert {
+        f"{HEADS}.ft.translators.0.0.weight",
+        "distiller.student.model.layer2.0.conv1.weight",
+    } <= second
     assert not {name for name in second if "paraphrasers" in name}

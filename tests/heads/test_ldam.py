@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import effective_number_weights, label_margins
+from distill.heads import RunInfo
 from distill.heads.ldam import LDAM
 from distill.schedules import Progress
 from distill.testing import check_head
@@ -28,7 +29,7 @@ def told(progress: Progress = LATE, **kwargs: Any) -> LDAM:
     head = LDAM(**kwargs)
     head.build(SPEC, SPEC)
     head.progress = progress
-    head.learn_class_counts(COUNTS)
+    head.prepare(RunInfo(progress, class_counts=lambda: COUNTS))
     return head
 
 
@@ -45,7 +46,7 @@ class Told(LDAM):
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().build(student, teacher)
-        self.learn_class_counts(COUNTS)
+        self.prepare(RunInfo(Progress(steps=10), class_counts=lambda: COUNTS))
 
 
 def literal(x: Tensor, soft: Tensor, margin: float, scale: float, beta: float | None) -> float:

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
+from distill.heads import RunInfo
 from distill.heads.cross_entropy import CrossEntropy
 from distill.heads.logit_adjustment import LogitAdjustment
 from distill.testing import check_head
@@ -24,7 +25,7 @@ SPEC = FeatureSpec(logits=(5,))
 def told(temperature: float = 1.0, **kwargs: float) -> LogitAdjustment:
     head = LogitAdjustment(temperature, **kwargs)
     head.build(SPEC, SPEC)
-    head.learn_class_counts(COUNTS)
+    head.prepare(RunInfo(class_counts=lambda: COUNTS))
     return head
 
 
@@ -40,17 +41,17 @@ class Told(LogitAdjustment):
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().build(student, teacher)
-        self.learn_class_counts(COUNTS)
+        self.prepare(RunInfo(class_counts=lambda: COUNTS))
 
 
 def literal(x: Tensor, label: Tensor, temperature: float) -> float:
-    """- log of n_y^tau e^z_y / sum_c n_c^tau e^z_c, mean over the labelled samples, in plain numbers."""
-    total, labelled = 0.0, 0
+    """- log of n_y^tau e^z_y / sum_c n_c^tau e^z_c, mean over the labeled samples, in plain numbers."""
+    total, labeled = 0.0, 0
     for row, own in zip(x.tolist(), label.tolist(), strict=True):
         if own >= 0:
             terms = [count**temperature * math.exp(z) for count, z in zip(COUNTS.tolist(), row, strict=True)]
-            total, labelled = total - math.log(terms[own] / sum(terms)), labelled + 1
-    return total / labelled
+            total, labeled = total - math.log(terms[own] / sum(terms)), labeled + 1
+    return total / labeled
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1.7])
@@ -100,12 +101,12 @@ def test_counts_are_kept_in_checkpoints_and_are_whole_numbers_in_any_precision()
     ("counts", "sentence"),
     [
         ([1, 2, 3], "LogitAdjustment was built for 5 classes, but the data have 3"),
-        ([4, 4, 0, 4, 4], "LogitAdjustment needs a labelled training image of every class, class 2 has none"),
+        ([4, 4, 0, 4, 4], "LogitAdjustment needs a labeled training image of every class, class 2 has none"),
     ],
 )
 def test_counts_that_do_not_fit_are_refused(counts: list[int], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        told().learn_class_counts(torch.tensor(counts))
+        told().prepare(RunInfo(class_counts=lambda: torch.tensor(counts)))
 
 
 def test_arguments_outside_their_range_are_refused() -> None:

@@ -21,7 +21,7 @@ def test_a_cnn_and_a_transformer_are_compared(pair: tuple[dict[str, Any], dict[s
     for network in (student, teacher):
         network.build(10, (3, 64, 64))
     image = torch.rand(4, 3, 64, 64)
-    for name in ("SP", "PKT", "CC", "BenchmarkCC", "IRG", "NST", "DIST", "RKD"):
+    for name in ("SP", "PKT", "CC", "RepDistillerCC", "IRG", "NST", "DIST", "RKD"):
         head = shipped()[name]()
         head.check(student.spec, teacher.spec)
         head.build(student.spec, teacher.spec)

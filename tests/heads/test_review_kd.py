@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.functional import hcl
+from distill.functional import hierarchical_context_loss
 from distill.heads.review_kd import Fusion, ReviewKD
 from distill.testing import check_head
 from tests.golden import Q
@@ -26,7 +26,7 @@ def built(*of: str, width: int = 512) -> ReviewKD:
     return head.double()
 
 
-def normalised(x: Tensor) -> Tensor:
+def normalized(x: Tensor) -> Tensor:
     mean = x.mean((0, 2, 3), keepdim=True)
     return (x - mean) / (x.var((0, 2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
 
@@ -38,15 +38,17 @@ def test_three_layers_keep_the_contract(pool: RankPool) -> None:
 def test_it_reviews_from_deep_to_shallow() -> None:
     head = built("low", "mid", "high", width=3)
     low, mid, high = head.fusions
-    deep = F.interpolate(normalised(F.conv2d(STUDENT["high"], high.reduce[0].weight)), (3, 3))
-    expected = hcl(normalised(F.conv2d(deep, high.expand[0].weight, padding=1)), TEACHER["high"])
+    deep = F.interpolate(normalized(F.conv2d(STUDENT["high"], high.reduce[0].weight)), (3, 3))
+    expected = hierarchical_context_loss(normalized(F.conv2d(deep, high.expand[0].weight, padding=1)), TEACHER["high"])
     for fusion, name in ((mid, "mid"), (low, "low")):
-        own = normalised(F.conv2d(STUDENT[name], fusion.reduce[0].weight))
+        own = normalized(F.conv2d(STUDENT[name], fusion.reduce[0].weight))
         deep = F.interpolate(deep, own.shape[2:])
         share = F.conv2d(torch.cat([own, deep], 1), fusion.attention.weight, fusion.attention.bias).sigmoid()
         mixed = torch.stack([own, deep]) * share.transpose(0, 1).unsqueeze(2)
         deep = F.interpolate(mixed.sum(0), TEACHER[name].shape[2:])
-        expected = expected + hcl(normalised(F.conv2d(deep, fusion.expand[0].weight, padding=1)), TEACHER[name])
+        expected = expected + hierarchical_context_loss(
+            normalized(F.conv2d(deep, fusion.expand[0].weight, padding=1)), TEACHER[name]
+        )
     torch.testing.assert_close(head(STUDENT, TEACHER, {}), expected)
 
 

@@ -11,7 +11,7 @@ from torch.profiler import profile
 
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.functional import angle_cosines, huber, normalised_distances
+from distill.functional import angle_cosines, huber, normalized_distances
 from distill.heads.serkd import SeRKD
 from distill.superpixels import segment_tokens
 from distill.testing import check_head, evaluate
@@ -26,7 +26,7 @@ INPUTS = {
 VARIANTS: dict[str, Any] = {
     "segments": partial(SeRKD, superpixels="segments", count=5),
     "features": partial(SeRKD, features=1.0, iterations=2),
-    "all neighbours": partial(SeRKD, neighbourhood="all", gradient="full"),
+    "all neighbors": partial(SeRKD, neighborhood="all", gradient="full"),
     "average": partial(SeRKD, of="last", cell=(1, 1)),
     "max": partial(SeRKD, of="last", cell=(1, 1), tokenizer="max", features=0.5),
     "convolution": partial(SeRKD, of="last", cell=(1, 1), tokenizer="convolution"),
@@ -94,7 +94,7 @@ def test_with_segments_it_is_the_literal_mean_over_those_present() -> None:
             for side in (student, teacher)
         )
         expected.append(
-            huber(normalised_distances(own), normalised_distances(other))
+            huber(normalized_distances(own), normalized_distances(other))
             + 2 * huber(angle_cosines(own), angle_cosines(other))
         )
     loss = built(SeRKD(superpixels="segments", count=8), student, teacher)(student, teacher, batch)
@@ -162,8 +162,8 @@ def test_no_tensor_is_larger_than_the_angles() -> None:
 
 
 def test_only_segments_are_asked_for_by_a_head_that_reads_them() -> None:
-    assert SeRKD(superpixels="segments").needs_segments
-    assert not SeRKD().needs_segments
+    assert SeRKD(superpixels="segments").batch_needs == {"segments"}
+    assert not SeRKD().batch_needs
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_only_segments_are_asked_for_by_a_head_that_reads_them() -> None:
     [
         ({"distance": 0, "angle": 0, "features": 1}, "distance 0 and angle 0"),
         ({"superpixels": "segment"}, "did you mean 'segments'"),
-        ({"neighbourhood": "cell"}, "did you mean 'cells'"),
+        ({"neighborhood": "cell"}, "did you mean 'cells'"),
         ({"gradient": "value"}, "did you mean 'values'"),
         ({"tokenizer": "mean"}, "known are 'average', 'convolution' and 'max'"),
         ({"iterations": -1}, "iterations must be at least 0, given -1"),

@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from distill.distributed import rank, world_size
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.functional import neighbour_divergence, node_contrast
+from distill.functional import neighbor_divergence, node_contrast
+from distill.heads import RunInfo
 from distill.heads.trg import TRG
 from distill.networks import Timm
 from distill.schedules import Linear, Progress
@@ -28,10 +29,10 @@ ONLY: dict[str, dict[str, float]] = {
 }
 VARIANTS: dict[str, Any] = {
     **{f"only {part}": partial(TRG, **weights) for part, weights in ONLY.items()},
-    "as printed": partial(TRG, mode="paper", normalise=False, sigma=2.0),
+    "as printed": partial(TRG, mode="paper", normalize=False, sigma=2.0),
     "as printed, sigma from the edges": partial(TRG, mode="paper", tokens_per_image=3),
     "all tokens in chunks": partial(TRG, tokens_per_image=None, chunk=20),
-    "maps on a coarse grid": partial(TRG, of="last", grid=(2, 3), tokens_per_image=5, neighbours=3),
+    "maps on a coarse grid": partial(TRG, of="last", grid=(2, 3), tokens_per_image=5, neighbors=3),
     "this process alone": partial(TRG, scope="batch"),
 }
 
@@ -72,7 +73,7 @@ def test_every_variant_keeps_the_contract(variant: Any, pool: RankPool) -> None:
 @pytest.mark.parametrize("part", ONLY)
 def test_each_part_alone_has_the_golden_value_and_gradient(part: str, chunk: int | None) -> None:
     student, teacher = on_grid(Q([3, 6, 5], 70).requires_grad_(), (2, 3)), on_grid(Q([3, 6, 8], 71), (2, 3))
-    head = TRG(**ONLY[part], tokens_per_image=None, neighbours=4, temperature=0.5, width=5, chunk=chunk)  # type: ignore[arg-type]
+    head = TRG(**ONLY[part], tokens_per_image=None, neighbors=4, temperature=0.5, width=5, chunk=chunk)  # type: ignore[arg-type]
     built(head, student, teacher)
     if part == "global":
         head.student_projection.load_state_dict({"weight": Q([5, 5], 72)})
@@ -87,7 +88,7 @@ def test_each_part_alone_has_the_golden_value_and_gradient(part: str, chunk: int
 
 def test_the_printed_form_has_the_golden_value() -> None:
     student, teacher = on_grid(Q([3, 6, 5], 70), (2, 3)), on_grid(Q([3, 6, 8], 71), (2, 3))
-    head = TRG(**ONLY["local"], mode="paper", normalise=False, sigma=1.0, tokens_per_image=None, neighbours=4)  # type: ignore[arg-type]
+    head = TRG(**ONLY["local"], mode="paper", normalize=False, sigma=1.0, tokens_per_image=None, neighbors=4)  # type: ignore[arg-type]
     loss = built(head, student, teacher)(student, teacher, index(3))
     assert loss.item() == pytest.approx(FIGURE["local_paper_sigma1_sum"], rel=1e-12)
 
@@ -113,14 +114,14 @@ def test_a_part_of_weight_0_makes_no_parameters_and_tells_nothing(part: str) -> 
 
 def test_graph_parts_are_those_of_the_drawn_tokens_of_all_images() -> None:
     student, teacher = pair()
-    head = at_step(built(TRG(tokens_per_image=3, neighbours=5, temperature=0.2), student, teacher), 4)
+    head = at_step(built(TRG(tokens_per_image=3, neighbors=5, temperature=0.2), student, teacher), 4)
     head(student, teacher, index())
     places = head.places(index()["index"]).tolist()
     drawn = [
         torch.stack([side["tokens"][image, place] for image, row in enumerate(places) for place in row])
         for side in (student, teacher)
     ]
-    local = neighbour_divergence(F.normalize(drawn[0], dim=1), F.normalize(drawn[1], dim=1), 5).mean()
+    local = neighbor_divergence(F.normalize(drawn[0], dim=1), F.normalize(drawn[1], dim=1), 5).mean()
     anchors, keys = (
         F.normalize(nodes @ projection.weight.T, dim=1)
         for nodes, projection in zip(drawn, (head.student_projection, head.teacher_projection), strict=True)
@@ -292,24 +293,22 @@ def test_forward_and_backward_on_4096_nodes_hold_few_pairwise_tensors(chunk: int
 def test_a_batch_with_too_few_nodes_is_refused_before_and_in_a_step() -> None:
     student, teacher = pair(2)
     head = built(TRG(tokens_per_image=4), student, teacher)
-    told = (
-        r"neighbours is 8, but a batch has 8 nodes \(4 tokens of each image\), of which each has 7 others: give fewer"
-    )
+    told = r"neighbors is 8, but a batch has 8 nodes \(4 tokens of each image\), of which each has 7 others: give fewer"
     with pytest.raises(UserError, match=told):
-        head.check_batch(2)
+        head.prepare(RunInfo(batch_size=2))
     with pytest.raises(UserError, match=told):
         head(student, teacher, index(2))
-    head.check_batch(3)
+    head.prepare(RunInfo(batch_size=3))
     for harmless in (ONLY["global"], ONLY["contextual"]):
         other = built(TRG(**harmless, tokens_per_image=4), student, teacher)  # type: ignore[arg-type]
-        other.check_batch(1)
+        other.prepare(RunInfo(batch_size=1))
         assert bool(other(student, teacher, index(2)).isfinite())
 
 
 def refused_on_a_rank(scope: Any) -> bool:
     head = built(TRG(tokens_per_image=4, scope=scope), *pair(2))
     try:
-        head.check_batch(2)
+        head.prepare(RunInfo(batch_size=2, world_size=world_size()))
     except UserError:
         return True
     return False
@@ -325,8 +324,8 @@ def test_the_images_of_all_ranks_count_at_global_scope_only(pool: RankPool) -> N
     [
         ({"local_weight": 0, "global_weight": 0, "contextual_weight": 0}, "TRG compares nothing with local_weight 0"),
         ({"tokens_per_image": 0}, "tokens_per_image must be at least 1, given 0"),
-        ({"neighbours": 0}, "neighbours must be at least 1, given 0"),
-        ({"neighbours": 1}, "neighbours must be at least 2 in mode 'teacher'"),
+        ({"neighbors": 0}, "neighbors must be at least 1, given 0"),
+        ({"neighbors": 1}, "neighbors must be at least 2 in mode 'teacher'"),
         ({"width": 0}, "width must be at least 1, given 0"),
         ({"chunk": 0}, "chunk must be at least 1, given 0"),
         ({"mode": "papr"}, "mode cannot be 'papr': did you mean 'paper'"),
@@ -359,7 +358,7 @@ def test_grids_that_do_not_fit_are_refused_before_the_first_step(arguments: dict
 
 def test_plot_draws_every_edge_of_both_graphs_and_says_how_many_are_shared() -> None:
     student, teacher = pair(batch=5)
-    head = built(TRG(neighbours=3), student, teacher)
+    head = built(TRG(neighbors=3), student, teacher)
     figure = head.plot(student, teacher, {"image": torch.rand(5, 3, 20, 20)})
     rows = [figure.axes[3 * row : 3 * row + 3] for row in range(3)]
     assert len(figure.axes) == 9

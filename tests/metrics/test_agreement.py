@@ -1,6 +1,6 @@
 import torch
 
-from distill.metrics import UNCOUNTED, Agreement, TeacherDivergence, classification_metrics
+from distill.metrics import IGNORE_INDEX, Agreement, TeacherDivergence, classification_metrics
 
 
 def test_agreement_is_the_share_of_equal_choices_among_those_that_count():
@@ -24,8 +24,8 @@ def test_divergence_is_the_mean_kl_from_teacher_to_student():
 def test_samples_that_only_fill_up_are_not_counted():
     metrics = classification_metrics(10, "test")
     probability = torch.eye(10)[:4]
-    metrics.update(probability, torch.tensor([0, 1, 5, UNCOUNTED]))
-    metrics.update(probability, torch.tensor([UNCOUNTED] * 4))
+    metrics.update(probability, torch.tensor([0, 1, 5, IGNORE_INDEX]))
+    metrics.update(probability, torch.tensor([IGNORE_INDEX] * 4))
     found = metrics.compute()
     assert found["test/top1"] == torch.tensor(2 / 3)
     torch.testing.assert_close(found["test/calibration_error"], torch.tensor(1 / 3))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from distill.metrics import UNCOUNTED, LongTailAccuracy
+from distill.metrics import IGNORE_INDEX, LongTailAccuracy
 
 LABEL = [0, 0, 0, 0, 1, 1, 2, 3, 3, 3]
 CHOSEN = [0, 0, 0, 1, 1, 0, 3, 3, 3, 2]
@@ -15,7 +15,7 @@ def logits(chosen):
 def test_recall_of_classes_and_means_of_groups_each_image_counted_once():
     metric = LongTailAccuracy(5, {"many": [0, 1], "medium": [], "few": [2, 3, 4]})
     metric.update(logits(CHOSEN[:6]), torch.tensor(LABEL[:6]))
-    metric.update(logits([*CHOSEN[6:], 0]), torch.tensor([*LABEL[6:], UNCOUNTED]))
+    metric.update(logits([*CHOSEN[6:], 0]), torch.tensor([*LABEL[6:], IGNORE_INDEX]))
     found = metric.compute()
     assert {name: found[name].item() for name in ("many", "few", "balanced")} == pytest.approx(
         {"many": (RECALL[0] + RECALL[1]) / 2, "few": (RECALL[2] + RECALL[3]) / 2, "balanced": sum(RECALL) / 4}

@@ -95,7 +95,7 @@ def test_what_a_network_tells_of_its_maps_is_so(name):
 
 
 def of_benchmark(name: str) -> tuple[Checkpoint, Seen]:
-    """A checkpoint under the benchmark's names, and what the benchmark's network with it sees of normalised images."""
+    """A checkpoint under the benchmark's names, and what the benchmark's network with it sees of normalized images."""
     checkpoint = Checkpoint()
     return checkpoint, REFERENCES[name](checkpoint, images().double() * 2 - 1)
 
@@ -229,7 +229,7 @@ def test_only_the_average_is_pooled():
         timm.create_model("resnet8_cifar").reset_classifier(5, global_pool="max")
 
 
-def test_images_are_normalised_by_the_statistics_of_cifar100():
+def test_images_are_normalized_by_the_statistics_of_cifar100():
     network = built("resnet8_cifar")
     assert network.mean.flatten().tolist() == pytest.approx([0.5071, 0.4867, 0.4408])
     assert network.std.flatten().tolist() == pytest.approx([0.2675, 0.2565, 0.2761])

@@ -185,7 +185,7 @@ def check_tokens(network: Timm, image: Tensor, seen: Features) -> None:
     assert seen.tokens.shape[1] == height * width
     rows, columns = image.shape[-2] // 4, image.shape[-1] // 4
 
-    def centre(*changed: slice) -> Tensor:
+    def center(*changed: slice) -> Tensor:
         """Where the tokens change, as (row, column), if these pixels change."""
         other = image.clone()
         other[:, :, *changed] = 1 - other[:, :, *changed]
@@ -197,8 +197,8 @@ def check_tokens(network: Timm, image: Tensor, seen: Features) -> None:
         return torch.stack([(change.sum(1) * torch.arange(height)).sum(), (change.sum(0) * torch.arange(width)).sum()])
 
     everywhere = slice(None)
-    assert height == 1 or centre(slice(-rows, None), everywhere)[0] > centre(slice(rows), everywhere)[0]
-    assert width == 1 or centre(everywhere, slice(-columns, None))[1] > centre(everywhere, slice(columns))[1]
+    assert height == 1 or center(slice(-rows, None), everywhere)[0] > center(slice(rows), everywhere)[0]
+    assert width == 1 or center(everywhere, slice(-columns, None))[1] > center(everywhere, slice(columns))[1]
 
 
 def check_tokens_against_timm(model: Any, prepared: Tensor, seen: Features) -> None:

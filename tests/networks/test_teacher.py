@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from distill.networks import FrozenTeacher, Timm, Wrap
+from distill.networks import FrozenTeacher, Timm, TorchModule
 
 SHAPE = (3, 32, 32)
 
@@ -160,7 +160,7 @@ def test_the_fingerprint_changes_with_any_part_of_the_weights(change):
         nn.init.ones_(module[2].weight), nn.init.zeros_(module[2].bias)
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor)
-        wrapped = Wrap(module)
+        wrapped = TorchModule(module)
         wrapped.build(5, SHAPE)
         return FrozenTeacher(wrapped).fingerprint
 

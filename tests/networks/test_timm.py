@@ -60,7 +60,7 @@ def test_a_size_that_does_not_fit_is_named_with_the_models_own():
         built("efficientformer_l1", shape=(3, 64, 64))
 
 
-def test_images_are_resized_and_normalised_as_the_model_wants_them():
+def test_images_are_resized_and_normalized_as_the_model_wants_them():
     network = built("test_vit", image_size=48).eval()
     config = network.model.pretrained_cfg
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -103,7 +103,7 @@ def test_weights_that_cannot_be_downloaded_ask_for_a_file(monkeypatch):
         built("test_vit", pretrained=True)
 
 
-def test_grey_images_are_normalised_by_the_mean_of_the_colours():
+def test_gray_images_are_normalized_by_the_mean_of_the_colors():
     network = built(shape=(1, 64, 64))
     own = torch.tensor(network.model.pretrained_cfg["mean"]).mean()
     assert network.mean.shape == (1, 1, 1)

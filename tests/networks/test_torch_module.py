@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distill.errors import UserError
-from distill.networks import Wrap
+from distill.networks import TorchModule
 
 SHAPE = (3, 8, 12)
 
@@ -40,8 +40,8 @@ class Patches(nn.Module):
         return self.head(mixed[:, 0])
 
 
-def built(module: nn.Module, num_classes: int = 5, **arguments) -> Wrap:
-    network = Wrap(module, **arguments)
+def built(module: nn.Module, num_classes: int = 5, **arguments) -> TorchModule:
+    network = TorchModule(module, **arguments)
     network.build(num_classes, SHAPE)
     return network.eval()
 
@@ -56,7 +56,7 @@ def test_the_embedding_is_what_the_last_linear_layer_that_runs_reads():
     assert torch.equal(network.model.classifier(seen.embedding), seen.logits)
     assert network.spec.embedding == (6,)
     assert network.spec.tokens is None
-    assert network.name == "Wrap(Convolutional)"
+    assert network.name == "TorchModule(Convolutional)"
     assert list(network.classifier) == ["classifier"]
 
 
@@ -109,7 +109,7 @@ class ReadsTokens(Patches):
 @pytest.mark.parametrize(
     ("module", "arguments", "sentence"),
     [
-        (Convolutional(7), {}, r"Wrap\(Convolutional\) gives 7 logits, but the data have 5 classes"),
+        (Convolutional(7), {}, r"TorchModule\(Convolutional\) gives 7 logits, but the data have 5 classes"),
         (Pair(), {}, "must return logits .*, it returns tuple"),
         (nn.Conv2d(3, 5, 1), {}, r"must return logits .*, it returns a tensor of shape \(2, 5, 8, 12\)"),
         (Patches(), {"tokens": "mix"}, "the 7 tokens of 'mix' are no grid over 8 x 12 pixels: is prefix_tokens"),

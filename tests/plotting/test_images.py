@@ -1,6 +1,6 @@
 import torch
 
-from distill.plotting.images import YELLOW, enlarged, grid_of_pictures, mean_colours, with_borders
+from distill.plotting.images import YELLOW, enlarged, grid_of_pictures, mean_colors, with_borders
 
 
 def test_borders_run_where_labels_change_and_nowhere_else():
@@ -18,7 +18,7 @@ def test_labels_of_tokens_are_drawn_over_the_pixels_that_they_stand_for():
     assert (drawn.sum(0) > 0).nonzero()[:, 1].unique().tolist() == [224]
 
 
-def test_small_and_grey_images_are_enlarged_without_new_colours():
+def test_small_and_gray_images_are_enlarged_without_new_colors():
     image = torch.rand(1, 8, 6)
     large = enlarged(image)
     assert large.shape[0] == 3
@@ -26,9 +26,9 @@ def test_small_and_grey_images_are_enlarged_without_new_colours():
     assert set(large.unique().tolist()) == set(image.unique().tolist())
 
 
-def test_superpixels_of_single_tokens_keep_the_mean_colours_of_their_cells():
+def test_superpixels_of_single_tokens_keep_the_mean_colors_of_their_cells():
     image = torch.rand(3, 8, 8)
-    painted = mean_colours(image, torch.eye(16), (4, 4))
+    painted = mean_colors(image, torch.eye(16), (4, 4))
     assert torch.allclose(painted, torch.nn.functional.avg_pool2d(image, 2), atol=1e-6)
 
 

@@ -10,8 +10,8 @@ import yaml
 
 from distill.__main__ import main
 from distill.cli.program import run
-from distill.runs.checkpoints import newest_whole
-from distill.runs.files import write_whole
+from distill.runs.checkpoints import latest_valid_checkpoint
+from distill.runs.files import write_atomic
 from distill.runs.resume import changes
 from tests.program import TINY
 from tests.runs.test_resume import RUN, assert_equal_bits, weights
@@ -244,8 +244,8 @@ def test_a_folder_with_the_results_of_something_else_is_not_written_to(tmp_path,
 
 def test_weights_alone_are_nothing_to_go_on_from(tmp_path):
     torch.save({"state_dict": {}, "distill": {}}, tmp_path / "new.ckpt")
-    assert newest_whole(tmp_path) is None
-    assert newest_whole(tmp_path / "nowhere") is None
+    assert latest_valid_checkpoint(tmp_path) is None
+    assert latest_valid_checkpoint(tmp_path / "nowhere") is None
 
 
 BEFORE = {"trainer": {"max_epochs": 3, "max_steps": -1, "callbacks": None, "devices": 1}, "model": {"heads": {}}}
@@ -274,12 +274,12 @@ def test_only_what_changes_the_result_is_a_change(section, now, told):
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    write_whole(tmp_path / "kept", b"old")
+    write_atomic(tmp_path / "kept", b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            write_whole(tmp_path / "kept", bytes(20_000))
+            write_atomic(tmp_path / "kept", bytes(20_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]

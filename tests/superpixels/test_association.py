@@ -38,12 +38,12 @@ def literal(tokens: Tensor, grid: Grid, target: Grid, iterations: int, reach: in
 
 @pytest.mark.parametrize(("grid", "target"), GRIDS)
 @pytest.mark.parametrize("iterations", [0, 1, 2])
-@pytest.mark.parametrize(("neighbourhood", "reach"), [("cells", 1), ("all", 99)])
+@pytest.mark.parametrize(("neighborhood", "reach"), [("cells", 1), ("all", 99)])
 def test_superpixels_and_association_are_those_of_the_literal_formula(
-    grid: Grid, target: Grid, iterations: int, neighbourhood: Any, reach: int
+    grid: Grid, target: Grid, iterations: int, neighborhood: Any, reach: int
 ) -> None:
     tokens = Q([2, grid[0] * grid[1], 4], 7)
-    options: Any = {"target": target, "iterations": iterations, "neighbourhood": neighbourhood}
+    options: Any = {"target": target, "iterations": iterations, "neighborhood": neighborhood}
     superpixels = soft_superpixels(tokens, grid, **options)
     association = soft_association(tokens, grid, **options)
     for image, means, q in zip(tokens, superpixels, association, strict=True):
@@ -120,7 +120,7 @@ def test_extreme_tokens_give_finite_superpixels_and_gradients(value: float, grad
         ({"grid": (6, 6), "target": (0, 3)}, "0 x 3 grid"),
         ({"grid": (6, 6), "cell": (0, 2)}, "at least 1 x 1 tokens, given 0 x 2"),
         ({"grid": (6, 6), "iterations": -1}, "iterations must be at least 0, given -1"),
-        ({"grid": (6, 6), "neighbourhood": "cell"}, "did you mean 'cells'"),
+        ({"grid": (6, 6), "neighborhood": "cell"}, "did you mean 'cells'"),
         ({"grid": (6, 6), "gradient": "value"}, "did you mean 'values'"),
     ],
 )

@@ -20,7 +20,7 @@ def test_pooled_tokens_are_the_golden_ones(figure: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("grid", "size"), [((3, 4), (7, 9)), ((7, 7), (5, 5)), ((2, 2), (8, 6)), ((1, 1), (1, 1))])
-def test_a_segment_is_the_mean_over_the_patches_that_its_pixels_centres_lie_in(grid: Any, size: Any) -> None:
+def test_a_segment_is_the_mean_over_the_patches_that_its_pixels_centers_lie_in(grid: Any, size: Any) -> None:
     tokens = Q([2, grid[0] * grid[1], 3], 4)
     segments = torch.arange(2 * size[0] * size[1]).view(2, *size) % 4
     pooled, present = segment_tokens(tokens, grid, segments, 6)

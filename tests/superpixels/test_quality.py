@@ -61,16 +61,16 @@ def test_winding_pieces_are_found_whole() -> None:
 
 def test_the_largest_piece_stays_and_others_join_what_looks_alike() -> None:
     labels = torch.tensor([[[0, 0, 0, 1, 1], [0, 0, 0, 1, 2], [2, 2, 2, 2, 2], [1, 2, 2, 2, 2]]])
-    centres = torch.tensor([[[10.0, 0, 0], [50.0, 0, 0], [90.0, 0, 0]]])
-    colours = centres[0, labels].permute(0, 3, 1, 2)
-    repaired = connect(labels, colours, centres)
+    centers = torch.tensor([[[10.0, 0, 0], [50.0, 0, 0], [90.0, 0, 0]]])
+    colors = centers[0, labels].permute(0, 3, 1, 2)
+    repaired = connect(labels, colors, centers)
     assert repaired.tolist() == [[[0, 0, 0, 1, 1], [0, 0, 0, 1, 2], [2, 2, 2, 2, 2], [2, 2, 2, 2, 2]]]
 
 
 def test_a_piece_of_the_same_size_stays_where_it_comes_first() -> None:
     labels = torch.tensor([[[0, 1, 0]]])
-    centres = torch.zeros(1, 2, 3)
-    assert connect(labels, torch.zeros(1, 3, 1, 3), centres).tolist() == [[[0, 1, 1]]]
+    centers = torch.zeros(1, 2, 3)
+    assert connect(labels, torch.zeros(1, 3, 1, 3), centers).tolist() == [[[0, 1, 1]]]
 
 
 def test_explained_variation_is_one_minus_the_variance_within() -> None:

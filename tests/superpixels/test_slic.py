@@ -29,27 +29,27 @@ def by_pixel(image: Tensor, grid: tuple[int, int], weight: float, iterations: in
     """The same algorithm, pixel by pixel in float64."""
     from skimage.color import rgb2lab
 
-    colours = rgb2lab(image.permute(1, 2, 0).double().numpy())
-    height, width = colours.shape[:2]
+    colors = rgb2lab(image.permute(1, 2, 0).double().numpy())
+    height, width = colors.shape[:2]
     pixels = [(y, x) for y in range(height) for x in range(width)]
     features = {
-        (y, x): np.array([*colours[y, x], weight * y * grid[0] / height, weight * x * grid[1] / width])
+        (y, x): np.array([*colors[y, x], weight * y * grid[0] / height, weight * x * grid[1] / width])
         for y, x in pixels
     }
     home = {(y, x): (y * grid[0] // height, x * grid[1] // width) for y, x in pixels}
     cells = [(a, b) for a in range(grid[0]) for b in range(grid[1])]
     near = {c: [n for n in cells if abs(n[0] - c[0]) <= 1 and abs(n[1] - c[1]) <= 1] for c in cells}
-    centres = {c: np.mean([features[p] for p in pixels if home[p] == c], axis=0) for c in cells}
+    centers = {c: np.mean([features[p] for p in pixels if home[p] == c], axis=0) for c in cells}
     labels = np.zeros((height, width), dtype=int)
     for _ in range(iterations):
         of_cell: dict[Any, list[Any]] = {c: [] for c in cells}
-        stacked = {c: np.stack([centres[n] for n in near[c]]) for c in cells}
+        stacked = {c: np.stack([centers[n] for n in near[c]]) for c in cells}
         for p in pixels:
             distances = ((stacked[home[p]] - features[p]) ** 2).sum(1)
             best = near[home[p]][int(distances.argmin())]
             of_cell[best].append(features[p])
             labels[p] = best[0] * grid[1] + best[1]
-        centres = {c: np.mean(of_cell[c], axis=0) if of_cell[c] else centres[c] for c in cells}
+        centers = {c: np.mean(of_cell[c], axis=0) if of_cell[c] else centers[c] for c in cells}
     return labels
 
 
@@ -169,7 +169,7 @@ def test_labels_are_in_reach_of_home_whatever_the_size(shape: Any, segments: int
 
 
 @pytest.mark.parametrize("connected", [False, True])
-def test_an_image_of_one_colour_keeps_the_grid(connected: bool) -> None:
+def test_an_image_of_one_color_keeps_the_grid(connected: bool) -> None:
     labels = in_torch(torch.full((1, 3, 24, 24), 0.4), 9, connected=connected)
     expected = (torch.arange(24) // 8).unsqueeze(1) * 3 + torch.arange(24) // 8
     assert torch.equal(labels[0], expected)
@@ -189,7 +189,7 @@ def test_a_batch_of_one_is_a_row_of_a_batch_and_a_repetition_is_the_same() -> No
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("fast_slic", marks=needs_fast_slic)])
-def test_memory_layout_type_and_grey_do_not_matter(backend: Any) -> None:
+def test_memory_layout_type_and_gray_do_not_matter(backend: Any) -> None:
     images = photos(64)[:3]
     expected = slic(images, 25, backend=backend)
     assert torch.equal(expected, slic(images.to(memory_format=torch.channels_last), 25, backend=backend))
@@ -200,8 +200,8 @@ def test_memory_layout_type_and_grey_do_not_matter(backend: Any) -> None:
         assert torch.equal(
             slic(images.to(kind), 25, backend=backend), slic(images.to(kind).float(), 25, backend=backend)
         )
-    grey = images[:, :1]
-    assert torch.equal(slic(grey, 25, backend=backend), slic(grey.repeat(1, 3, 1, 1), 25, backend=backend))
+    gray = images[:, :1]
+    assert torch.equal(slic(gray, 25, backend=backend), slic(gray.repeat(1, 3, 1, 1), 25, backend=backend))
 
 
 def test_autocast_changes_nothing_and_no_gradient_is_kept() -> None:
@@ -211,7 +211,7 @@ def test_autocast_changes_nothing_and_no_gradient_is_kept() -> None:
     assert torch.equal(labels, in_torch(images.detach(), 25))
 
 
-def test_colours_are_those_of_scikit_image() -> None:
+def test_colors_are_those_of_scikit_image() -> None:
     from skimage.color import rgb2lab
 
     images = torch.cat([photos(64)[:3], torch.rand(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)])

@@ -21,17 +21,20 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from distill.data import Digits
 from distill.distributed import rank, world_size
 from distill.errors import UserError
-from distill.heads import Term
 from distill.heads.kd import KD
 from distill.heads.rkd import RKD
 from distill.heads.rrd import RRD
-from distill.networks.torch_module import Wrap
+from distill.networks.torch_module import TorchModule
+from distill.objective import Term
 from distill.training.ddp import SyncBatchNorms, _require_equal_data
-from distill.training.modules import DistillationModule
+from distill.training.distillation import DistillationModule
 from tests.nets import Plain
 from tests.two_ranks import RankPool
 
 pytestmark = pytest.mark.slow
+
+STUDENT = "distiller.student.model."
+QUEUE = "distiller.objective.heads.rrd.queue.rows"
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +67,8 @@ def _fit(
     module, trainer = _set_up(folder, seeds[rank()], static_graph, **settings)
     trainer.fit(module, Digits(batch_size=16 // world_size()))
     state = module.state_dict()
-    rows = state["heads.rrd.queue.rows"]
-    state["heads.rrd.queue.rows"] = rows[rows[:, 0].argsort()]  # the ranks' samples come in another order
+    rows = state[QUEUE]
+    state[QUEUE] = rows[rows[:, 0].argsort()]  # the ranks' samples come in another order
     return state
 
 
@@ -79,7 +82,7 @@ def _set_up(
     **settings: Any,
 ) -> tuple[DistillationModule, Trainer]:
     torch.manual_seed(0)
-    networks = {"student": Wrap(student()), "teacher": Wrap(teacher())}
+    networks = {"student": TorchModule(student()), "teacher": TorchModule(teacher())}
     torch.manual_seed(seed)
     strategy = DDPStrategy(cluster_environment=InPool(), process_group_backend="gloo", static_graph=static_graph)
     return DistillationModule(
@@ -110,7 +113,7 @@ def _set_up(
         {},
         {"static_graph": True},
         {"accumulate_grad_batches": 2},
-        {"module": {"scale_lr": "linear", "lr_batch": 64}},
+        {"module": {"lr_scaling": "linear", "lr_base_size": 64}},
     ],
     ids=["plain", "static graph", "accumulation", "scaled learning rate"],
 )
@@ -119,7 +122,7 @@ def test_two_ranks_of_the_trainer_end_with_the_weights_of_one_process(
 ) -> None:
     expected = _fit(tmp_path, **settings)
     begun = _set_up(tmp_path)[0].state_dict()
-    assert not torch.equal(expected["student.model.layers.1.weight"].float(), begun["student.model.layers.1.weight"])
+    assert not torch.equal(expected[f"{STUDENT}layers.1.weight"].float(), begun[f"{STUDENT}layers.1.weight"])
     for given in pool.run(partial(_fit, tmp_path, **settings)):
         torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-10)
 
@@ -148,8 +151,8 @@ def _sent(folder: Path) -> set[str]:
 
 def test_ddp_sends_the_students_statistics_but_neither_memories_nor_the_teacher(pool: RankPool, tmp_path: Path) -> None:
     for sent in pool.run(_sent, tmp_path):
-        assert "student.model.norm.running_mean" in sent
-        assert not any(name.startswith(("heads.", "teacher.")) for name in sent)
+        assert f"{STUDENT}norm.running_mean" in sent
+        assert not any(name.startswith(("distiller.objective.", "distiller.teachers.")) for name in sent)
 
 
 def _refusal(function: Callable[..., Any], *args: Any) -> str:
@@ -210,17 +213,17 @@ class WithBatchNorm(nn.Module):
         return scores
 
 
-def _fit_synchronised(folder: Path) -> None:
+def _fit_synchronized(folder: Path) -> None:
     module, trainer = _set_up(folder, student=WithBatchNorm, sync_batchnorm=True)
     trainer.fit(module, Digits(batch_size=8))
 
 
-def test_synchronised_batch_norm_is_refused_on_cpus(pool: RankPool, tmp_path: Path) -> None:
+def test_synchronized_batch_norm_is_refused_on_cpus(pool: RankPool, tmp_path: Path) -> None:
     told = "trainer.sync_batchnorm works on GPUs only, given a CPU: set it to false"
-    assert pool.run(_refusal, _fit_synchronised, tmp_path) == [told, told]
+    assert pool.run(_refusal, _fit_synchronized, tmp_path) == [told, told]
 
 
-def test_synchronised_batch_norm_is_the_students_alone_and_keeps_its_activations(tmp_path: Path) -> None:
+def test_synchronized_batch_norm_is_the_students_alone_and_keeps_its_activations(tmp_path: Path) -> None:
     module, _ = _set_up(tmp_path, student=WithBatchNorm, teacher=WithBatchNorm)
     assert module.teacher is not None
     image, names = torch.rand(4, 3, 32, 32), list(module.state_dict())

@@ -10,14 +10,15 @@ from lightning.pytorch.loggers import CSVLogger
 
 from distill.data import Digits, ExponentialTail
 from distill.errors import UserError
-from distill.heads import Term
 from distill.heads.kd import KD
 from distill.heads.ldam import LDAM
 from distill.heads.logit_adjustment import LogitAdjustment
 from distill.heads.rkd import RKD
 from distill.networks import Timm
-from distill.schedules import Linear, Stop
-from distill.training.modules import ClassificationModule, DistillationModule
+from distill.objective import Term
+from distill.schedules import Linear, Until
+from distill.training.classification import ClassificationModule
+from distill.training.distillation import DistillationModule
 
 SETTINGS = {"optimizer": partial(torch.optim.SGD, lr=0.01), "num_classes": 10, "image_shape": (3, 32, 32)}
 
@@ -58,14 +59,14 @@ def test_fit_leaves_the_teacher_bit_for_bit_as_it_was(tmp_path):
     assert not all(torch.equal(tensor, module.student.state_dict()[name]) for name, tensor in student.items())
 
 
-def test_teacher_is_not_in_the_checkpoint_nor_in_the_optimiser(tmp_path):
+def test_teacher_is_not_in_the_checkpoint_nor_in_the_optimizer(tmp_path):
     module = distillation()
     trainer = fit(module, tmp_path)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"student"}
-    optimised = sum(len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"])
-    assert optimised == len(list(module.student.parameters()))
+    assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"distiller"}
+    optimized = sum(len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"])
+    assert optimized == len(list(module.student.parameters()))
     assert "hyper_parameters" not in checkpoint
 
 
@@ -100,7 +101,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms(tmp_path):
     batch = {"image": torch.rand(8, 3, 32, 32), "label": torch.arange(8), "index": torch.arange(8)}
     module = distillation(heads={"kd": Term(KD(), 0.5), "rkd": Term(RKD(), 2.0)}).eval()
     module.log_dict = module.log = lambda *args, **kwargs: None
-    student, teacher = module.see(batch["image"])
+    student, teacher = module.extract_features(batch["image"])
     parts = {name: term.head(student, teacher, batch) for name, term in module.terms.items()}
     expected = parts["task"] + 0.5 * parts["kd"] + 2.0 * parts["rkd"]
     torch.testing.assert_close(module.training_step(batch, 0), expected)
@@ -126,7 +127,7 @@ def test_terms_that_no_logger_takes_are_left_out_and_the_others_are_the_same(tmp
 
 
 def test_weights_follow_their_schedules(tmp_path):
-    module = distillation(heads={"kd": Term(KD(), Linear(0.0, 3.0)), "rkd": Term(RKD(), Stop(1.0, steps=2))})
+    module = distillation(heads={"kd": Term(KD(), Linear(0.0, 3.0)), "rkd": Term(RKD(), Until(1.0, steps=2))})
     trainer = fit(module, tmp_path, log_every_n_steps=1)
     assert float(trainer.callback_metrics["train/kd_weight"]) == pytest.approx(3.0 * 2 / 3)
     assert float(trainer.callback_metrics["train/rkd_weight"]) == 0.0
@@ -163,16 +164,18 @@ def test_terms_without_labels_train_on_images_without_labels(tmp_path):
 
 def test_weight_decay_can_spare_biases_norms_and_what_the_network_exempts():
     decaying = partial(torch.optim.AdamW, weight_decay=0.1)
-    module = ClassificationModule(Timm("test_vit"), **{**SETTINGS, "optimizer": decaying}, decayed="matrices")
+    module = ClassificationModule(Timm("test_vit"), **{**SETTINGS, "optimizer": decaying}, weight_decay_on="matrices")
     optimizer = module.configure_optimizers()
-    decayed, spared = optimizer.param_groups
+    weight_decay_on, spared = optimizer.param_groups
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
-    assert {"student.model.pos_embed", "student.model.cls_token", "student.model.norm.weight"} <= {
-        names[id(parameter)] for parameter in spared["params"]
-    }
-    assert all(parameter.ndim > 1 for parameter in decayed["params"])
-    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    assert (weight_decay_on["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert {
+        "distiller.student.model.pos_embed",
+        "distiller.student.model.cls_token",
+        "distiller.student.model.norm.weight",
+    } <= {names[id(parameter)] for parameter in spared["params"]}
+    assert all(parameter.ndim > 1 for parameter in weight_decay_on["params"])
+    assert len(weight_decay_on["params"]) + len(spared["params"]) == len(names)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32"])
@@ -231,7 +234,7 @@ def test_a_loss_learns_the_counts_of_the_classes_before_step_0(tmp_path):
     assert module.terms["task"].head.counts.tolist() == data.class_counts()
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
-    assert saved["heads.task.counts"].tolist() == data.class_counts()
+    assert saved["distiller.objective.heads.task.counts"].tolist() == data.class_counts()
 
 
 def test_a_loss_that_needs_counts_is_refused_by_data_without(tmp_path):

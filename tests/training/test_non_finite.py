@@ -1,16 +1,16 @@
 import pytest
 import torch
 
-from distill.training.non_finite import FiniteWatch, NonFiniteLossError
+from distill.training.non_finite import NonFiniteGuard, NonFiniteLossError
 
 
 def test_finite_values_pass():
-    watch = FiniteWatch()
-    watch.watch(0, {"kd": torch.tensor(1.0), "rkd": torch.tensor(0.0)})
-    watch.settle()
+    watch = NonFiniteGuard()
+    watch.check(0, {"kd": torch.tensor(1.0), "rkd": torch.tensor(0.0)})
+    watch.flush()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_the_term_and_the_step_are_named(bad):
     with pytest.raises(NonFiniteLossError, match="at step 7: the term 'rkd' gave NaN"):
-        FiniteWatch().watch(7, {"kd": torch.tensor(1.0), "rkd": torch.tensor(bad)})
+        NonFiniteGuard().check(7, {"kd": torch.tensor(1.0), "rkd": torch.tensor(bad)})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distill.distributed import gather
 
 
-class Convolution(nn.Conv2d):
+class CastConv2d(nn.Conv2d):
     """A convolution that keeps the sides of a map, in the map's type: `[B, c, h, w]` to `[B, d, h, w]`.
 
     Args:
@@ -28,8 +28,8 @@ class Convolution(nn.Conv2d):
         return F.conv2d(input, weight, bias, padding=self.padding)
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation over the batches of all ranks, in the map's type: `[B, d, h, w]` to the same.
+class GlobalBatchNorm2d(nn.Module):
+    """Batch normalization over the batches of all ranks, in the map's type: `[B, d, h, w]` to the same.
 
     It has no running statistics: a head runs in training alone, where the batch's own count.
 
@@ -45,14 +45,14 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width, 1, 1))
 
     def forward(self, input: Tensor) -> Tensor:
-        centred = input - _mean(input)
-        scale = self.weight.to(input.dtype) * (_mean(centred.square()) + self.eps).rsqrt()
-        return centred * scale + self.bias.to(input.dtype)
+        centered = input - _mean(input)
+        scale = self.weight.to(input.dtype) * (_mean(centered.square()) + self.eps).rsqrt()
+        return centered * scale + self.bias.to(input.dtype)
 
 
-def normalised_convolution(channels: int, width: int, side: int = 1) -> nn.Sequential:
-    """A convolution without bias and the batch normalisation of its result."""
-    return nn.Sequential(Convolution(channels, width, side, bias=False), BatchNorm(width))
+def conv_norm(channels: int, width: int, side: int = 1) -> nn.Sequential:
+    """A convolution without bias and the batch normalization of its result."""
+    return nn.Sequential(CastConv2d(channels, width, side, bias=False), GlobalBatchNorm2d(width))
 
 
 def _mean(x: Tensor) -> Tensor:

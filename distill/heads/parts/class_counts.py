@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.features import FeatureSpec
-from distill.heads.base import Head
+from distill.heads.base import Head, RunInfo
 
 
 class ClassCountsHead(Head, ABC):
@@ -23,19 +23,24 @@ class ClassCountsHead(Head, ABC):
 
     needs = frozenset({"logits"})
     needs_teacher = False
-    needs_class_counts = True
     counts: Tensor
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Make a place for the counts."""
         self.register_buffer("counts", torch.ones(student["logits"], dtype=torch.int64))
 
-    def learn_class_counts(self, counts: Tensor) -> None:
-        """Keep the counts, int64 `[K]`.
+    def prepare(self, run: RunInfo) -> None:
+        """Keep the number of training images per class.
 
         Raises:
-            UserError: they are not those of the network's classes, or a class has no image.
+            UserError: the data do not tell it, it is not that of the network's classes, or a class has no image.
         """
+        if run.class_counts is None:
+            raise UserError(
+                f"{type(self).__name__} needs to know how many training images each class has, but the data have no "
+                "class_counts(): give a data module of distill.data"
+            )
+        counts = run.class_counts()
         if counts.shape != self.counts.shape:
             raise UserError(
                 f"{type(self).__name__} was built for {len(self.counts)} classes, but the data have {len(counts)}"
@@ -43,6 +48,6 @@ class ClassCountsHead(Head, ABC):
         if (counts < 1).any():
             empty = int(counts.argmin())
             raise UserError(
-                f"{type(self).__name__} needs a labelled training image of every class, class {empty} has none"
+                f"{type(self).__name__} needs a labeled training image of every class, class {empty} has none"
             )
         self.counts.copy_(counts)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class LinearMap(nn.Linear):
+class CastLinear(nn.Linear):
     """A linear map, by default with bias: `[..., d_in]` to `[..., d_out]`, in the input's type."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -14,14 +14,14 @@ class LinearMap(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
-class Projection(LinearMap):
+class NormalizedLinear(CastLinear):
     """The same, and the result at length 1."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.normalize(super().forward(input), dim=-1)
 
 
-class OnSphere(nn.Module):
+class L2Normalize(nn.Module):
     """The input at length 1: `[..., d]`."""
 
     def forward(self, input: Tensor) -> Tensor:

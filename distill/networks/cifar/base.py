@@ -88,7 +88,7 @@ class CifarNetwork(nn.Module):
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits `[B, K]` of normalised images `[B, C, H, W]`."""
+        """The logits `[B, K]` of normalized images `[B, C, H, W]`."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
@@ -103,12 +103,12 @@ class CifarNetwork(nn.Module):
         self.fc: nn.Module = nn.Identity()
         if num_classes > 0:
             self.fc = nn.Linear(self.num_features, num_classes)
-            self.initialise_classifier(self.fc)
+            self.initialize_classifier(self.fc)
 
-    def initialise_classifier(self, classifier: nn.Linear) -> None:
-        """Initialise a new classifier as the benchmark does; by default as torch does."""
+    def initialize_classifier(self, classifier: nn.Linear) -> None:
+        """Initialize a new classifier as the benchmark does; by default as torch does."""
 
-    def initialise_convolutions(self) -> None:
+    def initialize_convolutions(self) -> None:
         """Draw the weights of all convolutions from He's normal distribution over their fan out; biases are 0."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):

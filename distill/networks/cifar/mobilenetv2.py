@@ -85,9 +85,9 @@ class MobileNetV2(CifarNetwork):
             num_features=num_features,
             num_classes=num_classes,
         )
-        self.initialise_convolutions()
+        self.initialize_convolutions()
 
-    def initialise_classifier(self, classifier: nn.Linear) -> None:
+    def initialize_classifier(self, classifier: nn.Linear) -> None:
         """Weights from N(0, 0.01^2), biases are 0."""
         nn.init.normal_(classifier.weight, std=0.01)
         nn.init.zeros_(classifier.bias)

@@ -60,7 +60,7 @@ class ResNet(CifarNetwork):
             num_features=widths[-1],
             num_classes=num_classes,
         )
-        self.initialise_convolutions()
+        self.initialize_convolutions()
 
 
 class BasicBlock(Block):

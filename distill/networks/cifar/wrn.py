@@ -45,9 +45,9 @@ class WideResNet(CifarNetwork):
             num_classes=num_classes,
         )
         self.pre_activations = ("stages.1.blocks.0.bn1", "stages.2.blocks.0.bn1", "final.0")
-        self.initialise_convolutions()
+        self.initialize_convolutions()
 
-    def initialise_classifier(self, classifier: nn.Linear) -> None:
+    def initialize_classifier(self, classifier: nn.Linear) -> None:
         """Biases are 0."""
         nn.init.zeros_(classifier.bias)
 

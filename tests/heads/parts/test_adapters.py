@@ -5,13 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from distill.distributed import gather, rank
-from distill.heads.parts.adapters import BatchNorm, Convolution
+from distill.heads.parts.adapters import CastConv2d, GlobalBatchNorm2d
 from tests.golden import Q
 from tests.two_ranks import RankPool
 
 
-def drawn(width: int) -> BatchNorm:
-    norm = BatchNorm(width).double()
+def drawn(width: int) -> GlobalBatchNorm2d:
+    norm = GlobalBatchNorm2d(width).double()
     norm.load_state_dict({"weight": Q([width, 1, 1], 5), "bias": Q([width, 1, 1], 6)})
     return norm
 
@@ -45,7 +45,7 @@ def test_batch_norm_over_two_ranks_is_that_of_the_whole_batch(pool: RankPool) ->
 
 def test_a_channel_without_variance_becomes_the_bias() -> None:
     x = torch.full((2, 3, 1, 1), 7.0, requires_grad=True)
-    norm = BatchNorm(3)
+    norm = GlobalBatchNorm2d(3)
     nn.init.constant_(norm.bias, 0.5)
     result = norm(x)
     (gradient,) = torch.autograd.grad(result.square().sum(), x)
@@ -56,7 +56,7 @@ def test_a_channel_without_variance_becomes_the_bias() -> None:
 @pytest.mark.parametrize("side", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_convolution_is_torchs_and_keeps_the_grid(side: int, bias: bool) -> None:
-    ours = Convolution(3, 4, side, bias=bias)
+    ours = CastConv2d(3, 4, side, bias=bias)
     theirs = nn.Conv2d(3, 4, side, padding="same", bias=bias)
     theirs.load_state_dict(ours.state_dict())
     x = Q([2, 3, 5, 6], 1).float()

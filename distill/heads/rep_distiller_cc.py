@@ -12,10 +12,10 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import adjacent_congruence
 from distill.heads.base import Batch, Head, Scope
-from distill.heads.parts.projection import LinearMap
+from distill.heads.parts.projection import CastLinear
 
 
-class BenchmarkCC(Head):
+class RepDistillerCC(Head):
     """Each image's deviation from the teacher times that of the next image: mean_i sum_c |s - t|_ic |s - t|_(i+1)c.
 
     It is here to reproduce the row CC of the CRD benchmark, which gives it the weight 0.02; the paper's loss is `CC`.
@@ -44,8 +44,8 @@ class BenchmarkCC(Head):
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Make the projections."""
-        self.student_projection = LinearMap(prod(student[self.of]), self.width)
-        self.teacher_projection = LinearMap(prod(teacher[self.of]), self.width)
+        self.student_projection = CastLinear(prod(student[self.of]), self.width)
+        self.teacher_projection = CastLinear(prod(teacher[self.of]), self.width)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the projected features over the batches of all ranks, in rank order."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from distill.functional.random_bits import random_bits
+from distill.randomness import random_bits
 
 
 def literal(index: int, place: int, *keys: int) -> int:

@@ -9,14 +9,14 @@ from torch import nn
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import adjacent_congruence
-from distill.heads.benchmark_cc import BenchmarkCC
+from distill.heads.rep_distiller_cc import RepDistillerCC
 from distill.testing import check_head
 from tests.golden import Q, assert_relative
 from tests.two_ranks import RankPool
 
 
-def built(student: Features, teacher: Features, width: int = 4) -> BenchmarkCC:
-    head = BenchmarkCC(width=width)
+def built(student: Features, teacher: Features, width: int = 4) -> RepDistillerCC:
+    head = RepDistillerCC(width=width)
     head.build(FeatureSpec.of(student), FeatureSpec.of(teacher))
     return head.double()
 
@@ -47,9 +47,9 @@ def test_both_networks_are_projected_to_one_width() -> None:
 
 @pytest.mark.parametrize("of", ["tokens", "last"])
 def test_other_features_are_flattened(of: str, pool: RankPool) -> None:
-    check_head(partial(BenchmarkCC, of=of, width=5), run=pool.run)
+    check_head(partial(RepDistillerCC, of=of, width=5), run=pool.run)
 
 
 def test_a_width_below_one_is_refused() -> None:
     with pytest.raises(UserError, match="width must be at least 1, given 0"):
-        BenchmarkCC(width=0)
+        RepDistillerCC(width=0)

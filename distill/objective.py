@@ -1,0 +1,249 @@
+"""The objective: the weighted sum of a student's loss terms, for any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.features import Features, FeatureSpec, Summary
+from distill.heads.base import Batch, Head, RunInfo
+from distill.networks import FrozenTeacher, Network
+from distill.schedules import Progress, Schedule, value_at
+
+TASK = "task"
+"""The name of the term that reads the labels."""
+TEACHER = "teacher"
+"""The name of a teacher that is given without one."""
+_RESERVED = ("loss", "lr")
+
+Teachers: TypeAlias = Features | Mapping[str, Features] | None
+"""Features of the only teacher, features by teacher, or summaries by term."""
+
+
+@dataclass
+class Term:
+    """A head with its weight in the sum.
+
+    Args:
+        head: the loss.
+        weight: a number, or a schedule over training. A head of constant weight 0 is not built at all.
+        teacher: name of the teacher that it compares with; the only one by default.
+    """
+
+    head: Head
+    weight: float | Schedule = 1.0
+    teacher: str | None = None
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the weight is the constant 0."""
+        return not isinstance(self.weight, Schedule) and self.weight == 0
+
+    def weight_at(self, progress: Progress) -> float:
+        """The weight at `progress`."""
+        return value_at(self.weight, progress)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one step.
+
+    Attributes:
+        total: scalar, the weighted sum, to be minimized.
+        values: by term, its value before the weight, with its graph.
+        weights: by term, its weight at this step (schedule x factor).
+        diagnostics: by term, further scalars of its head, without graph.
+    """
+
+    total: Tensor
+    values: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+    diagnostics: Mapping[str, Mapping[str, Tensor]]
+
+
+class Objective(nn.Module):
+    """The weighted sum of loss terms.
+
+    Args:
+        terms: by name; `None` and terms whose weight is the constant 0 are left out. The term named `task` is the loss
+            on the labels.
+        student: shapes of the student's features.
+        teachers: shapes of the teacher's features, or by name of several teachers'; `None` without a teacher.
+
+    Attributes:
+        terms: those that take part.
+        heads: their heads, by name, as submodules.
+        factors: buffer `[terms]` by which the weights are multiplied, 1 unless `set_factors` changed it.
+
+    Raises:
+        UserError: no term takes part, a name is reserved, or a head does not fit the networks; the sentence begins with
+            the term's key in a configuration.
+    """
+
+    factors: Tensor
+
+    def __init__(
+        self,
+        terms: Mapping[str, Term | None],
+        student: FeatureSpec,
+        teachers: FeatureSpec | Mapping[str, FeatureSpec] | None = None,
+    ) -> None:
+        super().__init__()
+        specs = {TEACHER: teachers} if isinstance(teachers, FeatureSpec) else dict(teachers or {})
+        self.terms: dict[str, Term] = {}
+        self.heads = nn.ModuleDict()
+        for name, term in terms.items():
+            if name in _RESERVED or "." in name or hasattr(nn.ModuleDict, name):
+                raise UserError(f"model.heads: a term cannot be called {name!r}, choose another name")
+            if term is None or term.is_off:
+                continue
+            try:
+                teacher = specs[self._teacher_of(term, specs)] if term.head.needs_teacher and specs else None
+                term.head.check(student, teacher)
+                term.head.build(student, teacher if teacher is not None else student)
+            except UserError as error:
+                raise error.at(f"{key_of(name)}.head") from None
+            self.terms[name] = term
+            self.heads[name] = term.head
+        if not self.terms:
+            raise UserError(
+                "model.task: no term of the loss has a weight; give the task or one of model.heads a weight"
+            )
+        self.teacher_names = tuple(specs)
+        self.register_buffer("factors", torch.ones(len(self.terms), dtype=torch.float64))
+        self._factors = dict.fromkeys(self.terms, 1.0)  # on the host, so that no step waits for the device
+        self.register_load_state_dict_post_hook(_read_factors)  # type: ignore[no-untyped-call]  # torch's
+
+    def set_factors(self, factors: Mapping[str, float]) -> None:
+        """Change the factors of terms by name; the others keep theirs."""
+        self._factors |= factors
+        self.factors.copy_(torch.tensor(list(self._factors.values())))
+
+    def prepare(self, run: RunInfo) -> None:
+        """Check all terms against the run before step 0.
+
+        Raises:
+            UserError: a term cannot work in it; the sentence begins with its key in a configuration.
+        """
+        for name, term in self.terms.items():
+            try:
+                term.weight_at(run.progress)
+            except UserError as error:
+                raise error.at(f"{key_of(name)}.weight") from None
+            try:
+                for need in sorted(term.head.batch_needs - run.provides):
+                    remedy = _REMEDIES.get(need, "give data that have it")
+                    raise UserError(f"{type(term.head).__name__} needs {need}: {remedy}")
+                term.head.progress = run.progress
+                term.head.prepare(run)
+            except UserError as error:
+                raise error.at(f"{key_of(name)}.head") from None
+
+    def active(self, progress: Progress) -> Mapping[str, Sequence[str]]:
+        """By teacher, the terms that read it."""
+        found: dict[str, list[str]] = {}
+        for name, term in self.terms.items():
+            if term.head.needs_teacher:
+                found.setdefault(self._teacher_of(term, self.teacher_names), []).append(name)
+        return found
+
+    def summarize(self, teachers: Teachers, batch: Batch, progress: Progress) -> dict[str, Summary]:
+        """By term, the teacher's features reduced to what its head compares.
+
+        Args:
+            teachers: features of the only teacher, or by teacher; summaries by term are passed on.
+            batch: what the networks looked at.
+            progress: how far training is.
+        """
+        if teachers is None:
+            return {}
+        by_teacher = dict.fromkeys(self.teacher_names, teachers) if isinstance(teachers, Features) else teachers
+        summaries: dict[str, Summary] = {}
+        for teacher, names in self.active(progress).items():
+            for name in names:
+                features = by_teacher[name] if name in by_teacher else by_teacher[teacher]
+                if not isinstance(features, Summary):
+                    reduced = self.terms[name].head.summarize_teacher(features, batch)
+                    features = Summary(**vars(reduced))
+                summaries[name] = features
+        return summaries
+
+    def forward(self, student: Features, teachers: Teachers, batch: Batch, progress: Progress) -> Losses:
+        """Compute all terms.
+
+        Args:
+            student: the student's features.
+            teachers: the teacher's features, features by teacher, or summaries by term.
+            batch: what the networks looked at.
+            progress: how far training is.
+        """
+        summaries = self.summarize(teachers, batch, progress)
+        values: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        for name, term in self.terms.items():
+            term.head.progress = progress
+            values[name] = term.head(student, summaries.get(name), batch)
+            weights[name] = term.weight_at(progress) * self._factors[name]
+        total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
+        return Losses(total, values, weights, {name: term.head.diagnostics() for name, term in self.terms.items()})
+
+    @staticmethod
+    def _teacher_of(term: Term, names: Collection[str]) -> str:
+        if term.teacher is None:
+            if len(names) > 1:
+                raise UserError(f"there are several teachers, {', '.join(names)}: name one in the term's teacher")
+            return next(iter(names))
+        if term.teacher not in names:
+            raise UserError(f"there is no teacher {term.teacher!r}; there is {', '.join(names) or 'none'}")
+        return term.teacher
+
+
+class Distiller(nn.Module):
+    """A student, its teachers and their objective as one module, to be wrapped in DDP and trained in any loop.
+
+    `distiller.parameters()` holds all that learns: the student's weights and the heads' projections. Teachers hold no
+    parameters that the module could reach::
+
+        optimizer = SGD(distiller.parameters(), lr=0.1)
+        for step, batch in enumerate(loader):
+            loss = distiller(batch, Progress(step)).total
+            loss.backward()
+            ...
+
+    Args:
+        student: a built network.
+        teachers: a frozen teacher, or several by name; `None` without one.
+        objective: made for the shapes of these networks.
+    """
+
+    def __init__(
+        self, student: Network, teachers: FrozenTeacher | Mapping[str, FrozenTeacher] | None, objective: Objective
+    ) -> None:
+        super().__init__()
+        self.student = student
+        named = {TEACHER: teachers} if isinstance(teachers, FrozenTeacher) else dict(teachers or {})
+        self.teachers = nn.ModuleDict(named)
+        self.objective = objective
+
+    def forward(self, batch: Batch, progress: Progress) -> Losses:
+        """The losses of one batch; the teachers run first, without gradient."""
+        image = batch["image"]
+        teachers = {name: teacher(image) for name, teacher in self.teachers.items()}
+        return self.objective(self.student(image), teachers, batch, progress)  # type: ignore[no-any-return]
+
+
+def key_of(name: str) -> str:
+    """The key of a term in a configuration."""
+    return "model.task" if name == TASK else f"model.heads.{name}"
+
+
+def _read_factors(objective: Any, _: Any) -> None:
+    objective._factors = dict(zip(objective.terms, objective.factors.tolist(), strict=True))
+
+
+_REMEDIES = {"segments": "add the callback SuperpixelSegments to trainer.callbacks"}

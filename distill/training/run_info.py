@@ -1,0 +1,43 @@
+"""The facts of a run that schedules and heads ask for, read off a trainer."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from distill.heads import RunInfo
+from distill.schedules import Progress
+
+
+def progress_of(trainer: Trainer, step: int) -> Progress:
+    """How far training is after `step` optimizer steps."""
+    steps = trainer.estimated_stepping_batches
+    steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+    endless = steps == inf
+    return Progress(
+        step=step,
+        epoch=step / steps_per_epoch,
+        steps=None if endless else int(steps),
+        epochs=None if endless else steps / steps_per_epoch,
+    )
+
+
+def run_info(trainer: Trainer) -> RunInfo:
+    """The facts of the run that a trainer is about to begin."""
+    progress = progress_of(trainer, 0)  # first: Lightning loads the training data for it
+    loader: Any = trainer.train_dataloader
+    dataset = getattr(loader, "dataset", None)
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # and these
+    added = {str(callback.adds_to_batch) for callback in callbacks if hasattr(callback, "adds_to_batch")}
+    return RunInfo(
+        progress=progress,
+        batch_size=getattr(loader, "batch_size", None),
+        world_size=trainer.world_size,
+        samples=None if dataset is None else len(dataset),
+        class_counts=(lambda: torch.tensor(data.class_counts())) if hasattr(data, "class_counts") else None,
+        provides=RunInfo().provides | added,
+    )
