@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import sys
 
-from distill.errors import UserError
+from distill import __version__
+from distill.cli.commands import COMMANDS, help_text
+from distill.errors import UserError, did_you_mean
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 after a mistake of the user's, told in one sentence."""
-    args = sys.argv[1:] if args is None else args
+    """Run one command.
+
+    Returns:
+        The exit code: 0, or 2 after a user's mistake, which is printed as one sentence.
+    """
+    name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     try:
-        if args[:1] == ["export"]:
-            from distill.cli.export import run_export
-
-            run_export(args[1:])
-        elif args[:1] == ["probe"]:
-            from distill.cli.probe import run_probe
-
-            run_probe(args[1:])
+        if name in ("--help", "-h", "help"):
+            print(help_text())
+        elif name in ("--version", "version"):
+            print(f"distill {__version__}")
+        elif name not in COMMANDS:
+            kind = "option" if name.startswith("-") else "command"
+            raise UserError(f"there is no {kind} {name!r} here: {did_you_mean(name, [*COMMANDS, '--help'])}")
         else:
-            from distill.cli.program import run
-
-            run(args)
+            COMMANDS[name].run(name, rest)
     except UserError as error:
         print(f"distill: {_sentence(error)}", file=sys.stderr)
         return 2
@@ -30,7 +33,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _sentence(error: UserError) -> str:
-    """What is wrong; an error of a data worker's comes with the worker's traceback before it."""
+    """Return the error's sentence without the traceback that a data worker puts before it."""
     text = str(error)
     return text.rpartition(f"{type(error).__name__}: ")[2].rstrip() if "\n" in text else text
 

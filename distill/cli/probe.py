@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from distill.cli.program import Parser, find_user_error
+from distill.cli.parser import command_parser, find_user_error
+from distill.cli.short_names import import_named_classes
 from distill.data import ImageData
 from distill.export import load_student
 from distill.knn import Probed, probe
@@ -13,19 +14,16 @@ from distill.networks import Network
 
 
 def run_probe(args: list[str]) -> None:
-    """Parse the command line of `distill probe`, classify the test images and print the share that is right."""
-    parser = Parser(
-        prog="distill probe",
-        description="Classify test images by the nearest training images in the student's embeddings (weighted kNN); "
-        "nothing is trained. For a linear probe, fit with the callback FrozenBackbone.",
-    )
+    """Run `distill probe`: classify the test images by a weighted kNN vote and print the accuracy."""
+    import_named_classes()
+    parser = command_parser("probe")
     parser.add_argument("--ckpt_path", type=str, required=True, help="A checkpoint of `distill fit`.")
     parser.add_subclass_arguments(ImageData, "data", required=True, help="The data set to probe on.")
     parser.add_argument("--neighbors", type=int, default=20, help="How many training images vote.")
     parser.add_argument(
         "--temperature", type=float, default=0.07, help="Of a vote's weight, exp(cosine / temperature)."
     )
-    given = parser.parse_args(args)
+    given = parser.parse_args(args[1:])
     if "augment" in given.data.init_args:
         given.data.init_args.augment = False  # the memory is of images as they are
     student = load_student(given.ckpt_path)

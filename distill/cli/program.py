@@ -10,83 +10,60 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from jsonargparse import _typehints as jsonargparse_typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch import Trainer as LightningTrainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from distill import __version__
 from distill.callbacks import ExactResume, RandomState, Results, RunCheckpoint, WandbReport
 from distill.callbacks.wandb import go_offline_without_a_key
-from distill.cli.messages import key_of, parser_message, trainer_message
+from distill.cli.messages import key_of, trainer_message
+from distill.cli.parser import HelpFormatter, Parser, description, find_user_error, fresh_arguments_on_class_change
+from distill.cli.saved_configuration import SaveConfiguration
+from distill.cli.short_names import import_named_classes
 from distill.cli.trainer import Trainer
 from distill.errors import UserError
 from distill.runs.checkpoints import AtomicCheckpointIO, latest_valid_checkpoint, read_checkpoint
 from distill.runs.csv_logger import ResumableCSVLogger
-from distill.runs.files import write_atomic
 from distill.runs.folder import folder_to_resume, new_folder, refuse_checkpoints_of_another, refuse_to_overwrite
 from distill.runs.resume import changes
 from distill.training.distillation import DistillationModule
 
 
-class Parser(LightningArgumentParser):
-    """Complains in one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong as a `UserError`; within a class's arguments, leave it to the parser of the whole."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        raise UserError(parser_message(message, flags)) from ex
-
-
-class SaveRun(SaveConfigCallback):
-    """Keeps a run's configuration beside its results and inside its checkpoints."""
-
-    folder: Path
-
-    def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
-        """Write nothing yet: the set-up may still be refused."""
-
-    def on_train_start(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
-        """Write `config.yaml` into the run's folder."""
-        if trainer.is_global_zero:
-            write_atomic(self.folder / "config.yaml", self.text.encode())
-
-    def on_save_checkpoint(
-        self, trainer: LightningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Let a checkpoint explain itself: `distill export` needs no other file."""
-        checkpoint["distill_config"] = self.text
-
-    @property
-    def text(self) -> str:
-        """The configuration, without how it came to go on."""
-        config = self.config.clone()
-        if config.get("resume"):
-            config.resume, config.ckpt_path = False, None
-        return str(self.parser.dump(config, skip_none=False))
-
-
 class DistillCLI(LightningCLI):
-    """`distill fit | validate | test | predict | check | superpixels`."""
+    """The commands that Lightning's Trainer runs: `fit`, `validate`, `test`, `predict`, `check` and `plot`."""
 
     run_folder: Path | None = None
     taken_up: dict[str, Any] | None = None
     """The checkpoint that a run in the same folder goes on from."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's own commands, `check` and `superpixels`."""
-        own = {name: {"model", "datamodule"} for name in ("check", "superpixels")}
-        return {**LightningCLI.subcommands(), **own}
+    def __init__(self, args: list[str]) -> None:
+        self.command = args[0]
+        super().__init__(
+            DistillationModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfiguration,
+            trainer_class=Trainer,
+            trainer_defaults={"callbacks": [RandomState(), ExactResume(), Results(), WandbReport()]},
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": "distill", "version": __version__, "formatter_class": HelpFormatter},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which calls it here
+        """The command that runs, alone: a parser for each of the others would cost a second at every start."""
+        return {self.command: LightningCLI.subcommands().get(self.command, {"model", "datamodule"})}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take class count and image shape from the data, and save the best and the last checkpoint."""
@@ -101,6 +78,8 @@ class DistillCLI(LightningCLI):
         )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        usage = f"distill {subcommand} --config FILE [OPTIONS]"
+        kwargs |= {"usage": usage, "description": description(subcommand), "formatter_class": HelpFormatter}
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument(
@@ -163,7 +142,7 @@ class DistillCLI(LightningCLI):
                 raise
             raise UserError(told) from error
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
-        saving = next((callback for callback in callbacks if isinstance(callback, SaveRun)), None)
+        saving = next((callback for callback in callbacks if isinstance(callback, SaveConfiguration)), None)
         if saving is not None and self.run_folder is not None:
             saving.folder = self.run_folder
             for callback in callbacks:
@@ -249,41 +228,17 @@ def _wandb_loggers(loggers: Any) -> list[Namespace]:
     return [logger for logger in listed if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger")]
 
 
-def find_user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake that an error was raised from, if there is one."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _drop_all_init_args(parser: object, before: Any, value: Any) -> None:
-    """Swap a class without carrying over the arguments that both classes know, as jsonargparse would."""
-    if before and "init_args" in before and before["class_path"] != value["class_path"]:
-        before["init_args"] = type(before)()
-
-
-# A weight decay meant for AdamW must not reach SGD because both have an argument of that name.
-jsonargparse_typehints.discard_init_args_on_class_path_change = _drop_all_init_args
-
-
 def run(args: list[str]) -> DistillCLI:
-    """Run one command, given as on the command line in `args`."""
+    """Run one of the trainer's commands.
+
+    Args:
+        args: the command and its options, as on the command line.
+    """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
-    return DistillCLI(
-        DistillationModule,
-        LightningDataModule,
-        subclass_mode_data=True,
-        save_config_callback=SaveRun,
-        trainer_class=Trainer,
-        trainer_defaults={"callbacks": [RandomState(), ExactResume(), Results(), WandbReport()]},
-        seed_everything_default=0,
-        parser_class=Parser,
-        parser_kwargs={"prog": "distill", "version": __version__, "description": _DESCRIPTION},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=args,
-    )
+    import_named_classes()
+    with fresh_arguments_on_class_change():
+        return DistillCLI(args)
 
 
 _NOISE = (
@@ -295,8 +250,3 @@ _NOISE = (
     "The number of training batches .* is smaller than the logging interval",
     r"(Experiment logs|Checkpoint) directory .* exists and is not empty",  # only where a run is resumed
 )
-
-_DESCRIPTION = """Relation distillation for image models.
-`distill fit --config FILE` trains, and every key of FILE can be overridden: `--model.heads.kd.weight=0.5`.
-`distill fit --help` lists the keys. Two more commands: `distill export` writes the student alone,
-`distill probe` classifies by its nearest neighbors."""

@@ -16,10 +16,10 @@ class Trainer(LightningTrainer):
     """Lightning's Trainer, which can also check a set-up without training."""
 
     def check(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
-        """Check the set-up alone: print networks, layers, heads and data, and stop before step 0."""
+        """Check the configuration and print networks, layers, heads and data, without training."""
         print_set_up(model, datamodule, self)
 
-    def superpixels(
+    def plot(
         self,
         model: LightningModule,
         datamodule: LightningDataModule | None = None,
@@ -27,14 +27,14 @@ class Trainer(LightningTrainer):
         images: int = 4,
         ckpt_path: str | None = None,
     ) -> None:
-        """Draw what the heads compare on the first validation images: superpixels and relations of both networks.
+        """Draw what the heads compare on the first validation images.
 
         Args:
             model: the module.
             datamodule: its data.
             output: the folder for the pictures, one for each term that can be drawn.
             images: how many images each picture shows.
-            ckpt_path: a checkpoint with the student to look at; without one it is as it begins.
+            ckpt_path: a checkpoint with the student to look at; without one it is untrained.
         """
         terms = model.terms.values() if isinstance(model, ClassificationModule) else []
         if images < 1:

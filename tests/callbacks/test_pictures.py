@@ -42,7 +42,7 @@ def test_superpixels_are_drawn_by_their_own_command(superpixels, tmp_path, monke
     settings = [*TINY, *SERKD, *VIT, *superpixels]
     assert main(["fit", *settings, "--trainer.default_root_dir=run"]) == 0
     checkpoint = "--ckpt_path=run/checkpoints/last.ckpt"
-    assert main(["superpixels", *settings, checkpoint, "--output=pictures", "--images=2"]) == 0, capsys.readouterr().err
+    assert main(["plot", *settings, checkpoint, "--output=pictures", "--images=2"]) == 0, capsys.readouterr().err
     assert "pictures/serkd.png" in capsys.readouterr().out
     assert (tmp_path / "pictures" / "serkd.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"run", "pictures"}
@@ -59,6 +59,6 @@ def test_superpixels_are_drawn_by_their_own_command(superpixels, tmp_path, monke
 )
 def test_what_cannot_be_drawn_is_told_in_one_sentence(args, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["superpixels", *TINY, *args, "--output=pictures"]) == 2
+    assert main(["plot", *TINY, *args, "--output=pictures"]) == 2
     assert told in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,66 @@
+"""The commands of the program, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the program.
+
+    Args:
+        summary: one line for `distill --help`.
+        example: a command line that `distill <command> --help` shows.
+        runner: `module:function`, called with all arguments; it is imported when the command runs.
+    """
+
+    summary: str
+    example: str
+    runner: str = "distill.cli.program:run"
+
+    def run(self, name: str, args: list[str]) -> None:
+        """Import the command's code and run it."""
+        module, _, function = self.runner.partition(":")
+        getattr(import_module(module), function)([name, *args])
+
+
+_DIGITS = "--config experiments/digits/distill.yaml"
+_LAST = "--ckpt_path runs/digits/distill/checkpoints/last.ckpt"
+
+COMMANDS = {
+    "fit": Command("Train a student, or a teacher to be.", f"distill fit {_DIGITS} --model.heads.kd.weight=0.5"),
+    "validate": Command("Evaluate a checkpoint on the validation images.", f"distill validate {_DIGITS} {_LAST}"),
+    "test": Command("Evaluate a checkpoint on the test images.", f"distill test {_DIGITS} {_LAST}"),
+    "predict": Command("Predict the test images' classes.", f"distill predict {_DIGITS} {_LAST}"),
+    "check": Command("Check a configuration and show what it would train.", f"distill check {_DIGITS}"),
+    "plot": Command(
+        "Draw what the heads compare.",
+        "distill plot --config experiments/digits/serkd.yaml --ckpt_path runs/digits/serkd/checkpoints/last.ckpt "
+        "--output runs/digits/serkd/pictures",
+    ),
+    "export": Command(
+        "Write the student of a checkpoint alone.",
+        f"distill export {_LAST} --output student.safetensors",
+        "distill.cli.export:run_export",
+    ),
+    "probe": Command(
+        "Classify by the nearest neighbors in a student's embeddings.",
+        f"distill probe {_LAST} --data Digits",
+        "distill.cli.probe:run_probe",
+    ),
+}
+
+
+def help_text() -> str:
+    """The text of `distill --help`."""
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: distill COMMAND [OPTIONS]\n\n"
+        "Relation distillation for image models.\n\n"
+        f"commands:\n{lines}\n\n"
+        "`distill COMMAND --help` lists a command's options. Every key of a configuration is one:\n"
+        f"  {COMMANDS['fit'].example}"
+    )
