@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distill.data import ImageData
 from distill.errors import UserError
-from distill.superpixels import slic
+from distill.superpixels import add_segments, slic
 from distill.superpixels.pixels import Backend
 from distill.training.classification import ClassificationModule
 
@@ -133,7 +133,7 @@ class SuperpixelSegments(Callback):
             self._add(batch)
 
     def _add(self, batch: Any) -> None:
-        batch["segments"] = slic(batch["image"], **self.settings)
+        batch["segments"] = add_segments(batch, **self.settings)["segments"]
 
 
 def _segments_of(image: Tensor, settings: dict[str, Any]) -> dict[str, Tensor]:
