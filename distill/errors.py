@@ -21,9 +21,9 @@ class UserError(ValueError):
 def did_you_mean(given: str, known: Iterable[str], limit: int = 8) -> str:
     """What would have fitted instead of `given`: near matches if there are any, else the first known names.
 
-    >>> choices("layr4", ["layer1", "layer4", "fc"])
+    >>> did_you_mean("layr4", ["layer1", "layer4", "fc"])
     "did you mean 'layer4' or 'layer1'?"
-    >>> choices("x", ["layer1", "fc"])
+    >>> did_you_mean("x", ["layer1", "fc"])
     "known are 'fc' and 'layer1'"
     """
     names = sorted(set(known))

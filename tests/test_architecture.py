@@ -69,8 +69,39 @@ def test_files_fit_in_the_head():
         assert len(file.read_text().splitlines()) <= 400, f"{file} has grown too long"
 
 
-@pytest.mark.parametrize("module", ["distill", "distill.heads", "distill.networks", "distill.functional"])
+def attributes(file: Path) -> set[str]:
+    """The private attributes that a file reads or writes of a trainer, a strategy or a loop, as source text."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            source = ast.unparse(node)
+            if any(word in source for word in ("trainer", "strategy", "loop", "_ddp_kwargs", "_layer_sync")):
+                found.add(source)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_lightnings_private_state_is_touched_in_one_file(file):
+    if file.name != "lightning_internals.py":
+        assert not attributes(file)
+
+
+HEAVY = "{'torchvision', 'timm', 'wandb', 'lightning', 'matplotlib', 'sklearn'}"
+
+
+def assert_not_loaded(code: str, modules: str = HEAVY) -> None:
+    """Run code in a fresh process and look at what it has imported."""
+    check = f"import sys\n{code}\nloaded = {modules} & set(sys.modules); assert not loaded, loaded"
+    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    "module", ["distill", "distill.heads, distill.networks, distill.functional, distill.objective"]
+)
 def test_import_is_light(module):
-    heavy = "{'torchvision', 'timm', 'wandb', 'lightning', 'matplotlib', 'sklearn'}"
-    code = f"import sys, {module}; loaded = {heavy} & set(sys.modules); assert not loaded, loaded"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert_not_loaded(f"import {module}")
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["--version"], ["fitt"]])
+def test_the_program_answers_without_importing_torch(args):
+    assert_not_loaded(f"from distill.__main__ import main; main({args})", "{'torch', 'lightning', 'jsonargparse'}")
