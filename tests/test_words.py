@@ -61,7 +61,7 @@ def identifiers(tree):
     """The names that a file defines or passes on, with their lines; not those that it reads off other packages."""
     for node in ast.walk(tree):
         match node:
-            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
                 yield name, getattr(node, "lineno", 0)
             case ast.Attribute(attr=name, ctx=ast.Store()):
                 yield name, node.lineno

@@ -284,3 +284,12 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept").read_bytes() == b"old"
+
+
+def test_a_checkpoint_of_version_0_1_is_refused_in_a_sentence_that_says_so(tmp_path, capsys):
+    old = {"state_dict": {"student.model.fc.bias": torch.zeros(10)}, "distill": {"num_classes": 10}, "loops": {}}
+    torch.save(old, tmp_path / "old.ckpt")
+    assert main([*FIT[:-1], f"--ckpt_path={tmp_path / 'old.ckpt'}"]) == 2
+    assert (
+        "old.ckpt' was written by distill 0.1, whose checkpoints this version does not read" in capsys.readouterr().err
+    )
