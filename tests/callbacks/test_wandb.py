@@ -5,6 +5,7 @@ import os
 import struct
 
 import pytest
+import wandb
 import yaml
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ WANDB = ["--trainer.logger=WandbLogger", "--trainer.default_root_dir=run", "--tr
 @pytest.fixture(autouse=True)
 def no_key(tmp_path, monkeypatch):
     """A user without a key, in a folder of their own, whose wandb begins anew."""
+    wandb.teardown()  # what an earlier test in this process left
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_SILENT", "true")
