@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 
@@ -15,6 +16,7 @@ import yaml
 
 import distill
 from distill.__main__ import main
+from distill.testing import check_head
 from tests.program import ROOT, TINY, in_a_process
 
 TOP = ROOT / "README.md"
@@ -133,6 +135,11 @@ def test_the_readmes_head_trains(beside_the_project):
     )
     assert found.returncode == 0, found.stderr
     assert "train/mine_weighted" in (beside_the_project / "runs/digits/mine/metrics.csv").read_text()
+
+
+def test_the_readmes_head_fulfills_the_contract(beside_the_project, monkeypatch):
+    monkeypatch.syspath_prepend(str(beside_the_project))
+    check_head(import_module("my_heads").CosineRelation)
 
 
 def test_the_readmes_data_set_trains(beside_the_project, monkeypatch):
