@@ -1,12 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo study bench test test-all lint format
+.PHONY: help install demo study bench docs test test-all lint format
 
-help: ## show what there is to make
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-install: .venv/.installed ## make .venv with the project and all its extras
+install: .venv/.installed ## create .venv with the project, all its extras and the development tools
 
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -16,13 +16,13 @@ install: .venv/.installed ## make .venv with the project and all its extras
 		$(BIN)/uv sync --inexact --all-extras --no-extra superpixels; }
 	touch $@
 
-demo: install ## distill a teacher into a student on real digits (about 2 minutes)
+demo: install ## distill a teacher into a student on real digits, and print a table (2 minutes)
 	$(BIN)/python experiments/digits/demo.py
 
-study: install ## compare all heads on digits over 5 seeds, two runs at a time (goes on where it was stopped)
+study: install ## compare all heads on digits over 5 seeds, two runs at a time (resumes where it stopped)
 	$(BIN)/python experiments/study.py digits --teacher experiments/digits/teacher.yaml --seeds 5 --picture experiments/digits/study.png
 
-bench: .venv-bench/.installed ## time it beside its peers on an idle machine (10 minutes; BENCH="--device cuda" on a GPU)
+bench: .venv-bench/.installed ## measure time and memory beside other libraries (10 minutes, idle machine; BENCH="--device cuda" on a GPU)
 	KINETO_LOG_LEVEL=99 .venv-bench/bin/python experiments/benchmarks $(BENCH)
 
 .venv-bench/.installed: pyproject.toml | install
@@ -32,17 +32,20 @@ bench: .venv-bench/.installed ## time it beside its peers on an idle machine (10
 		$(BIN)/uv pip install --quiet --python .venv-bench/bin/python $$peer || echo "not installed: $$peer"; done
 	touch $@
 
+docs: install ## build the API reference in docs/
+	$(BIN)/python .ci/docs.py
+
 lint: install ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: install ## put the code into its style
+format: install ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint ## lint, and all tests that are fast
+test: lint ## lint, and run the fast tests
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: lint ## lint, and all tests
+test-all: lint ## lint, and run all tests
 	$(BIN)/python -m pytest -n 2
