@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,8 +98,25 @@ def test_shipped_heads_are_found_by_name_and_patterns_are_not_among_them() -> No
     assert distill.heads.KD is shipped()["KD"]
 
 
+def test_every_methods_file_is_exported() -> None:
+    found = {}
+    for info in iter_modules(distill.heads.__path__):
+        if info.ispkg or info.name == "base":
+            continue
+        module = import_module(f"distill.heads.{info.name}")
+        heads = {
+            name: item
+            for name, item in vars(module).items()
+            if isinstance(item, type) and issubclass(item, Head) and item.__module__ == module.__name__
+        }
+        assert heads, f"{info.name} defines no head"
+        found |= heads
+    assert found == shipped()
+    assert all(getattr(distill.heads, name) is item for name, item in found.items())
+
+
 def test_a_head_of_an_unknown_name_is_no_attribute() -> None:
-    with pytest.raises(AttributeError, match=r"distill\.heads has no 'KDD'"):
+    with pytest.raises(AttributeError, match=r"'distill\.heads' has no attribute 'KDD'"):
         distill.heads.KDD  # noqa: B018  # the access is the test
 
 
