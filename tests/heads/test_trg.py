@@ -345,7 +345,7 @@ def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], told
         ({"tokens_per_image": 17}, "tokens_per_image is 17, but the common grid of both networks, 4 x 4, has 16: give"),
         ({"grid": (5, 4)}, "grid must be at least 1 x 1 and no finer than 4 x 4, .* given 5 x 4"),
         ({"grid": (0, 4)}, "grid must be at least 1 x 1 .* given 0 x 4"),
-        ({"of": "x"}, "'x' of the student is no token grid but of the shape"),
+        ({"of": "x"}, "'x' of the student has the shape .*: name 'tokens' or a layer"),
     ],
 )
 def test_grids_that_do_not_fit_are_refused_before_the_first_step(arguments: dict[str, Any], told: str) -> None:
