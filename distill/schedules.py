@@ -44,6 +44,14 @@ def value_at(number: Number, progress: Progress) -> float:
     return number(progress) if isinstance(number, Schedule) else float(number)
 
 
+def constant(number: Number | None) -> float | None:
+    """Return a constant as it is and `None` for a schedule, whose values are known only in a run.
+
+    So `require_above(0, temperature=constant(temperature))` checks constants and lets schedules pass.
+    """
+    return None if isinstance(number, Schedule) else number
+
+
 class Span(Schedule):
     """A schedule that runs its course over a number of steps, of epochs, or (by default) over the whole run.
 
