@@ -28,7 +28,7 @@ class NST(MapHead):
         super().__init__(of)
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Make the readers of each layer.
+        """Build the readers of each layer.
 
         Raises:
             UserError: the common grid of a layer has a single cell.

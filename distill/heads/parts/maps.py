@@ -50,7 +50,7 @@ class MapHead(Head):
         super().check(student, teacher)
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Make the readers of each layer.
+        """Build the readers of each layer.
 
         Raises:
             UserError: a layer is neither a map nor a token grid nor a vector.

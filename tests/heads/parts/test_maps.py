@@ -23,6 +23,7 @@ from distill.heads.review_kd import ReviewKD
 from distill.heads.vid import VID
 from distill.testing import check_head
 from tests.golden import Q
+from tests.heads.test_contract import EXPECTED
 from tests.two_ranks import RankPool
 
 HEADS: list[Any] = [AT, NST, FitNet, VID, AB, FT, FSP, ReviewKD]
@@ -43,7 +44,7 @@ def test_every_head_keeps_the_contract_on_two_layers_of_any_networks(
     head: Any, student: FeatureSpec, teacher: Any, pool: RankPool
 ) -> None:
     other = FeatureSpec(grid=(4, 4), maps={"low": teacher, "high": teacher})
-    check_head(partial(head, of=("low", "high")), student, other, run=pool.run)
+    check_head(partial(head, of=("low", "high")), student, other, run=pool.run, **EXPECTED.get(head, {}))
 
 
 @pytest.mark.parametrize("head", [FitNet, VID, AB, ReviewKD], ids=lambda head: head.__name__)
