@@ -1,4 +1,4 @@
-"""Numbers that change with the progress of training: weights, temperatures, learning-rate factors."""
+"""Numbers that change with training progress: weights, temperatures, learning-rate factors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill.errors import UserError
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training has come.
+    """The progress of training.
 
     Attributes:
         step: optimizer steps done.
@@ -28,28 +28,39 @@ class Progress:
 
 
 class Schedule(ABC):
-    """A number as a function of training progress. Subclass it and write `__call__`."""
+    """A number as a function of training progress. Subclasses implement `__call__`."""
 
     @abstractmethod
     def __call__(self, progress: Progress) -> float:
-        """The number at `progress`."""
+        """Return the number at `progress`."""
 
 
 Number = float | Schedule
-"""What a weight or a temperature may be: a constant or a schedule."""
+"""A constant or a schedule, for weights and temperatures."""
 
 
 def value_at(number: Number, progress: Progress) -> float:
-    """The value of a constant or a schedule at `progress`."""
+    """Return the value of a constant or a schedule at `progress`."""
     return number(progress) if isinstance(number, Schedule) else float(number)
 
 
+def constant(number: Number | None) -> float | None:
+    """Return a constant as it is and `None` for a schedule, whose values are known only in a run.
+
+    So `require_above(0, temperature=constant(temperature))` checks constants and lets schedules pass.
+    """
+    return None if isinstance(number, Schedule) else number
+
+
 class Span(Schedule):
-    """A schedule that runs its course over a number of steps, of epochs, or (by default) over the whole run.
+    """A schedule over a number of steps, a number of epochs, or (by default) the whole run.
 
     Args:
         steps: length in optimizer steps.
         epochs: length in epochs; give one of the two or none.
+
+    Raises:
+        UserError: both lengths are given, or one that is not positive.
     """
 
     def __init__(self, steps: int | None = None, epochs: float | None = None) -> None:
@@ -62,7 +73,7 @@ class Span(Schedule):
         self.epochs = epochs
 
     def share(self, progress: Progress) -> float:
-        """The share of the span that is done, in `[0, 1]`.
+        """Return the share of the span that is done, in `[0, 1]`.
 
         Raises:
             UserError: the span is the whole run, and the run has no end.
@@ -76,7 +87,7 @@ class Span(Schedule):
 
 
 class Constant(Schedule):
-    """`value`, always."""
+    """The constant `value`."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -86,7 +97,7 @@ class Constant(Schedule):
 
 
 class Linear(Span):
-    """From `start` to `end` in a straight line."""
+    """A straight line from `start` to `end`."""
 
     def __init__(self, start: float, end: float, steps: int | None = None, epochs: float | None = None) -> None:
         super().__init__(steps, epochs)
@@ -98,7 +109,7 @@ class Linear(Span):
 
 
 class Cosine(Span):
-    """From `start` to `end` along half a cosine wave: slow, fast, slow."""
+    """Half a cosine wave from `start` to `end`: slow, fast, slow."""
 
     def __init__(self, start: float, end: float, steps: int | None = None, epochs: float | None = None) -> None:
         super().__init__(steps, epochs)
@@ -113,7 +124,7 @@ class Warmup(Span):
     """`value` (a number or another schedule), multiplied by a factor that grows from `start` to 1.
 
     Args:
-        value: what is reached after the warm-up.
+        value: the value after the warm-up.
         steps: length of the warm-up in optimizer steps.
         epochs: length in epochs; give one of the two.
         start: the factor at step 0.
@@ -135,9 +146,12 @@ class Step(Schedule):
 
     Args:
         value: the number before the first milestone.
-        milestones: epochs (steps if `every_step`) at which the number falls, rising order.
-        factor: what it is multiplied by each time.
-        every_step: count the milestones in optimizer steps.
+        milestones: epochs (steps if `every_step`) of the changes, in rising order.
+        factor: the factor at each milestone.
+        every_step: whether milestones are counted in optimizer steps.
+
+    Raises:
+        UserError: milestones not in rising order.
     """
 
     def __init__(
@@ -167,10 +181,10 @@ class Until(Span):
 
 
 class After(Span):
-    """0 until the span is over, then `value` (a number or another schedule, which counts from the first step too).
+    """0 until the span is over, then `value` (a number or another schedule, which also counts from step 0).
 
     Args:
-        value: what follows.
+        value: the value after the span.
         steps: length of the span in optimizer steps.
         epochs: length in epochs; give one of the two.
 
@@ -181,7 +195,7 @@ class After(Span):
     def __init__(self, value: Number = 1.0, steps: int | None = None, epochs: float | None = None) -> None:
         super().__init__(steps, epochs)
         if steps is None and epochs is None:
-            raise UserError("Start needs steps or epochs: over the whole run it would never start")
+            raise UserError("After needs steps or epochs: over the whole run it would never begin")
         self.value = value
 
     def __call__(self, progress: Progress) -> float:

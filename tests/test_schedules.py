@@ -127,5 +127,5 @@ def test_start_begins_where_stop_ends(step: int, length: int) -> None:
 
 
 def test_start_without_a_length_is_refused() -> None:
-    with pytest.raises(UserError, match="Start needs steps or epochs"):
+    with pytest.raises(UserError, match="After needs steps or epochs"):
         After(2.0)

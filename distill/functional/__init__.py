@@ -1,4 +1,4 @@
-"""Pure functions of tensors, in the manner of `torch.nn.functional`: one file a family, the dtype is the caller's."""
+"""Pure functions of tensors in the style of `torch.nn.functional`, one file per family; inputs set the dtype."""
 
 from distill.functional.angles import angle_difference, edges
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory

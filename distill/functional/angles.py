@@ -1,4 +1,4 @@
-"""RKD's angles without a tensor of all triples: value and gradient in one pass over the vertices."""
+"""RKD's angle loss without a tensor of all triples: value and gradient in one pass over the vertices."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.autograd.function import once_differentiable
 from distill.functional.relations import centered_gram, gram_distances
 
 Edges = tuple[Tensor, Tensor, Tensor]
-"""What the cosines of one network follow from: G, v and w, each `[..., L, L]`, see `edges`."""
+"""G, v and w of one network, each `[..., L, L]`, from which all cosines follow; see `edges`."""
 
-AT_A_TIME = {"cpu": 2**17, "cuda": 2**24}
-"""Cosines held at a time: on a CPU such a tensor stays in the cache, on a GPU it fills the device."""
+COSINES_PER_CHUNK = {"cpu": 2**17, "cuda": 2**24}
+"""Cosines per chunk, by device type: few enough for a CPU's cache, enough to fill a GPU."""
 
 
 def edges(x: Tensor) -> Edges:
-    """The Gram matrix, the inverse lengths of all edges, and the offsets of their ends.
+    """Return the Gram matrix, the inverse lengths of all edges, and the offsets of their ends.
 
     The cosine of the angle at the vertex i between the edges to j and to k is::
 
@@ -31,7 +31,7 @@ def edges(x: Tensor) -> Edges:
         x: tokens, `[..., L, d]`.
 
     Returns:
-        G, v and w, `[..., L, L]`; v and w are 0 where two tokens are equal, so that all their cosines are.
+        G, v and w, `[..., L, L]`; v and w, and hence all cosines, are 0 if two tokens are equal.
     """
     gram = centered_gram(x)
     distances = gram_distances(gram)
@@ -43,12 +43,12 @@ def edges(x: Tensor) -> Edges:
 def angle_difference(student: Edges, teacher: Edges) -> Tensor:
     """Mean Huber loss between the cosines of all triples, `huber(angle_cosines(s), angle_cosines(t))`.
 
-    It holds the cosines of a few vertices at a time, the gradient included: memory grows with L^2, time with L^3.
-    The gradient cannot be differentiated again, and the teacher has none.
+    Only the cosines of a few vertices exist at a time, in the backward pass too: memory grows with L^2, time with L^3.
+    The gradient cannot be differentiated again, and the teacher gets none.
 
     Args:
-        student: edges of its tokens, `[..., L, L]`.
-        teacher: edges of its tokens, `[..., L, L]`.
+        student: edges of the student's tokens, `[..., L, L]`.
+        teacher: edges of the teacher's tokens, `[..., L, L]`.
 
     Returns:
         A scalar.
@@ -63,17 +63,17 @@ class _AngleDifference(torch.autograd.Function):
         tokens = edges[0].shape[-1]
         gram, inverse, offset, *teacher = (part.reshape(-1, tokens, tokens) for part in edges)
         total = gram.new_zeros(())
-        wanted = any(ctx.needs_input_grad)
-        gradients = [torch.zeros_like(part) for part in (gram, inverse, offset)] if wanted else []
-        most = AT_A_TIME.get(gram.device.type, AT_A_TIME["cuda"])
-        step = max(1, most // max(gram.numel(), 1))
+        needs_gradient = any(ctx.needs_input_grad)
+        gradients = [torch.zeros_like(part) for part in (gram, inverse, offset)] if needs_gradient else []
+        limit = COSINES_PER_CHUNK.get(gram.device.type, COSINES_PER_CHUNK["cuda"])
+        step = max(1, limit // max(gram.numel(), 1))
         for first in range(0, tokens, step):
             rows = slice(first, first + step)
             cosines = _cosines(gram, inverse[:, rows], offset[:, rows])
             difference = cosines - _cosines(teacher[0], teacher[1][:, rows], teacher[2][:, rows])
             slope = difference.clamp(-1, 1)
             total += torch.dot(slope.flatten(), difference.flatten()) - slope.square().sum() / 2
-            if wanted:
+            if needs_gradient:
                 _add_gradients(gradients, rows, slope, cosines, inverse[:, rows], offset[:, rows])
         ctx.save_for_backward(*(part.reshape(edges[0].shape) for part in gradients))
         ctx.count = gram.numel() * tokens
@@ -87,7 +87,7 @@ class _AngleDifference(torch.autograd.Function):
 
 
 def _cosines(gram: Tensor, inverse: Tensor, offset: Tensor) -> Tensor:
-    """`[n, c, L, L]` of c vertices: (v_ij G_jk - w_ij) v_ik - v_ij w_ik."""
+    """Return the cosines of c vertices, `[n, c, L, L]`: (v_ij G_jk - w_ij) v_ik - v_ij w_ik."""
     cosines = torch.addcmul(-offset.unsqueeze(-1), inverse.unsqueeze(-1), gram.unsqueeze(1))
     cosines *= inverse.unsqueeze(-2)
     return cosines.addcmul_(inverse.unsqueeze(-1), offset.unsqueeze(-2), value=-1)
@@ -96,7 +96,7 @@ def _cosines(gram: Tensor, inverse: Tensor, offset: Tensor) -> Tensor:
 def _add_gradients(
     gradients: list[Tensor], rows: slice, slope: Tensor, cosines: Tensor, inverse: Tensor, offset: Tensor
 ) -> None:
-    """Add those of c vertices; `slope`, the derivative by the cosines, is symmetric in j and k, and is used up."""
+    """Add the gradients of c vertices; `slope`, the derivative by the cosines (symmetric in j, k), is overwritten."""
     of_gram, of_inverse, of_offset = gradients
     weighted = (slope @ inverse.unsqueeze(-1)).squeeze(-1)
     of_offset[:, rows] = -2 * weighted

@@ -1,4 +1,4 @@
-"""Losses that tell one sample from many: over a memory, over a batch, against noise."""
+"""Contrastive losses: over a memory, over a batch, against noise."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 class MemoryRelation(NamedTuple):
-    """How two networks' distributions over one memory compare, each entry `[B]`.
+    """Comparison of two networks' distributions over one memory, each entry `[B]`.
 
     Attributes:
         cross_entropy: of the student's distribution under the teacher's; the gradient flows through it.
-        teacher_entropy: what the cross entropy cannot fall below: their difference is KL(teacher || student).
-        student_entropy: that of the student's own distribution.
+        teacher_entropy: the lower limit of the cross entropy; their difference is KL(teacher || student).
+        student_entropy: of the student's distribution.
     """
 
     cross_entropy: Tensor
@@ -35,9 +35,9 @@ def memory_relation(
 ) -> MemoryRelation:
     """Compare softmax(memory student / T_s) with softmax(memory teacher / T_t).
 
-    The logits are linear in the memory, so that no quantity needs more than the mean row under each distribution.
-    At most one `[B, chunk]` tensor lives at a time, none until the backward pass, and the memory may be written over
-    before that pass.
+    The logits are linear in the memory, so that every quantity follows from the mean row under each distribution.
+    At most one `[B, chunk]` tensor exists at a time and none is kept for the backward pass, before which the memory may
+    be overwritten.
 
     Args:
         student: `[B, d]`; nothing else receives a gradient.
@@ -45,8 +45,8 @@ def memory_relation(
         memory: `[K, d]`, of any floating type.
         student_temperature: T_s.
         teacher_temperature: T_t.
-        filled: how many of the first rows hold something; all if not given. Over none, everything is 0.
-        chunk: rows scored at a time; all if not given.
+        filled: number of leading rows that are scored; by default all. With 0, everything is 0.
+        chunk: rows scored at a time; by default all.
     """
     student, teacher = student / student_temperature, teacher.detach() / teacher_temperature
     student_sum, student_mean = softmax_over_memory(student, memory, filled, chunk)
@@ -61,30 +61,30 @@ def memory_relation(
 def softmax_over_memory(
     query: Tensor, memory: Tensor, filled: Tensor | int | None = None, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log of the summed exponentials of the logits `memory query`, and the mean row under their softmax.
+    """Return log-sum-exp of the logits `memory query`, and the mean row under their softmax.
 
     Args:
-        query: `[B, d]`; it alone receives a gradient, and only through the first output.
+        query: `[B, d]`; nothing else receives a gradient, and only through the first output.
         memory: `[K, d]`, of any floating type.
-        filled: how many of the first rows count; all if not given.
-        chunk: rows scored at a time; all if not given.
+        filled: number of leading rows that are scored; by default all.
+        chunk: rows scored at a time; by default all.
 
     Returns:
-        `[B]` and `[B, d]`, both 0 if no row counts.
+        `[B]` and `[B, d]`, both 0 if no row is scored.
     """
     rows = len(memory)
-    found: tuple[Tensor, Tensor] = _SoftmaxOverMemory.apply(
+    result: tuple[Tensor, Tensor] = _SoftmaxOverMemory.apply(
         query, memory, rows if filled is None else filled, chunk or rows
     )
-    return found
+    return result
 
 
 def info_nce(logits: Tensor, positive: Tensor | None = None) -> Tensor:
     """Negative log probability of the positive among all keys (van den Oord, Li, Vinyals, 2018).
 
     Args:
-        logits: `[B, M]`, similarities to M keys over a temperature.
-        positive: int64 `[B]`, the place of each one's positive; the diagonal if not given.
+        logits: `[B, M]`, similarities to M keys divided by a temperature.
+        positive: int64 `[B]`, the column of each row's positive; by default the diagonal.
 
     Returns:
         `[B]`.
@@ -97,14 +97,14 @@ def info_nce(logits: Tensor, positive: Tensor | None = None) -> Tensor:
 def noise_contrast(
     logits: Tensor, normalizer: Tensor, samples: int, weight: Tensor | None = None, eps: float = 1e-7
 ) -> Tensor:
-    """Noise-contrastive estimation: one sample of the data against K of uniform noise (Gutmann, Hyvärinen, 2010).
+    """Noise-contrastive estimation: one data sample against K samples of uniform noise (Gutmann, Hyvärinen, 2010).
 
     Args:
         logits: `[B, 1 + K]`, the positive first.
-        normalizer: scalar Z, by which the exponentials are divided.
-        samples: how many samples the noise is drawn from.
-        weight: `[B, K]`, what each of the noise counts; 1 if not given.
-        eps: keeps the quotients as the public code of CRD has them.
+        normalizer: scalar Z, the divisor of the exponentials.
+        samples: number of samples from which the noise is drawn.
+        weight: `[B, K]`, weights of the noise samples; by default 1.
+        eps: added to the denominators, as in the public code of CRD.
 
     Returns:
         `[B]`.
@@ -119,7 +119,7 @@ def noise_contrast(
 
 
 class _SoftmaxOverMemory(torch.autograd.Function):
-    """The gradient of the log sum is the mean row, so that is all that the backward pass needs."""
+    """Streaming softmax over a memory; the gradient of the log sum is the mean row, the only tensor saved."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, memory: Tensor, filled: Tensor | int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ class _SoftmaxOverMemory(torch.autograd.Function):
             weights = logits.sub_(shift).exp_()
             total = total * shrink + weights.sum(dim=1, keepdim=True)
             mean = mean * shrink + weights @ rows
-            del logits, weights  # before the next chunk takes its place
+            del logits, weights  # before the next chunk is allocated
         empty = total == 0
         mean = mean / total.masked_fill(empty, 1.0)
         log_sum = (highest + total.log()).masked_fill(empty, 0.0).squeeze(1)

@@ -1,4 +1,4 @@
-"""Losses that ask for correlation instead of equality, and those between neighbors in a batch."""
+"""Losses on correlations, and the congruence of adjacent samples in a batch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def pearson(x: Tensor, y: Tensor, eps: float = 1e-8) -> Tensor:
-    """Correlation of two series; a positive scale and a shift of either change nothing (but for `eps`).
+    """Pearson correlation of two series, invariant (up to `eps`) to shifts and positive scales of either.
 
-    Where a series is constant up to rounding, the correlation is 0 with gradient 0.
+    If a series is constant up to rounding, the correlation is 0 with gradient 0.
 
     Args:
         x: `[..., n]`.
@@ -27,7 +27,7 @@ def pearson(x: Tensor, y: Tensor, eps: float = 1e-8) -> Tensor:
 def correlation_distance(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
     """DIST (Huang, You, Wang, Qian, Xu, 2022): `beta` (1 - inter) + `gamma` (1 - intra).
 
-    inter is the mean correlation over the classes within a sample, intra that over the samples within a class.
+    inter is the mean correlation over the classes of a sample, intra the mean correlation over the samples of a class.
 
     Args:
         student: class probabilities `[B, K]`.
@@ -45,21 +45,21 @@ def correlation_distance(student: Tensor, teacher: Tensor, beta: float = 1.0, ga
 def adjacent_congruence(student: Tensor, teacher: Tensor) -> Tensor:
     """The CRD benchmark's form of correlation congruence: mean_i sum_c |s - t|_ic |s - t|_(i+1)c.
 
-    It multiplies each sample's deviation by that of the next one, so it depends on the order of the batch.
+    It multiplies each sample's deviation by that of the next sample, so it depends on the order of the batch.
 
     Args:
         student: `[B, d]`.
         teacher: `[B, d]`.
 
     Returns:
-        A scalar, the mean over the B - 1 pairs of adjacent samples; 0 for one sample alone.
+        A scalar, the mean over the B - 1 pairs of adjacent samples; 0 for a single sample.
     """
     deviation = (student - teacher).abs()
     return (deviation[:-1] * deviation[1:]).sum() / max(len(deviation) - 1, 1)
 
 
 def _centered(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The series less its mean, and whether nothing but rounding is left of it."""
+    """Return the centered series, and whether it is constant up to rounding."""
     centered = x - x.mean(dim=-1, keepdim=True)
     noise = 4 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x.detach(), dim=-1)
     return centered, torch.linalg.vector_norm(centered.detach(), dim=-1) <= noise

@@ -1,4 +1,4 @@
-"""How far what the student has is from what the teacher has."""
+"""Divergences between corresponding quantities of student and teacher."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def huber(student: Tensor, teacher: Tensor, present: Tensor | None = None, delta
     Args:
         student: any shape.
         teacher: the same shape.
-        present: bool, broadcastable to that shape; the mean runs over the entries where it holds (over all without
-            it, and it is 0 if it holds nowhere).
-        delta: where the square ends.
+        present: bool, broadcastable to that shape: the entries over which the mean runs, by default all; the mean over
+            none is 0.
+        delta: the largest difference with a squared loss.
 
     Returns:
         A scalar.
@@ -31,10 +31,10 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     Args:
         student_logits: `[..., K]`.
         teacher_logits: `[..., K]`.
-        temperature: divides the logits of both.
+        temperature: divisor of both logits.
 
     Returns:
-        `[...]`, one value a sample, not multiplied by the squared temperature.
+        `[...]`, one value per sample, not multiplied by the squared temperature.
     """
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
@@ -47,7 +47,7 @@ def probability_divergence(student: Tensor, teacher: Tensor, eps: float = 1e-7) 
     Args:
         student: probabilities, any shape.
         teacher: probabilities, the same shape.
-        eps: keeps a probability of 0 finite; 1e-7 as in the public code of PKT.
+        eps: keeps the logarithm of 0 finite; 1e-7 as in the public code of PKT.
 
     Returns:
         A scalar.

@@ -1,7 +1,7 @@
-"""Graphs of tokens: nearest neighbors, and how far two networks' graphs over the same nodes are apart.
+"""Graphs of tokens: nearest neighbors, and divergences between two networks' graphs over the same nodes.
 
-Nodes are rows `[M, d]`. No `[M, M, d]` tensor is built. What is `[M, M]`, or `[M, k, d]` for k neighbors, can be
-computed in chunks of its rows, which the backward pass computes again.
+Nodes are rows `[M, d]`. No `[M, M, d]` tensor is built. Tensors of shape `[M, M]`, or `[M, k, d]` for k neighbors, can
+be computed in chunks of rows, which the backward pass recomputes.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from distill.functional.divergences import kl_divergence
 
 
 def nearest_neighbors(nodes: Tensor, neighbors: int, chunk: int | None = None) -> Tensor:
-    """The k nearest other nodes of each, by Euclidean distance and without gradient; no approximation.
+    """Return the exact k nearest other nodes of each node by Euclidean distance, without gradient.
 
     Args:
         nodes: `[M, d]`.
         neighbors: k, below M.
-        chunk: nodes for which they are looked up at a time; all if not given.
+        chunk: nodes computed at a time; by default all.
 
     Returns:
         int64 `[M, k]`, the nearest first.
     """
     nodes = nodes.detach()
-    nodes = nodes - nodes.mean(dim=0)  # a far origin would cost the differences their digits
+    nodes = nodes - nodes.mean(dim=0)  # a distant origin would cost digits of the differences
     squares = nodes.square().sum(dim=1)
 
-    def look_up(rows: slice, nodes: Tensor, squares: Tensor) -> Tensor:
+    def nearest(rows: slice, nodes: Tensor, squares: Tensor) -> Tensor:
         # |a - b|^2 without |a|^2, which does not change the order of a row
         closeness = torch.addmm(squares, nodes[rows], nodes.T, alpha=-2)
         closeness.diagonal(rows.start).fill_(math.inf)  # no node is its own neighbor
         return closeness.topk(neighbors, largest=False).indices
 
-    return _by_rows(look_up, chunk, nodes, squares)
+    return _by_rows(nearest, chunk, nodes, squares)
 
 
-def neighbor_distances(nodes: Tensor, places: Tensor, chunk: int | None = None) -> Tensor:
-    """Squared Euclidean distances from each node to its neighbors, exactly 0 between equal nodes.
+def neighbor_distances(nodes: Tensor, neighbors: Tensor, chunk: int | None = None) -> Tensor:
+    """Return squared Euclidean distances from each node to its neighbors, exactly 0 between equal nodes.
 
     Args:
         nodes: `[M, d]`.
-        places: int64 `[M, k]`, the neighbors of each.
-        chunk: nodes computed at a time; all if not given.
+        neighbors: int64 `[M, k]`, the neighbors of each node.
+        chunk: nodes computed at a time; by default all.
 
     Returns:
         `[M, k]`.
     """
 
-    def measure(rows: slice, nodes: Tensor, places: Tensor) -> Tensor:
-        return (nodes[rows].unsqueeze(1) - nodes[places[rows]]).square().sum(dim=-1)
+    def distances(rows: slice, nodes: Tensor, neighbors: Tensor) -> Tensor:
+        return (nodes[rows].unsqueeze(1) - nodes[neighbors[rows]]).square().sum(dim=-1)
 
-    return _by_rows(measure, chunk, nodes, places)
+    return _by_rows(distances, chunk, nodes, neighbors)
 
 
 def neighbor_divergence(
@@ -72,15 +72,15 @@ def neighbor_divergence(
         student: `[M, d_s]`.
         teacher: `[M, d_t]`, the same nodes.
         neighbors: k, below M; with 1 the divergence is always 0.
-        sigma: the scale of the squared distances; if not given, each network's mean over all nodes and neighbors,
-            through which gradient passes.
-        chunk: nodes computed at a time; all if not given.
+        sigma: the scale of the squared distances; by default each network's mean over all nodes and neighbors, through
+            which gradient passes.
+        chunk: nodes computed at a time; by default all.
 
     Returns:
         `[M]`.
     """
-    places = nearest_neighbors(teacher, neighbors, chunk)
-    exponents = [_exponents(neighbor_distances(nodes, places, chunk), sigma) for nodes in (student, teacher)]
+    nearest = nearest_neighbors(teacher, neighbors, chunk)
+    exponents = [_exponents(neighbor_distances(nodes, nearest, chunk), sigma) for nodes in (student, teacher)]
     return kl_divergence(exponents[0], exponents[1])
 
 
@@ -89,44 +89,45 @@ def adjacency_divergence(
 ) -> Tensor:
     """KL(student || teacher) between the rows of both adjacency matrices, each row a softmax over all nodes.
 
-    A_ij = exp(-d_ij^2 / 2 sigma) for the k nearest j of i in the network itself, 0 for all others, whose exponential is
-    1: with many nodes all rows are nearly uniform, and the divergence says little. It is the form that TRG's summaries
-    print. Only the k entries of a row that are not 0 are computed.
+    A_ij = exp(-d_ij^2 / 2 sigma) for the k nearest j of i in the network itself, and 0 for all others, whose
+    exponential is 1: with many nodes all rows are nearly uniform, and the divergence carries little signal. It is the
+    form printed in TRG's summaries. Only the k non-zero entries of a row are computed.
 
     Args:
         student: `[M, d_s]`.
         teacher: `[M, d_t]`, the same nodes.
         neighbors: k, below M.
         sigma: as for `neighbor_divergence`.
-        chunk: as there.
+        chunk: as for `neighbor_divergence`.
 
     Returns:
         `[M]`.
     """
-    places = [nearest_neighbors(nodes, neighbors, chunk) for nodes in (student, teacher)]
-    own, other = (
-        _exponents(neighbor_distances(nodes, found, chunk), sigma).exp()
-        for nodes, found in zip((student, teacher), places, strict=True)
+    nearest = [nearest_neighbors(nodes, neighbors, chunk) for nodes in (student, teacher)]
+    student_edges, teacher_edges = (
+        _exponents(neighbor_distances(nodes, targets, chunk), sigma).exp()
+        for nodes, targets in zip((student, teacher), nearest, strict=True)
     )
-    # log sum_j exp A_ij = log M + excess: with the log M left out, small divergences keep their digits
-    own_excess, other_excess = (
-        (edges.expm1().sum(dim=1, keepdim=True) / len(student)).log1p() for edges in (own, other)
+    # log sum_j exp A_ij = log M + excess: without log M, small divergences keep their digits
+    student_excess, teacher_excess = (
+        (edges.expm1().sum(dim=1, keepdim=True) / len(student)).log1p() for edges in (student_edges, teacher_edges)
     )
-    same = places[0].unsqueeze(2) == places[1].unsqueeze(1)
-    own_at_other = (own.unsqueeze(2) * same).sum(dim=1)  # the student's edges to the teacher's neighbors
-    cross = (own - own_excess).exp() * own, (own_at_other - own_excess).exp() * other
-    expected = (cross[0] - cross[1]).sum(dim=1) / len(student)
-    return expected - (own_excess - other_excess).squeeze(1)
+    same = nearest[0].unsqueeze(2) == nearest[1].unsqueeze(1)
+    student_to_teachers = (student_edges.unsqueeze(2) * same).sum(dim=1)  # the student's edges to teacher's neighbors
+    entropy = (student_edges - student_excess).exp() * student_edges
+    cross = (student_to_teachers - student_excess).exp() * teacher_edges
+    expected = (entropy - cross).sum(dim=1) / len(student)
+    return expected - (student_excess - teacher_excess).squeeze(1)
 
 
 def node_contrast(anchors: Tensor, keys: Tensor, temperature: float, chunk: int | None = None) -> Tensor:
-    """InfoNCE of each anchor among all keys, the positive being the key of the same row.
+    """InfoNCE of each anchor among all keys, with the key of the same row as its positive.
 
     Args:
-        anchors: `[M, d]`, at length 1.
-        keys: `[M, d]`, at length 1.
-        temperature: divides their dot products.
-        chunk: anchors computed at a time; all if not given.
+        anchors: `[M, d]`, of length 1.
+        keys: `[M, d]`, of length 1.
+        temperature: divisor of the dot products.
+        chunk: anchors computed at a time; by default all.
 
     Returns:
         `[M]`.
@@ -143,21 +144,21 @@ def context_difference(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: F, `[B, N, d_s]`.
-        teacher: `[B, N, d_t]`, the same places.
+        teacher: `[B, N, d_t]`, at the same positions.
 
     Returns:
-        A scalar, the mean over B N^2 entries: it falls with 1 / N^2 as the rows of more tokens have smaller entries.
+        A scalar, the mean over B N^2 entries: it falls with 1 / N^2, since rows of more tokens have smaller entries.
     """
-    own, other = ((tokens @ tokens.mT / math.sqrt(tokens.shape[-1])).softmax(dim=-1) for tokens in (student, teacher))
-    return F.mse_loss(own, other)
+    attention = [(tokens @ tokens.mT / math.sqrt(tokens.shape[-1])).softmax(dim=-1) for tokens in (student, teacher)]
+    return F.mse_loss(attention[0], attention[1])
 
 
 def edge_similarities(squared: Tensor, sigma: float | None = None) -> Tensor:
-    """What the edges of a graph weigh: exp(-d^2 / 2 sigma), from 0 to 1.
+    """Return the weights of a graph's edges, exp(-d^2 / 2 sigma), between 0 and 1.
 
     Args:
         squared: squared distances of any shape.
-        sigma: their scale; their mean if not given.
+        sigma: their scale; by default their mean.
     """
     return _exponents(squared, sigma).exp()
 
@@ -166,11 +167,11 @@ def _exponents(squared: Tensor, sigma: float | None) -> Tensor:
     if sigma is not None:
         return squared / (-2 * sigma)
     mean = squared.mean()
-    return squared / (-2 * mean.masked_fill(mean == 0, 1.0))  # 0 where all neighbors are equal
+    return squared / (-2 * mean.masked_fill(mean == 0, 1.0))  # 0 if all neighbors are equal
 
 
 def _by_rows(function: Callable[..., Tensor], chunk: int | None, *tensors: Tensor) -> Tensor:
-    """`function(rows, *tensors)` for all rows of the first tensor, or for a chunk of them at a time."""
+    """Return `function(rows, *tensors)` for all rows of the first tensor, computed in chunks if given."""
     if chunk is None or chunk >= len(tensors[0]):
         return function(slice(0, len(tensors[0])), *tensors)
     result: Tensor = _InChunks.apply(function, chunk, *tensors)
@@ -178,10 +179,10 @@ def _by_rows(function: Callable[..., Tensor], chunk: int | None, *tensors: Tenso
 
 
 class _InChunks(torch.autograd.Function):
-    """Keeps the results alone and computes again for the backward pass, as checkpointing does.
+    """Chunked evaluation that keeps only the results and recomputes in the backward pass, as checkpointing does.
 
-    (`torch.utils.checkpoint` loads torch's compiler when it is first called, and a backward pass with a gradient of its
-    own loads sympy: each takes seconds.)
+    (`torch.utils.checkpoint` loads torch's compiler when it is first called, and a twice differentiable backward pass
+    loads sympy: each takes seconds.)
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Losses between class logits, one value a sample; finite, with their gradients, at any gap between two logits."""
+"""Losses between class logits, one value per sample, with finite values and gradients at any gap between logits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def dkd(
         teacher_logits: `[..., K]`.
         target: int64 `[...]`, the class of each sample.
         alpha: weight of the target-class part.
-        beta: weight of the other classes; the published values depend on the pair of networks, 8 is the most usual.
+        beta: weight of the other classes; the published values depend on the pair of networks; 8 is the most common.
         temperature: T.
 
     Returns:
@@ -80,12 +80,12 @@ def dkd(
 
 
 def _others(logits: Tensor, target: Tensor) -> Tensor:
-    """The logits `[..., K - 1]` of the classes other than the target."""
+    """Return the logits `[..., K - 1]` of the classes other than the target."""
     target = target.unsqueeze(-1)
     classes = torch.arange(logits.shape[-1] - 1, device=logits.device).expand(*target.shape[:-1], -1)
     return logits.gather(-1, classes + (classes >= target))
 
 
 def _target_or_other(logits: Tensor, target: Tensor) -> Tensor:
-    """Logits `[..., 2]` of being the target and of being any other class: no probability, so nothing saturates."""
+    """Return logits `[..., 2]` of the target and of any other class; unlike probabilities they do not saturate."""
     return torch.stack([logits.gather(-1, target.unsqueeze(-1)).squeeze(-1), _others(logits, target).logsumexp(-1)], -1)

@@ -1,4 +1,4 @@
-"""What losses do about classes of different frequency."""
+"""Adjustments of logits and weights to class frequencies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def log_priors(counts: Tensor) -> Tensor:
-    """Logarithm of each class's share of the training images, `[K]`, of their counts `[K]` above 0."""
+    """Return the logarithm of each class's share of the training images, `[K]`, from counts `[K]` above 0."""
     return (counts / counts.sum()).log()
 
 
 def label_margins(counts: Tensor, largest: float = 0.5) -> Tensor:
-    """Margins of LDAM (Cao et al. 2019): Delta_c proportional to n_c^(-1/4).
+    """Return the margins of LDAM (Cao et al. 2019), Delta_c proportional to n_c^(-1/4).
 
     Args:
         counts: n, `[K]`, above 0.
@@ -28,11 +28,11 @@ def label_margins(counts: Tensor, largest: float = 0.5) -> Tensor:
 
 
 def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
-    """Weights of classes by the effective number of their samples, (1 - beta) / (1 - beta^n_c) (Cui et al. 2019).
+    """Return class weights by the effective number of samples, (1 - beta) / (1 - beta^n_c) (Cui et al. 2019).
 
     Args:
         counts: n, `[K]`, above 0.
-        beta: from 0, where all weigh the same, to 1, towards which they weigh 1 / n_c.
+        beta: from 0, equal weights, to below 1; towards 1, weights approach 1 / n_c.
 
     Returns:
         `[K]`, of mean 1.
@@ -44,13 +44,13 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
 
 
 def with_margins(logits: Tensor, label: Tensor, margins: Tensor, scale: float = 30.0) -> Tensor:
-    """Logits in which a sample's own class must win by its margin, as LDAM's cross-entropy reads them.
+    """Return logits with the target's margin subtracted, as LDAM's cross-entropy uses them.
 
     s (z_c - Delta_c) for c = y, s z_c for the others.
 
     Args:
         logits: z, `[B, K]`.
-        label: y, a class, int64 `[B]`, or soft `[B, K]`: then each class's margin counts by its share in the row.
+        label: y, a class, int64 `[B]`, or soft `[B, K]`: each class's margin is then weighted by its share in the row.
         margins: Delta, `[K]`.
         scale: s.
 

@@ -1,4 +1,4 @@
-"""Comparisons of feature maps `[B, d, h, w]`; each is a scalar, the mean over the batch."""
+"""Losses between feature maps `[B, d, h, w]`, each a scalar, the mean over the batch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Average a map over the cells of another grid, as `adaptive_avg_pool2d`, with a gradient that repeats on a GPU.
+    """Average a map over the cells of another grid like `adaptive_avg_pool2d`, deterministic on a GPU too.
 
     Args:
         x: `[B, d, h, w]`.
-        grid: `(h', w')`; the cells overlap where it does not divide `(h, w)`.
+        grid: `(h', w')`; the cells overlap if it does not divide `(h, w)`.
 
     Returns:
-        `[B, d, h', w']`; `x` itself if that is its grid.
+        `[B, d, h', w']`; `x` itself if its grid is the same.
     """
     height, width = x.shape[-2:]
     if (height, width) == grid:
@@ -28,13 +28,13 @@ def pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def to_common_grid(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps on one grid, the smaller of both in height and in width: `[B, d_x, h, w]` and `[B, d_y, h, w]`."""
+    """Pool two maps to the smaller height and the smaller width of both: `[B, d_x, h, w]` and `[B, d_y, h, w]`."""
     grid = min(x.shape[-2], y.shape[-2]), min(x.shape[-1], y.shape[-1])
     return pool(x, grid), pool(y, grid)
 
 
 def attention_map(x: Tensor) -> Tensor:
-    """Mean of the squares over the channels, at length 1: `[B, d, h, w]` to `[B, h * w]`; 0 stays 0."""
+    """Return the normalized mean of squares over the channels: `[B, d, h, w]` to `[B, h * w]`; 0 stays 0."""
     return F.normalize(x.square().mean(dim=1).flatten(1), dim=1)
 
 
@@ -73,10 +73,10 @@ def vid(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
 
 
 def activation_boundaries(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
-    """AB: squared hinge that asks the student's pre-activation to lie beyond the margin on the teacher's side of 0.
+    """AB: squared hinge that moves the student's pre-activations beyond the margin on the teacher's side of 0.
 
-    `(s + m)^2` where `s > -m` and `t <= 0`, `(s - m)^2` where `s <= m` and `t > 0`, else 0: the sum over channels and
-    cells, the mean over the batch.
+    `(s + m)^2` if `s > -m` and `t <= 0`, `(s - m)^2` if `s <= m` and `t > 0`, else 0: the sum over channels and cells,
+    the mean over the batch.
 
     Args:
         student: pre-activations `[B, d, h, w]`.
@@ -106,7 +106,7 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
     Args:
         student: maps of two or more layers, shallow to deep, each `[B, d, h, w]`.
-        teacher: as many, each with the same channels; the grids may differ.
+        teacher: maps of the same layers with the same channels; the grids may differ.
     """
     losses = [
         F.mse_loss(flow_matrix(*student[pair : pair + 2]), flow_matrix(*teacher[pair : pair + 2]))
@@ -116,14 +116,14 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
 
 def hierarchical_context_loss(student: Tensor, teacher: Tensor, levels: Sequence[int] = (4, 2, 1)) -> Tensor:
-    """HCL of ReviewKD: mean squared difference of the whole maps and of their pools, coarse ones counting less.
+    """HCL of ReviewKD: weighted mean squared difference of the whole maps and of pooled ones.
 
-    The whole map has the weight 1 and each level half of the one before; the sum is divided by the sum of the weights.
+    The whole map has weight 1 and each level half the previous weight; the sum is divided by the sum of the weights.
 
     Args:
         student: `[B, d, h, w]`.
         teacher: `[B, d, h, w]`.
-        levels: sides of the pooled grids; one that is not below both sides of the map is left out.
+        levels: sides of the pooled grids; levels not below both sides of the map are skipped.
     """
     losses, weights = [F.mse_loss(student, teacher)], [1.0]
     for side in levels:
@@ -134,9 +134,9 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor, levels: Sequence
 
 
 def _averages(length: int, cells: int, like: Tensor) -> Tensor:
-    """The shares `[cells, length]` that the places of a line have in its cells."""
-    place = torch.arange(length, device=like.device)
+    """Return the averaging matrix `[cells, length]` from positions of a line to its cells."""
+    position = torch.arange(length, device=like.device)
     cell = torch.arange(cells, device=like.device).unsqueeze(1)
     first, beyond = cell * length // cells, -(-(cell + 1) * length // cells)
-    within = ((place >= first) & (place < beyond)).to(like.dtype)
+    within = ((position >= first) & (position < beyond)).to(like.dtype)
     return within / within.sum(dim=1, keepdim=True)

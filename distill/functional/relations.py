@@ -1,4 +1,4 @@
-"""Relations among the tokens of one network, read off their Gram matrix: no `[L, L, d]` tensor is built."""
+"""Relations among the tokens of one network, from their Gram matrix: no `[L, L, d]` tensor is built."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def pair_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
-    """Euclidean distances between all pairs of tokens.
+    """Return Euclidean distances between all pairs of tokens.
 
-    Two tokens that cannot be told apart (squared distance below 1e-12 or within the rounding of the Gram matrix) are
-    at distance exactly 0, with gradient 0.
+    Indistinguishable tokens (squared distance below 1e-12 or within the rounding error of the Gram matrix) have
+    distance exactly 0, with gradient 0.
 
     Args:
         x: `[..., L, d]`.
-        present: bool `[..., L]`, without it all are; an absent token is at distance 0 from every other.
+        present: bool `[..., L]`, by default all; an absent token has distance 0 to every other.
 
     Returns:
         `[..., L, L]`, symmetric, 0 on the diagonal.
@@ -25,14 +25,14 @@ def pair_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
 
 
 def normalized_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
-    """Pair distances divided by the mean of the non-zero ones among the same L tokens.
+    """Return pair distances divided by the mean of the non-zero distances among the same L tokens.
 
     Args:
         x: `[..., L, d]`.
-        present: bool `[..., L]`, without it all are; an absent token is at distance 0 and takes no part in the mean.
+        present: bool `[..., L]`, by default all; an absent token has distance 0 and is left out of the mean.
 
     Returns:
-        `[..., L, L]`; all 0 where all tokens are equal.
+        `[..., L, L]`; all 0 if all tokens are equal.
     """
     distances = pair_distances(x, present)
     pairs = (distances != 0).sum(dim=(-2, -1), keepdim=True).clamp_min(1)
@@ -41,13 +41,13 @@ def normalized_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
 
 
 def relative_squared_distances(x: Tensor) -> Tensor:
-    """Squared pair distances divided by the largest among the same L tokens.
+    """Return squared pair distances divided by the largest among the same L tokens.
 
     Args:
         x: `[..., L, d]`.
 
     Returns:
-        `[..., L, L]`, between 0 and 1; all 0 where all tokens are equal.
+        `[..., L, L]`, between 0 and 1; all 0 if all tokens are equal.
     """
     squared = pair_distances(x).square()
     largest = squared.amax(dim=(-2, -1), keepdim=True)
@@ -55,15 +55,15 @@ def relative_squared_distances(x: Tensor) -> Tensor:
 
 
 def angle_cosines(x: Tensor, present: Tensor | None = None) -> Tensor:
-    """Cosines of the angles in all triangles of tokens.
+    """Return the cosines of the angles in all triangles of tokens.
 
     Args:
         x: `[..., L, d]`.
-        present: bool `[..., L]`, without it all are; a cosine in which an absent token takes part is 0.
+        present: bool `[..., L]`, by default all; cosines that involve an absent token are 0.
 
     Returns:
-        `[..., L, L, L]`; the entry `[i, j, k]` belongs to the angle at the vertex `i` between the edges to `j` and to
-        `k`. It is 0 where an edge has no length, so wherever `i = j` or `i = k`.
+        `[..., L, L, L]`; entry `[i, j, k]` is the cosine at vertex `i` between the edges to `j` and `k`, 0 if an edge
+        has no length, in particular if `i = j` or `i = k`.
     """
     gram = centered_gram(x)
     distances = gram_distances(gram, present)
@@ -75,13 +75,13 @@ def angle_cosines(x: Tensor, present: Tensor | None = None) -> Tensor:
 
 
 def centered_gram(x: Tensor) -> Tensor:
-    """Products of all pairs of tokens `[..., L, d]` about their mean, `[..., L, L]`."""
-    x = x - x.mean(dim=-2, keepdim=True)  # a far origin would cost the differences their digits
+    """Return the Gram matrix `[..., L, L]` of tokens `[..., L, d]` centered on their mean."""
+    x = x - x.mean(dim=-2, keepdim=True)  # a distant origin would cost digits of the differences
     return x @ x.mT
 
 
 def gram_distances(gram: Tensor, present: Tensor | None = None) -> Tensor:
-    """The distances of `pair_distances` from the Gram matrix `[..., L, L]` of centered tokens."""
+    """Return the distances of `pair_distances` from the Gram matrix `[..., L, L]` of centered tokens."""
     squares = gram.diagonal(dim1=-2, dim2=-1)
     sums = squares.unsqueeze(-1) + squares.unsqueeze(-2)
     squared = sums - 2 * gram

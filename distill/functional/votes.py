@@ -16,9 +16,9 @@ def neighbor_votes(
     temperature: float = 0.07,
     chunk: int | None = None,
 ) -> Tensor:
-    """What the nearest neighbors of embeddings vote for.
+    """Return the class votes of the nearest neighbors of embeddings.
 
-    With s_i = cos(q, m_i), the k rows of the memory with the largest s_i vote with the weight exp(s_i / tau):
+    With s_i = cos(q, m_i), the k rows of the memory with the largest s_i vote with weight exp(s_i / tau):
         p_c = sum over {i among the k: y_i = c} exp(s_i / tau) / sum over the k exp(s_i / tau).
 
     Args:
@@ -27,8 +27,8 @@ def neighbor_votes(
         labels: y, `[N]`, from 0 to `num_classes` - 1.
         num_classes: K.
         neighbors: k, at most N.
-        temperature: tau; 0.07 is that of Wu et al. (2018).
-        chunk: how many queries are held against the memory at a time; `None` takes all at once.
+        temperature: tau; 0.07 as in Wu et al. (2018).
+        chunk: queries compared with the memory at a time; by default all.
 
     Returns:
         `[Q, K]`; rows sum to 1.
@@ -36,7 +36,7 @@ def neighbor_votes(
     memory = normalize(memory, dim=1)
     votes = []
     for part in torch.split(normalize(queries, dim=1), chunk or max(1, len(queries))):
-        similarity, place = (part @ memory.T).topk(neighbors, dim=1)
+        similarity, nearest = (part @ memory.T).topk(neighbors, dim=1)
         weight = (similarity / temperature).softmax(dim=1)
-        votes.append(weight.new_zeros(len(part), num_classes).scatter_add(1, labels[place], weight))
+        votes.append(weight.new_zeros(len(part), num_classes).scatter_add(1, labels[nearest], weight))
     return torch.cat(votes)

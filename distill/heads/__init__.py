@@ -1,28 +1,75 @@
-"""The loss terms: one file a method, found by its place in this folder."""
+"""Loss terms that compare a student with a teacher or with labels, one file per method."""
 
-from importlib import import_module
-from inspect import isabstract, isclass
-from pkgutil import iter_modules
-from typing import Any
+from inspect import isabstract
 
+from distill.heads.ab import AB
+from distill.heads.at import AT
 from distill.heads.base import Batch, Head, LogitHead, RelationHead, RunInfo, Scope
+from distill.heads.cc import CC
+from distill.heads.crd import CRD
+from distill.heads.cross_entropy import CrossEntropy
+from distill.heads.dcd import DCD
+from distill.heads.dist import DIST
+from distill.heads.dkd import DKD
+from distill.heads.fitnet import FitNet
+from distill.heads.fsp import FSP
+from distill.heads.ft import FT
+from distill.heads.irg import IRG
+from distill.heads.kd import KD
+from distill.heads.ldam import LDAM
+from distill.heads.logit_adjustment import LogitAdjustment
+from distill.heads.nst import NST
+from distill.heads.pkt import PKT
+from distill.heads.rep_distiller_cc import RepDistillerCC
+from distill.heads.review_kd import ReviewKD
+from distill.heads.rkd import RKD
+from distill.heads.rrd import RRD
+from distill.heads.serkd import SeRKD
+from distill.heads.sp import SP
+from distill.heads.trg import TRG
+from distill.heads.vid import VID
 
-__all__ = ["Batch", "Head", "LogitHead", "RelationHead", "RunInfo", "Scope", "shipped"]
+__all__ = [
+    "AB",
+    "AT",
+    "CC",
+    "CRD",
+    "DCD",
+    "DIST",
+    "DKD",
+    "FSP",
+    "FT",
+    "IRG",
+    "KD",
+    "LDAM",
+    "NST",
+    "PKT",
+    "RKD",
+    "RRD",
+    "SP",
+    "TRG",
+    "VID",
+    "Batch",
+    "CrossEntropy",
+    "FitNet",
+    "Head",
+    "LogitAdjustment",
+    "LogitHead",
+    "RelationHead",
+    "RepDistillerCC",
+    "ReviewKD",
+    "RunInfo",
+    "Scope",
+    "SeRKD",
+    "shipped",
+]
 
 
 def shipped() -> dict[str, type[Head]]:
-    """The heads of this package that can be configured, by class name."""
-    found: dict[str, type[Head]] = {}
-    for info in iter_modules(__path__):
-        module = import_module(f"{__name__}.{info.name}")
-        for name, item in vars(module).items():
-            if isclass(item) and issubclass(item, Head) and item.__module__ == module.__name__ and not isabstract(item):
-                found[name] = item
-    return found
-
-
-globals().update(shipped())
-
-
-def __getattr__(name: str) -> Any:  # for type checkers, which do not see what is found
-    raise AttributeError(f"distill.heads has no {name!r}; it has {', '.join(shipped())}")
+    """Return the heads of this package that can be configured, by class name."""
+    exported = {name: globals()[name] for name in __all__}
+    return {
+        name: item
+        for name, item in exported.items()
+        if isinstance(item, type) and issubclass(item, Head) and not isabstract(item)
+    }

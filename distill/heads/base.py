@@ -1,9 +1,9 @@
-"""The interface of a loss term, and the pattern of a relation loss."""
+"""The interface of a loss term and the pattern of a relation loss."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,27 +14,27 @@ from torch import Tensor, nn
 from distill.distributed import all_sum, gather, world_size
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Summary
-from distill.schedules import Number, Progress, Schedule
+from distill.schedules import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = dict[str, Any]
-"""`image` `[B, C, H, W]`, `label` `[B]` or `[B, K]`, `index` `[B]`, perhaps `segments` `[B, H, W]`."""
+"""`image` `[B, C, H, W]`, `label` `[B]` or `[B, K]`, `index` `[B]`, optionally `segments` `[B, H, W]`."""
 
 Scope = Literal["image", "batch", "global", "memory"]
-"""Over what a relation ranges: one image, this process's batch, the batch of all ranks, or a memory.
+"""The range of a relation: one image, this process's batch, the batch of all ranks, or a memory.
 
-Of these, `batch` alone makes the value depend on the number of ranks.
+Only with `batch` does the value depend on the number of ranks.
 """
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The facts of a run that heads are prepared with before step 0; `None` where they are unknown.
+    """Facts about a run that heads are prepared with before step 0; unknown ones are `None`.
 
     Attributes:
-        progress: that of step 0, with the length of the run.
+        progress: progress at step 0, with the length of the run.
         batch_size: the smallest training batch per process, in images.
         world_size: number of processes that train together.
         samples: number of training images.
@@ -52,33 +52,24 @@ class RunInfo:
 
 
 class Head(nn.Module, ABC):
-    """One loss term: compares what the student saw with what the teacher saw.
+    """One loss term, comparing the student's features with the teacher's or with labels.
 
-    A subclass names what it reads in `needs`, makes its projections and memory in `build`, and computes a scalar
-    in `forward`. It is called with tensors of at least float32, outside autocast, and with a teacher that carries
-    no gradient. Every argument of its `__init__` has a default.
+    A subclass names the features it reads in `needs`, builds its projections and memory in `build`, and returns a
+    scalar from `forward`. It is called with tensors of at least float32, outside autocast, and with teacher features
+    that carry no gradient. Every argument of its `__init__` has a default.
 
     Attributes:
         needs: names of the `Features` it reads from both networks (`logits`, `embedding`, `tokens` or a tap's name),
             checked before step 0. An instance may set its own.
-        needs_teacher: whether it compares with a teacher at all; a loss on the labels does not.
-        batch_needs: keys of the batch that it reads, of those that not every batch has: `segments`, `view`. An instance
-            may set its own.
-        exact_gradient: arguments under which its gradient is the derivative of its value, for a head that by default
-            stops a part of it; the contract's tester tries it with these.
-        ordered: whether its value depends on the order of the batch, which the contract's tester otherwise refuses.
-        same_widths: whether both networks must have the same channels; the contract's tester then gives the teacher the
-            student's.
-        scope: over what its relation ranges; a loss on each image by itself has scope `image`, as any has by default.
-        progress: how far training has come, kept up to date by the module; for schedules inside the head.
+        needs_teacher: whether it compares with a teacher; a loss on labels does not.
+        batch_needs: optional keys of the batch that it reads: `segments`, `view`. An instance may set its own.
+        scope: the range of its relation; `image`, the default, is also the scope of a loss on each image by itself.
+        progress: progress of the training, for schedules inside the head; kept up to date by whoever trains.
     """
 
     needs: AbstractSet[str] = frozenset()
     needs_teacher: ClassVar[bool] = True
     batch_needs: AbstractSet[str] = frozenset()
-    exact_gradient: ClassVar[Mapping[str, Any]] = {}
-    ordered: ClassVar[bool] = False
-    same_widths: ClassVar[bool] = False
     scope: Scope = "image"
 
     def __init__(self) -> None:
@@ -86,7 +77,7 @@ class Head(nn.Module, ABC):
         self.progress = Progress()
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Make projections and memory; the shapes of both networks are known here. The default makes nothing.
+        """Build projections and memory from the shapes of both networks. The default builds nothing.
 
         Raises:
             UserError: the shapes do not fit this head.
@@ -94,7 +85,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """The loss, a scalar."""
+        """Return the loss, a scalar."""
 
     def __call__(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         """Run `forward` in float32 (float64 stays), outside autocast, with the teacher's summary detached."""
@@ -110,32 +101,32 @@ class Head(nn.Module, ABC):
         return loss
 
     def prepare(self, run: RunInfo) -> None:
-        """Check the head against the run, or learn what it must know of it, before step 0; the default does nothing.
+        """Check the head against the run, or take from it what the head needs, before step 0. The default does nothing.
 
         Raises:
             UserError: the head cannot work in this run.
         """
 
     def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
-        """The part of a teacher's features that this head compares with; by default what `needs` names.
+        """Return the part of a teacher's features that this head compares with; by default the features in `needs`.
 
-        Row by row: it depends on no trained parameter, no progress, no other row and no other rank.
+        The summary is computed row by row: it depends on no trained parameter, no progress, no other row and no rank.
         """
         return Summary.of(teacher, self.needs)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Scalars of the last call that are worth a curve, by name, without gradient; the default has none."""
+        """Return scalars of the last call worth logging, by name, without gradient. The default has none."""
         return {}
 
     def plot(self, student: Features, teacher: Features, batch: Batch, images: int = 4) -> Figure | None:
-        """A picture of what the head compares on the first `images` of a batch; the default has none."""
+        """Draw what the head compares on the first `images` of a batch. The default draws nothing."""
         return None
 
     def check(self, student: FeatureSpec, teacher: FeatureSpec | None) -> None:
-        """Hold `needs` against what the networks give.
+        """Check `needs` against the features of both networks.
 
         Raises:
-            UserError: a network gives no features of that name.
+            UserError: a network has no features of that name.
         """
         if self.needs_teacher and teacher is None:
             raise UserError(f"{type(self).__name__} compares with a teacher, but model.teacher is not given")
@@ -155,23 +146,23 @@ class LogitHead(Head):
     needs = frozenset({"logits"})
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Hold the two numbers of classes against each other; there is nothing to make.
+        """Check that both networks have the same number of classes.
 
         Raises:
             UserError: they differ.
         """
-        (own,), (other,) = student["logits"], teacher["logits"]
-        if own != other:
+        (student_classes,), (teacher_classes,) = student["logits"], teacher["logits"]
+        if student_classes != teacher_classes:
             raise UserError(
-                f"{type(self).__name__} compares class by class, but the student has {own} classes and the teacher "
-                f"{other}: give both the same classes"
+                f"{type(self).__name__} compares class by class, but the student has {student_classes} classes and the "
+                f"teacher {teacher_classes}: give both the same classes"
             )
 
 
 class RelationHead(Head):
     """A loss that compares a relation within the student with the same relation within the teacher.
 
-    A subclass says what is related, how, and how two relations are compared::
+    A subclass defines what is related, how it is related, and how two relations are compared::
 
         class CosineRelation(RelationHead):
             needs = {"embedding"}
@@ -187,35 +178,33 @@ class RelationHead(Head):
                 return mse_loss(student_relation, teacher_relation)
 
     Args:
-        scope: `image` and `batch` relate what this process holds; `global` gathers the tokens of all ranks first,
+        scope: `image` and `batch` relate the tokens of this process; `global` first gathers the tokens of all ranks,
             with gradient, so that the value does not depend on the number of ranks.
 
     Attributes:
-        scopes: the scopes it can have; a subclass that makes a memory adds `memory`.
+        scopes: the supported scopes; a subclass with a memory adds `memory`.
 
     Raises:
-        UserError: it cannot have that scope.
+        UserError: the scope is not supported.
     """
 
     scopes: ClassVar[tuple[Scope, ...]] = ("image", "batch", "global")
 
     def __init__(self, scope: Scope = "global") -> None:
         super().__init__()
-        if scope not in self.scopes:
-            raise UserError(f"{type(self).__name__} has no scope {scope!r}: {did_you_mean(scope, self.scopes)}")
-        self.scope = scope
+        self.scope = require_scope(self, scope, self.scopes)
 
     @abstractmethod
     def tokens(self, features: Features, batch: Batch) -> Tensor:
-        """What is related: `[B, d]` or `[B, N, d]`."""
+        """Return the tokens to relate: `[B, d]` or `[B, N, d]`."""
 
     @abstractmethod
     def relate(self, tokens: Tensor) -> Any:
-        """One network's relation among its tokens: a tensor, or several."""
+        """Return the relation among one network's tokens: a tensor or several."""
 
     @abstractmethod
     def compare(self, student_relation: Any, teacher_relation: Any) -> Tensor:
-        """The scalar that says how far two relations are apart."""
+        """Return the distance between two relations, a scalar."""
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Relate the tokens of each network and compare the two relations."""
@@ -225,29 +214,29 @@ class RelationHead(Head):
         return self.compare(self.relate(tokens[0]), self.relate(tokens[1]))
 
 
-def positive(name: str, number: Number) -> Number:
-    """`number` itself if it can be positive.
+def require_scope(head: Head, scope: Scope, supported: Sequence[Scope]) -> Scope:
+    """Return `scope` if it is among the supported ones.
 
     Raises:
-        UserError: it is a constant and not above 0.
+        UserError: it is not.
     """
-    if not isinstance(number, Schedule) and not number > 0:
-        raise UserError(f"{name} must be above 0, given {number}")
-    return number
+    if scope not in supported:
+        raise UserError(f"{type(head).__name__} has no scope {scope!r}: {did_you_mean(scope, supported)}")
+    return scope
 
 
 def mean_over_ranks(total: Tensor, mass: Tensor) -> Tensor:
-    """This rank's share of a weighted mean over the samples of all ranks.
+    """Return this rank's share of a weighted mean over the samples of all ranks.
 
-    DDP takes the mean over ranks; of these shares that is the sum of all totals over the sum of all masses, however
-    unevenly the ranks hold the mass (the labeled samples, say).
+    DDP averages over ranks; the average of these shares is the sum of all totals over the sum of all masses, however
+    unevenly the mass (of labeled samples, say) is distributed.
 
     Args:
         total: scalar, the weighted sum over this rank's samples.
         mass: scalar, the sum of their weights.
 
     Returns:
-        A scalar; 0 with zero gradient if no rank holds any mass, where `total` must be 0 too.
+        A scalar; 0 with zero gradient if no rank has any mass, where `total` must be 0 too.
     """
     mass = all_sum(mass.to(total)) / world_size()
     return total / mass.masked_fill(mass == 0, 1.0)

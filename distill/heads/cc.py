@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import require_above, require_at_least
 from distill.functional import taylor_kernel
-from distill.heads.base import Scope, positive
+from distill.heads.base import Scope
 from distill.heads.parts.feature_relation import FeatureRelation
 
 
 class CC(FeatureRelation):
-    """The kernel matrices of both networks are congruent: 1 / B^2 |K_s - K_t|^2.
+    """Mean squared difference between the kernel matrices of both networks: 1 / B^2 |K_s - K_t|^2.
 
-    K is a Gaussian kernel between embeddings at length 1, by its Taylor series. What the CRD benchmark calls CC is
-    another loss, `RepDistillerCC`.
+    K is a Gaussian kernel between normalized embeddings, as a Taylor series. The loss that the CRD benchmark calls CC
+    is a different one, `RepDistillerCC`.
 
     Args:
-        gamma: how fast the kernel falls with the distance; 0.4 as in the public codes of this form.
-        order: P, where the series ends; 2 likewise.
+        gamma: the kernel's rate of decay with the squared distance; 0.4 as in the public codes of this form.
+        order: P, the order of the series; 2 likewise.
         of: the features that are related: `embedding`, `logits`, `tokens` or the name of a tap.
         scope: `global` and `batch` relate images, each as one vector; `image` relates the tokens of each image.
 
@@ -29,15 +29,14 @@ class CC(FeatureRelation):
 
     def __init__(self, gamma: float = 0.4, order: int = 2, of: str = "embedding", scope: Scope = "global") -> None:
         super().__init__(of, scope)
-        positive("gamma", gamma)
-        if order < 1:
-            raise UserError(f"order must be at least 1, given {order}")
+        require_above(0, gamma=gamma)
+        require_at_least(1, order=order)
         self.gamma, self.order = gamma, order
 
     def relate(self, tokens: Tensor) -> Tensor:
-        """K, `[..., L, L]`."""
+        """Return K, `[..., L, L]`."""
         return taylor_kernel(tokens, self.gamma, self.order)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
-        """The mean squared difference."""
+        """Return the mean squared difference."""
         return F.mse_loss(student_relation, teacher_relation)

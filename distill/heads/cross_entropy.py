@@ -1,4 +1,4 @@
-"""Cross-entropy with the labels, for batches of which only a part is labeled."""
+"""Cross-entropy with labels, for batches that may be labeled in part only."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from distill.heads.base import Batch, Head, mean_over_ranks
 class CrossEntropy(Head):
     """Cross-entropy between the labels and the student, mean over the labeled samples of all ranks.
 
-    A label is a class, int64 `[B]`, or a soft label `[B, K]`. A sample with the class -1 or with a soft label of zeros
-    is unlabeled and takes no part; a soft label counts by the sum of its row. Without any label the loss is 0.
+    Labels are classes, int64 `[B]`, or soft labels `[B, K]`. A sample with class -1 or a soft label of zeros is
+    unlabeled and ignored; a soft label is weighted by the sum of its row. Without any label the loss is 0.
 
     Args:
-        label_smoothing: the share of each label that is spread evenly over all classes.
+        label_smoothing: the share of each label that is distributed evenly over all classes.
 
     Raises:
         UserError: a label smoothing outside [0, 1).
@@ -40,26 +40,26 @@ class CrossEntropy(Head):
 def labeled_cross_entropy(
     logits: Tensor, label: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy as a (weighted) mean over the labeled samples of all ranks; each rank returns its share of it.
+    """Return this rank's share of the cross-entropy, a (weighted) mean over the labeled samples of all ranks.
 
     Args:
         logits: `[B, K]`.
-        label: classes, int64 `[B]`, -1 for unlabeled; or soft `[B, K]`, which count by the sums of their rows.
-        label_smoothing: the share of each label that is spread evenly over all classes.
-        weights: of the classes, `[K]`; all 1 if not given.
+        label: classes, int64 `[B]`, -1 for unlabeled; or soft labels `[B, K]`, weighted by the sums of their rows.
+        label_smoothing: the share of each label that is distributed evenly over all classes.
+        weights: of the classes, `[K]`; 1 by default.
 
     Returns:
-        A scalar (`mean_over_ranks`), 0 without any label.
+        A scalar (see `mean_over_ranks`), 0 without any label.
     """
     if label.ndim == 1:
         total = F.cross_entropy(
             logits, label, weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
         )
-        counted = label != -1
-        return mean_over_ranks(total, (counted if weights is None else counted * weights[label.clamp_min(0)]).sum())
+        labeled = label != -1
+        return mean_over_ranks(total, (labeled if weights is None else labeled * weights[label.clamp_min(0)]).sum())
     label = label.to(logits.dtype)
     mass = label.sum(dim=-1, keepdim=True)
-    # torch's own smoothing would give a row of zeros the mass that it lacks
+    # torch's smoothing would give mass to a row of zeros
     smoothed = label.lerp(mass / label.shape[-1], label_smoothing)
     total = F.cross_entropy(logits, smoothed, weights, reduction="sum")
     return mean_over_ranks(total, (mass if weights is None else label * weights).sum())

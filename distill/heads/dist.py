@@ -7,16 +7,17 @@ from typing import ClassVar
 from torch import Tensor
 
 from distill import functional
+from distill.errors import require_above
 from distill.features import Features
-from distill.heads.base import Batch, LogitHead, RelationHead, Scope, positive
-from distill.schedules import Number, value_at
+from distill.heads.base import Batch, LogitHead, RelationHead, Scope
+from distill.schedules import Number, constant, value_at
 
 
 class DIST(RelationHead, LogitHead):
-    """T^2 (`beta` (1 - inter) + `gamma` (1 - intra)): the student's probabilities are to correlate with the teacher's.
+    """Correlation distance between both networks' probabilities, T^2 (`beta` (1 - inter) + `gamma` (1 - intra)).
 
-    inter is the Pearson correlation over the classes of a sample, mean over the samples; intra is that over the samples
-    of a class, mean over the classes. It reads no labels.
+    inter is the Pearson correlation over the classes of a sample, mean over the samples; intra is the correlation over
+    the samples of a class, mean over the classes. Labels are not read.
 
     The published weight of the term is 2.
 
@@ -24,10 +25,10 @@ class DIST(RelationHead, LogitHead):
         beta: weight of the relation between the classes of a sample.
         gamma: weight of the relation between the samples of a class.
         temperature: T, a number or a schedule; 1 as in the public code.
-        scope: over which samples a class is correlated: `batch`, or `global`, those of all ranks.
+        scope: the samples over which a class is correlated: those of this process, `batch`, or of all ranks, `global`.
 
     Raises:
-        UserError: a temperature not above 0, or there is no such scope.
+        UserError: a temperature not above 0, or an unsupported scope.
     """
 
     scopes: ClassVar[tuple[Scope, ...]] = ("batch", "global")
@@ -37,17 +38,18 @@ class DIST(RelationHead, LogitHead):
     ) -> None:
         super().__init__(scope)
         self.beta, self.gamma = beta, gamma
-        self.temperature = positive("temperature", temperature)
+        require_above(0, temperature=constant(temperature))
+        self.temperature = temperature
 
     def tokens(self, features: Features, batch: Batch) -> Tensor:
-        """The logits `[B, K]`."""
+        """Return the logits `[B, K]`."""
         return features["logits"]
 
     def relate(self, tokens: Tensor) -> Tensor:
-        """The softened class probabilities `[B, K]`."""
+        """Return the softened class probabilities `[B, K]`."""
         return (tokens / value_at(self.temperature, self.progress)).softmax(dim=-1)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
-        """How little the probabilities correlate."""
+        """Return the correlation distance."""
         squared = value_at(self.temperature, self.progress) ** 2
         return squared * functional.correlation_distance(student_relation, teacher_relation, self.beta, self.gamma)

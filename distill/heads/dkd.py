@@ -5,18 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill import functional
-from distill.errors import UserError
+from distill.errors import UserError, require_above
 from distill.features import Features, FeatureSpec
-from distill.heads.base import Batch, LogitHead, mean_over_ranks, positive
-from distill.schedules import Number, value_at
+from distill.heads.base import Batch, LogitHead, mean_over_ranks
+from distill.schedules import Number, constant, value_at
 
 
 class DKD(LogitHead):
     """`alpha` TCKD + `beta` NCKD: the target class against the rest, and the rest among themselves.
 
-    It reads the labels. The target of a soft label `[B, K]` is its largest class (the first of equals). A sample
-    without a label (-1, or a soft label of zeros) takes no part: the mean runs over the labeled samples of all ranks,
-    and is 0 where there are none.
+    Labels are read. The target of a soft label `[B, K]` is its largest class (the first of equals). A sample without a
+    label (-1, or a soft label of zeros) is ignored: the mean runs over the labeled samples of all ranks, and is 0 if
+    there are none.
 
     The public recipe warms the loss up over 20 epochs: give its term the weight `Warmup(epochs=20)`.
 
@@ -33,13 +33,14 @@ class DKD(LogitHead):
         super().__init__()
         self.alpha = alpha
         self.beta = beta
-        self.temperature = positive("temperature", temperature)
+        require_above(0, temperature=constant(temperature))
+        self.temperature = temperature
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Hold the numbers of classes against each other.
+        """Check the numbers of classes.
 
         Raises:
-            UserError: they differ, or there is no second class.
+            UserError: they differ, or there is only one class.
         """
         super().build(student, teacher)
         if student["logits"] == (1,):

@@ -5,15 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill import functional
+from distill.errors import require_above
 from distill.features import Features
-from distill.heads.base import Batch, LogitHead, positive
-from distill.schedules import Number, value_at
+from distill.heads.base import Batch, LogitHead
+from distill.schedules import Number, constant, value_at
 
 
 class KD(LogitHead):
     """T^2 KL(teacher || student) of the softened class distributions, mean over the samples.
 
-    It reads no labels.
+    Labels are not read.
 
     Args:
         temperature: T, a number or a schedule; 4 as in the CRD benchmark.
@@ -24,7 +25,8 @@ class KD(LogitHead):
 
     def __init__(self, temperature: Number = 4.0) -> None:
         super().__init__()
-        self.temperature = positive("temperature", temperature)
+        require_above(0, temperature=constant(temperature))
+        self.temperature = temperature
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare logits `[B, K]` with logits `[B, K]`."""

@@ -9,24 +9,24 @@ from distill.heads.parts.feature_relation import FeatureRelation
 
 
 class PKT(FeatureRelation):
-    """How probably an image picks each other one as its neighbor: mean over B^2 of p_t log(p_t / p_s).
+    """Divergence between both networks' neighbor probabilities: mean over B^2 of p_t log(p_t / p_s).
 
-    p(j | i) is the cosine of both, brought from [-1, 1] to [0, 1], over its sum over j.
+    p(j | i) is the cosine of i and j, mapped from [-1, 1] to [0, 1] and divided by its sum over j.
 
-    The CRD benchmark relates the pooled embeddings with weight 30000, which undoes the mean at 64 images.
+    The CRD benchmark relates the pooled embeddings with weight 30000, which cancels the mean at 64 images.
 
     Args:
         of: the features that are related: `embedding`, `logits`, `tokens` or the name of a tap.
         scope: `global` and `batch` relate images, each as one vector; `image` relates the tokens of each image.
 
     Raises:
-        UserError: there is no such scope.
+        UserError: an unsupported scope.
     """
 
     def relate(self, tokens: Tensor) -> Tensor:
-        """p, `[..., L, L]`."""
+        """Return p, `[..., L, L]`."""
         return conditional_probabilities(tokens)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
-        """The mean of p_t log(p_t / p_s)."""
+        """Return the mean of p_t log(p_t / p_s)."""
         return probability_divergence(student_relation, teacher_relation)

@@ -18,8 +18,8 @@ class RKD(FeatureRelation):
     """Distances between pairs and angles in triples of images, each compared by the Huber loss.
 
     Distances are divided by their mean over the non-zero pairs. The means run over all L^2 pairs and L^3 triples,
-    degenerate ones included as zeros, so that values compare with the public codes. Time grows with L^3 as long as
-    `angle` is not 0, memory with L^2.
+    degenerate ones included as zeros, so that values agree with the public codes. Memory grows with L^2, and time with
+    L^3 unless `angle` is 0.
 
     Args:
         distance: weight of the distances; 25 as in the CRD benchmark.
@@ -28,7 +28,7 @@ class RKD(FeatureRelation):
         scope: `global` and `batch` relate images, each as one vector; `image` relates the tokens of each image.
 
     Raises:
-        UserError: both weights are 0, or there is no such scope.
+        UserError: both weights are 0, or an unsupported scope.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class RKD(FeatureRelation):
             raise UserError("RKD compares nothing with distance 0 and angle 0: give at least one of them a weight")
 
     def relate(self, tokens: Tensor) -> list[Any]:
-        """Distances `[..., L, L]`, and the edges that the angles lie between; those whose weight is not 0."""
+        """Return distances `[..., L, L]` and the edges that span the angles, if their weights are not 0."""
         return [relation(tokens) for _, relation, _ in self.relations]
 
     def compare(self, student_relation: list[Any], teacher_relation: list[Any]) -> Tensor:
-        """The weighted sum of the Huber losses."""
+        """Return the weighted sum of the Huber losses."""
         losses = [
             weight * difference(student, teacher)
             for (weight, _, difference), student, teacher in zip(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.errors import UserError, one_of
+from distill.errors import UserError, one_of, require_at_least
 from distill.features import Features, FeatureSpec
 from distill.functional import angle_cosines, huber, normalized_distances
-from distill.heads.base import Batch, RelationHead
+from distill.heads.base import Batch, Head
 from distill.heads.parts.grid_tokens import TOKENIZERS, GridTokens, Tokenizer, averaged
 from distill.heads.parts.projection import CastLinear
-from distill.plotting.images import Kind, enlarged, grid_of_pictures, mean_colors, with_borders
 from distill.superpixels import segment_tokens, slic, soft_association, soft_superpixels, superpixel_grid
 from distill.superpixels.association import Gradient, Grid, Neighborhood
 
@@ -25,41 +23,38 @@ if TYPE_CHECKING:
 RELATIONS = {"distance": normalized_distances, "angle": angle_cosines}
 
 
-class SeRKD(RelationHead):
+class SeRKD(Head):
     """Distances between pairs and angles in triples of an image's superpixels, each compared by the Huber loss.
 
-    Each network's tokens are put together to superpixels, and what is compared is how these are related within each
-    image. Soft superpixels are found in each network's own tokens, on one grid for both; segments are found in the
-    pixels (by the callback that puts them into the batch) and are the same for both.
+    Each network's tokens are pooled to superpixels, and the relations among the superpixels of each image are compared.
+    Soft superpixels are computed from each network's own tokens, on one grid for both; segments are computed from the
+    pixels (by the callback that adds them to the batch) and are the same for both.
 
     Distances are divided by their mean over the image's non-zero pairs. The means run over all L^2 pairs and L^3
     triples of an image, degenerate ones included as zeros; with segments, over those whose segments are all present.
-    Memory grows with L^3 as long as `angle` is not 0.
+    Memory grows with L^3 unless `angle` is 0.
 
-    The paper's text was not at hand: where the summaries of it are silent, the defaults are this project's.
+    The paper's text was not available: where its summaries are silent, the defaults are this project's.
 
     Args:
-        superpixels: `soft` ones of the tokens, or pixel `segments`.
+        superpixels: `soft` superpixels of the tokens, or pixel `segments`.
         distance: weight of the distances.
         angle: weight of the angles.
-        features: weight of a mean squared error between the teacher's tokens and the student's, which are mapped to the
-            teacher's width first; where the grids differ, both are averaged over the cells of the coarser one.
-        cell: tokens to a soft superpixel, in the network whose grid is the coarser one.
-        iterations: how often the tokens are shared out among the soft superpixels.
-        neighborhood: `cells` shares a token among the 3 x 3 cells around it, `all` among all.
-        gradient: it passes through the `values` that are averaged to superpixels, or through their weights too, `full`.
-        count: how many segments there may be: labels are `0 .. count - 1`.
+        features: weight of a mean squared error between the teacher's tokens and the student's, projected to the
+            teacher's width; if the grids differ, both are averaged over the cells of the coarser one.
+        cell: tokens per soft superpixel (height, width), in the network with the coarser grid.
+        iterations: iterations of the soft assignment of tokens to superpixels.
+        neighborhood: `cells` assigns a token to the 3 x 3 cells around it, `all` to all of them.
+        gradient: `values` lets gradient pass through the averaged tokens only, `full` through their weights too.
+        count: upper limit of the number of segments: labels are `0 .. count - 1`.
         of: the features that are related: `tokens`, or a tap whose output is a token grid or a map.
-        tokenizer: how the map of a tap becomes tokens: `average` or `max` pooling, or a strided `convolution` that is
-            trained, where the teacher's map is averaged.
-        stride: by how much that makes the map coarser.
+        tokenizer: how a tapped map becomes tokens: `average` or `max` pooling, or a trained strided `convolution`, for
+            which the teacher's map is averaged.
+        stride: the factor by which the tokenizer makes a map coarser.
 
     Raises:
         UserError: an argument out of its range.
     """
-
-    scopes = ("image",)
-    exact_gradient: ClassVar[Mapping[str, Any]] = {"gradient": "full"}
 
     def __init__(
         self,
@@ -76,12 +71,11 @@ class SeRKD(RelationHead):
         tokenizer: Tokenizer = "average",
         stride: int = 2,
     ) -> None:
-        super().__init__("image")
+        super().__init__()
         if distance == angle == 0:
             raise UserError("SeRKD compares nothing with distance 0 and angle 0: give at least one of them a weight")
-        for name, given, least in (("iterations", iterations, 0), ("count", count, 1), ("stride", stride, 1)):
-            if given < least:
-                raise UserError(f"{name} must be at least {least}, given {given}")
+        require_at_least(0, iterations=iterations)
+        require_at_least(1, count=count, stride=stride)
         one_of("neighborhood", neighborhood, ("cells", "all"))
         one_of("gradient", gradient, ("values", "full"))
         one_of("tokenizer", tokenizer, TOKENIZERS)
@@ -95,18 +89,18 @@ class SeRKD(RelationHead):
         self.gradient: Gradient = gradient
         self.of, self.stride = of, stride
         self.tokenizer: Tokenizer = tokenizer
-        self._seen: dict[str, Tensor] = {}
+        self._diagnostics: dict[str, Tensor] = {}
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Make what reads the tokens, and the projection if `features` has a weight.
+        """Build the readers of the tokens, and the projection if `features` has a weight.
 
         Raises:
-            UserError: a network gives no token grid, or the grid is too small for superpixels that could be related.
+            UserError: a network has no token grid, or the grid is too coarse for superpixels that can be related.
         """
         self.student_grid = GridTokens(self.of, student, "student", self.tokenizer, self.stride)
-        # A convolution of the teacher's could only be trained towards agreeing with the student.
-        pooled: Tokenizer = "average" if self.tokenizer == "convolution" else self.tokenizer
-        self.teacher_grid = GridTokens(self.of, teacher, "teacher", pooled, self.stride)
+        # A convolution on the teacher's side could only be trained to agree with the student.
+        teacher_tokenizer: Tokenizer = "average" if self.tokenizer == "convolution" else self.tokenizer
+        self.teacher_grid = GridTokens(self.of, teacher, "teacher", teacher_tokenizer, self.stride)
         grids = self.student_grid.grid, self.teacher_grid.grid
         self.common = min(grids[0][0], grids[1][0]), min(grids[0][1], grids[1][1])
         self.target = superpixel_grid(self.common, self.cell)
@@ -122,19 +116,26 @@ class SeRKD(RelationHead):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the relations among the superpixels, and the tokens themselves if `features` has a weight."""
         student, teacher = self.student_grid(student), self.teacher_grid(teacher)
-        (own, present), (other, _) = self.superpixels(student, batch), self.superpixels(teacher, batch)
-        loss = self.compare(self.relate(own, present), self.relate(other, present), present)
+        student_superpixels, present = self.superpixels(student, batch)
+        teacher_superpixels, _ = self.superpixels(teacher, batch)
+        losses = {
+            name: _mean_huber(relate(student_superpixels, present), relate(teacher_superpixels, present), present)
+            for name, relate in RELATIONS.items()
+            if self.weights[name] != 0
+        }
+        self._diagnostics = {name: loss.detach() for name, loss in losses.items()}
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         if self.weights["features"] == 0:
-            return loss
+            return total
         difference = F.mse_loss(self.projection(averaged(student, self.common)), averaged(teacher, self.common))
-        self._seen["features"] = difference.detach()
-        return loss + self.weights["features"] * difference
+        self._diagnostics["features"] = difference.detach()
+        return total + self.weights["features"] * difference
 
     def superpixels(self, features: Features, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Put the tokens that `student_grid` or `teacher_grid` read together to superpixels.
+        """Pool the tokens that `student_grid` or `teacher_grid` returned to superpixels.
 
         Returns:
-            `[B, L, d]` and, with segments, which of them are present, `[B, L]`.
+            `[B, L, d]` and, with segments, a mask of the present ones, `[B, L]`.
 
         Raises:
             UserError: segments are needed, and the batch has none or none of the images' size.
@@ -142,7 +143,7 @@ class SeRKD(RelationHead):
         tokens, grid = _tokens_on_grid(features)
         if self.superpixel_kind == "segments":
             return segment_tokens(tokens, grid, _segments(batch), self.count)
-        soft = soft_superpixels(
+        superpixels = soft_superpixels(
             tokens,
             grid,
             target=self.target,
@@ -150,72 +151,49 @@ class SeRKD(RelationHead):
             neighborhood=self.neighborhood,
             gradient=self.gradient,
         )
-        return soft, None
-
-    def tokens(self, features: Features, batch: Batch) -> Tensor:
-        """What is related: the superpixels, `[B, L, d]`."""
-        return self.superpixels(features, batch)[0]
-
-    def relate(self, tokens: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
-        """Distances `[B, L, L]` and cosines `[B, L, L, L]`, those whose weight is not 0."""
-        return {name: relate(tokens, present) for name, relate in RELATIONS.items() if self.weights[name] != 0}
-
-    def compare(
-        self, student_relation: dict[str, Tensor], teacher_relation: dict[str, Tensor], present: Tensor | None = None
-    ) -> Tensor:
-        """The weighted sum of the Huber losses, each a mean over the images of the mean within the image."""
-        losses = {
-            name: _mean_huber(relation, teacher_relation[name], present) for name, relation in student_relation.items()
-        }
-        self._seen = {name: loss.detach() for name, loss in losses.items()}
-        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        return superpixels, None
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """The parts of the loss, before their weights."""
-        return self._seen
+        """Return the parts of the loss, before their weights."""
+        return self._diagnostics
 
+    @torch.no_grad()
     def plot(self, student: Features, teacher: Features, batch: Batch, images: int = 4) -> Figure:
-        """Draw images, their segments, each network's soft superpixels, and the distances among what is related.
+        """Draw images, their segments, each network's soft superpixels, and the distances that are compared.
 
-        The segments are those of the batch; if it has none, as many as there are superpixels are found here.
+        The segments are those of the batch; if it has none, as many as there are superpixels are computed here.
 
         Args:
-            student: what the student saw.
-            teacher: what the teacher saw.
-            batch: what both looked at.
-            images: how many images, one row each.
+            student: the student's features.
+            teacher: the teacher's features.
+            batch: the batch of both.
+            images: number of images, one row each.
         """
+        from distill.plotting.superpixels import SuperpixelRelation, draw_superpixels
+
+        def relation(features: Features) -> SuperpixelRelation:
+            tokens, grid = _tokens_on_grid(features)
+            association = soft_association(
+                tokens[:images], grid, target=self.target, iterations=self.iterations, neighborhood=self.neighborhood
+            )
+            distances = normalized_distances(*self.superpixels(features, batch))[:images]
+            return SuperpixelRelation(association, grid, distances)
+
         image = batch["image"][:images].float().cpu()
         count = self.count if self.superpixel_kind == "segments" else self.target[0] * self.target[1]
-        segments = batch["segments"][:images].cpu() if "segments" in batch else slic(image, count)
-        rows: list[dict[str, tuple[Kind, Tensor]]] = [
-            {"image": ("image", enlarged(one)), "segments": ("image", with_borders(one, labels))}
-            for one, labels in zip(image, segments, strict=True)
-        ]
-        distances: dict[str, Tensor] = {}
-        for side, features in (("teacher", self.teacher_grid(teacher)), ("student", self.student_grid(student))):
-            tokens, grid = _tokens_on_grid(features)
-            shares = soft_association(
-                tokens[:images], grid, target=self.target, iterations=self.iterations, neighborhood=self.neighborhood
-            ).cpu()
-            distances[side] = normalized_distances(*self.superpixels(features, batch))[:images].cpu()
-            for row, one, share in zip(rows, image, shares, strict=True):
-                painted = mean_colors(one, share, grid)
-                row[f"{side}'s superpixels"] = "image", with_borders(painted, share.argmax(1).view(grid))
-        for place, row in enumerate(rows):
-            for side, relation in distances.items():
-                row[f"{side}'s distances"] = "relation", relation[place]
-            row["student's - teacher's"] = "difference", distances["student"][place] - distances["teacher"][place]
-        return grid_of_pictures(rows)
+        segments = batch["segments"][:images] if "segments" in batch else slic(image, count)
+        return draw_superpixels(
+            image, segments, relation(self.student_grid(student)), relation(self.teacher_grid(teacher))
+        )
 
 
 def _mean_huber(student: Tensor, teacher: Tensor, present: Tensor | None) -> Tensor:
-    """Mean over the images of the mean within each, over entries all of whose superpixels are present."""
+    """Return the mean over the images of each image's mean over entries whose superpixels are all present."""
     if present is None:
         return huber(student, teacher)
     entries = present.sum(dim=1) ** (student.ndim - 1)
-    each = F.huber_loss(student, teacher, reduction="none").flatten(1).sum(dim=1)  # the others are 0 in both
-    return (each / entries.clamp_min(1)).mean()
+    sums = F.huber_loss(student, teacher, reduction="none").flatten(1).sum(dim=1)  # absent entries are 0 in both
+    return (sums / entries.clamp_min(1)).mean()
 
 
 def _tokens_on_grid(features: Features) -> tuple[Tensor, Grid]:

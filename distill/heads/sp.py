@@ -11,12 +11,12 @@ from distill.heads.parts.feature_relation import FeatureRelation
 
 
 class SP(FeatureRelation):
-    """Images that are alike to the teacher are alike to the student: 1 / B^2 |G_s - G_t|^2.
+    """Mean squared difference between both networks' similarities of images: 1 / B^2 |G_s - G_t|^2.
 
-    G holds the inner products of the flattened features of all pairs of images, each row brought to length 1. The two
+    G has the inner products of the flattened features of all pairs of images, each row normalized to length 1. The two
     networks may have any channels and grids.
 
-    The CRD benchmark relates the last map, which `tokens` are in a CNN, with weight 3000.
+    The CRD benchmark relates the last map (`tokens` of a CNN), with weight 3000.
 
     Args:
         of: the features that are related: `tokens`, `embedding`, `logits` or the name of a tap.
@@ -24,16 +24,16 @@ class SP(FeatureRelation):
             `image` relates the tokens of each image.
 
     Raises:
-        UserError: there is no such scope.
+        UserError: an unsupported scope.
     """
 
     def __init__(self, of: str = "tokens", scope: Scope = "global") -> None:
         super().__init__(of, scope)
 
     def relate(self, tokens: Tensor) -> Tensor:
-        """G, `[..., L, L]`."""
+        """Return G, `[..., L, L]`."""
         return normalized_gram(tokens)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
-        """The mean squared difference."""
+        """Return the mean squared difference."""
         return F.mse_loss(student_relation, teacher_relation)

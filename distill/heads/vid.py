@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import functional
-from distill.errors import UserError
+from distill.errors import require_above
 from distill.features import Features, FeatureSpec
 from distill.functional import to_common_grid
 from distill.heads.base import Batch
@@ -18,55 +18,54 @@ from distill.heads.parts.adapters import CastConv2d
 from distill.heads.parts.maps import MapHead, total
 
 EPS = 1e-5
-"""The least variance."""
+"""The lower limit of the variance."""
 
 
 class VID(MapHead):
-    """How likely the teacher's maps are under a Gaussian whose mean is predicted from the student's.
+    """Negative log-likelihood of the teacher's maps under a Gaussian whose mean is predicted from the student's.
 
-    The mean comes from three 1 x 1 convolutions with ReLUs between them, the variance is one number for each of the
-    teacher's channels, `softplus(log_scale) + 1e-5`. Both are learned beside the student (in the public code the
-    variance is given to no optimizer and stays as it began). The loss is the negative log-likelihood without its
-    constant, so it may fall below 0, summed over the layers. The larger grid is pooled to the smaller.
+    The mean is predicted by three 1 x 1 convolutions with ReLUs in between; the variance is one number per channel of
+    the teacher, `softplus(log_scale) + 1e-5`. Both are learned beside the student (in the public code the variance is
+    passed to no optimizer and keeps its initial value). The loss omits the constant of the likelihood, so it may fall
+    below 0, and is summed over the layers. The larger grid is pooled to the smaller.
 
-    The CRD benchmark gave it all stages but the stem as layers, and the weight 1.
+    The CRD benchmark uses all stages but the stem as layers, with weight 1.
 
     Args:
         of: the layers: `tokens`, `embedding` or names of taps.
-        variance: that of each channel at the beginning; 5 as in the CRD benchmark.
+        variance: initial variance of each channel; 5 as in the CRD benchmark.
 
     Raises:
-        UserError: the variance is not above 1e-5.
+        UserError: a variance not above 1e-5.
     """
 
     def __init__(self, of: Sequence[str] | str = ("tokens",), variance: float = 5.0) -> None:
         super().__init__(of)
-        if not variance > EPS:
-            raise UserError(f"variance must be above {EPS}, given {variance}")
+        require_above(EPS, variance=variance)
         self.variance = variance
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Make, for each layer, what predicts the mean, and the variances."""
+        """Build the predictor of the mean and the variances for each layer."""
         super().build(student, teacher)
-        self.means = nn.ModuleList(_mean(own.width, other.width) for own, other in self.layers)
+        self.means = nn.ModuleList(_mean(layer.width, target.width) for layer, target in self.layers)
         start = self.variance - EPS
         start = start + math.log(-math.expm1(-start))  # the inverse of softplus
-        self.log_scales = nn.ParameterList(torch.full((other.width,), start) for _, other in self.layers)
+        self.log_scales = nn.ParameterList(torch.full((target.width,), start) for _, target in self.layers)
 
     def variances(self) -> list[Tensor]:
-        """The variance of each of the teacher's channels, `[d_t]` for each layer, with gradient."""
+        """Return the variance of each of the teacher's channels, `[d_t]` per layer, with gradient."""
         return [F.softplus(log_scale) + EPS for log_scale in self.log_scales]
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Predict the maps `[B, d_t, h, w]` of each layer from those `[B, d_s, h', w']` of the student."""
         losses = []
         for mean, variance, maps in zip(self.means, self.variances(), self.maps(student, teacher), strict=True):
-            own, other = to_common_grid(*maps)
-            losses.append(functional.vid(mean(own), variance.to(own.dtype), other))
+            student_map, teacher_map = to_common_grid(*maps)
+            losses.append(functional.vid(mean(student_map), variance.to(student_map.dtype), teacher_map))
         return total(losses)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """The mean variance of each layer, by its name."""
+        """Return the mean variance of each layer, by its name."""
         means = (variance.detach().mean() for variance in self.variances())
         return {f"variance_{name}": mean for name, mean in zip(self.of, means, strict=True)}
 

@@ -1,12 +1,12 @@
-"""The contract of a head, as checks that any head can be put through; they need torch and nothing else.
+"""The contract of a head as checks that run on any head and need only torch.
 
 In a test of your own head::
 
     def test_my_head_keeps_the_contract():
         check_head(MyHead)
 
-Each check raises an AssertionError whose first line says what the head fails in. The features are random tensors of
-the shapes `STUDENT` and `TEACHER`, of which a head is given exactly what it names in `needs`.
+Each check raises an AssertionError whose first line names the failure. The features are random tensors of the shapes
+`STUDENT` and `TEACHER`, of which a head receives exactly those that it names in `needs`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -32,24 +32,36 @@ from distill.testing.case import STUDENT, TEACHER, Case, Make, Result, Sample, e
 __all__ = ["CHECKS", "DEGENERATE", "STUDENT", "TEACHER", "Case", "Result", "Sample", "check_head", "evaluate"]
 
 Runner = Callable[..., Sequence[Any]]
-"""Called as `run(function, *arguments)`: runs the function on two ranks and returns both results."""
+"""`run(function, *arguments)` runs the function on two ranks and returns both results."""
 
 
 def check_head(
-    make: Make, student: FeatureSpec = STUDENT, teacher: FeatureSpec = TEACHER, run: Runner | None = None
+    make: Make,
+    student: FeatureSpec = STUDENT,
+    teacher: FeatureSpec = TEACHER,
+    run: Runner | None = None,
+    *,
+    exact_gradient: Mapping[str, Any] | None = None,
+    ordered: bool = False,
+    same_widths: bool = False,
 ) -> None:
-    """Hold a head to the whole contract.
+    """Check a head against the whole contract.
 
     Args:
-        make: makes a new head: its class, or a `functools.partial` of it.
-        student: what the student gives; taps that the head needs and the spec lacks get a made-up map.
-        teacher: what the teacher gives.
-        run: runs a function on two ranks; without it the check of two ranks is left out.
+        make: returns a new head: its class, or a `functools.partial` of it.
+        student: the student's shapes; taps that the head needs and the spec lacks get a made-up map.
+        teacher: the teacher's shapes.
+        run: runs a function on two ranks; without it, the check of two ranks is skipped.
+        exact_gradient: arguments under which the head's gradient is the derivative of its value, for a head that by
+            default stops a part of the gradient.
+        ordered: whether the value is meant to depend on the order of the batch.
+        same_widths: whether the head requires both networks to have the same channels; the teacher then gets the
+            student's.
 
     Raises:
-        AssertionError: the head fails in one of `CHECKS`.
+        AssertionError: the head fails one of `CHECKS`.
     """
-    case = Case(make, student, teacher)
+    case = Case(make, student, teacher, exact_gradient=exact_gradient or {}, ordered=ordered, same_widths=same_widths)
     for check in CHECKS:
         check(case)
     if run is not None:
@@ -57,35 +69,34 @@ def check_head(
 
 
 def arguments_have_defaults_and_words(case: Case) -> None:
-    """Every argument of `__init__` has a type, a default and a line under `Args:`."""
+    """Check that every argument of `__init__` has a type, a default and a line under `Args:`."""
     kind = type(case.make())
     words = "".join((inspect.getdoc(base) or "").partition("\nArgs:")[2] for base in kind.__mro__)
     for argument in list(inspect.signature(kind.__init__).parameters.values())[1:]:
-        told = f"argument {argument.name!r} of {kind.__name__}"
-        assert argument.annotation is not argument.empty, f"{told} has no type"
-        assert argument.default is not argument.empty, f"{told} has no default"
-        assert f"\n    {argument.name}: " in words, f"{told} is not described under Args: in the docstring"
+        subject = f"argument {argument.name!r} of {kind.__name__}"
+        assert argument.annotation is not argument.empty, f"{subject} has no type"
+        assert argument.default is not argument.empty, f"{subject} has no default"
+        assert f"\n    {argument.name}: " in words, f"{subject} is not described under Args: in the docstring"
 
 
 def gradient_is_the_derivative(case: Case) -> None:
-    """In float64, by finite differences, for the student's features and the head's parameters.
+    """Compare the gradient with finite differences in float64, for the student's features and the head's parameters.
 
-    A head that stops a part of its gradient is made with the arguments of its `exact_gradient`.
+    The head is made with the arguments of the case's `exact_gradient`.
     """
-    exact = case.make().exact_gradient
-    if exact:
-        case = replace(case, make=partial(case.make, **exact))
+    if case.exact_gradient:
+        case = replace(case, make=partial(case.make, **case.exact_gradient))
     head, sample = case.head(), case.sample()
     names = sorted(head.needs)
     parameters = {key: value.detach() for key, value in head.named_parameters() if value.requires_grad}
 
     def loss(*tensors: Tensor) -> Tensor:
-        own = dict(zip(names, tensors, strict=False))
+        features = dict(zip(names, tensors, strict=False))
         values = dict(zip(parameters, tensors[len(names) :], strict=True))
         student = replace(
             sample.student,
-            **{key: value for key, value in own.items() if key not in sample.student.maps},  # type: ignore[arg-type]
-            maps={key: own[key] for key in sample.student.maps},
+            **{key: value for key, value in features.items() if key not in sample.student.maps},  # type: ignore[arg-type]
+            maps={key: features[key] for key in sample.student.maps},
         )
         arguments = (student, sample.teacher, sample.batch)
         value: Tensor = torch.func.functional_call(deepcopy(head), values, arguments)
@@ -100,7 +111,7 @@ def gradient_is_the_derivative(case: Case) -> None:
 
 
 def everything_is_trained(case: Case) -> None:
-    """The student gets a gradient, and so does every parameter of the head (DDP stops at one that gets none)."""
+    """Check that the student and every parameter of the head get a gradient (DDP fails if a parameter gets none)."""
     result = evaluate(case.head(), case.sample())
     assert any(bool(gradient.any()) for gradient in result.student.values()), (
         f"{case.name} gives the student no gradient"
@@ -110,7 +121,7 @@ def everything_is_trained(case: Case) -> None:
 
 
 def teacher_gets_no_gradient(case: Case) -> None:
-    """Not even where the teacher's features carry one."""
+    """Check that the teacher gets no gradient, even if its features require one."""
     head, sample = case.head(), case.sample()
     if sample.teacher is None:
         return
@@ -121,67 +132,69 @@ def teacher_gets_no_gradient(case: Case) -> None:
 
 
 def inputs_stay_as_they_are(case: Case) -> None:
-    """A head changes neither features nor batch: the next head reads them too."""
+    """Check that the head changes neither features nor batch, which the next head reads too."""
     head, sample, before = case.head(), case.sample(), case.sample()
     evaluate(head, sample)
     for key in sorted(head.needs):
-        for side, one, other in (
+        for side, features, expected in (
             ("student", sample.student, before.student),
             ("teacher", sample.teacher, before.teacher),
         ):
-            if one is not None and other is not None:
-                assert torch.equal(one[key], other[key]), f"{case.name} changes the {side}'s {key!r}"
-    assert list(sample.batch) == list(before.batch), f"{case.name} adds to the batch or takes from it"
+            if features is not None and expected is not None:
+                assert torch.equal(features[key], expected[key]), f"{case.name} changes the {side}'s {key!r}"
+    assert list(sample.batch) == list(before.batch), f"{case.name} adds to the batch or removes from it"
     for key, value in before.batch.items():
         assert torch.equal(sample.batch[key], value), f"{case.name} changes {key!r} of the batch"
 
 
 def degenerate_inputs_stay_finite(case: Case) -> None:
-    """Loss and gradients in float32, for each of `DEGENERATE` in the student, the teacher or both, and no label."""
+    """Check loss and gradients in float32, with each of `DEGENERATE` in either or both networks and without labels."""
     head, sample = case.head(torch.float32), case.sample(dtype=torch.float32)
     unlabeled = replace(sample, batch=sample.batch | {"label": torch.full_like(sample.batch["label"], -1)})
     cases = {"unlabeled samples": unlabeled}
-    for what, change in DEGENERATE.items():
+    for name, change in DEGENERATE.items():
         both = sample.apply(change)
         cases |= {
-            f"{what} in student and teacher": both,
-            f"{what} in the student": replace(both, teacher=sample.teacher),
-            f"{what} in the teacher": replace(both, student=sample.student),
+            f"{name} in student and teacher": both,
+            f"{name} in the student": replace(both, teacher=sample.teacher),
+            f"{name} in the teacher": replace(both, student=sample.student),
         }
-    for what, changed in cases.items():
+    for name, changed in cases.items():
         result = evaluate(head, changed)
         finite = all(
             bool(t.isfinite().all()) for t in (result.loss, *result.student.values(), *result.parameters.values())
         )
-        assert finite, f"{case.name} is not finite, or its gradient is not, with {what}"
+        assert finite, f"{case.name} has a loss or gradient that is not finite with {name}"
 
 
 def half_precision_computes_in_float32(case: Case) -> None:
-    """Half-precision features, under autocast, give what float32 gives for the same rounded features."""
+    """Check that half-precision features under autocast give the float32 result of the same rounded features."""
     for dtype in (torch.bfloat16, torch.float16):
         half = case.sample(dtype=torch.float32).apply(lambda tensor, dtype=dtype: tensor.to(dtype))  # type: ignore[misc]
         expected = evaluate(case.head(torch.float32), half.apply(Tensor.float))
-        given = evaluate(case.head(torch.float32), half, autocast=dtype)
+        result = evaluate(case.head(torch.float32), half, autocast=dtype)
         rounded = {key: value.to(dtype) for key, value in expected.student.items()}
-        _same(
-            replace(expected, student=rounded), given, f"{case.name} does not compute in float32 for {dtype} features"
+        _assert_same(
+            replace(expected, student=rounded), result, f"{case.name} does not compute in float32 for {dtype} features"
         )
 
 
 def batch_order_does_not_matter(case: Case) -> None:
-    """A permuted batch has the same loss and the permuted gradient; not so if the head says that it is `ordered`."""
+    """Check that a permuted batch has the same loss and the permuted gradient, or another loss if `ordered`."""
     head, sample = case.head(), case.sample()
     order = torch.randperm(case.size, generator=torch.Generator().manual_seed(0))
     straight, permuted = evaluate(head, sample), evaluate(head, sample[order])
-    if head.ordered:
-        assert not torch.allclose(straight.loss, permuted.loss), f"{case.name} is ordered, but no order matters to it"
+    if case.ordered:
+        assert not torch.allclose(straight.loss, permuted.loss), (
+            f"{case.name} is declared ordered, but no order matters"
+        )
         return
     expected = replace(straight, student={key: value[order] for key, value in straight.student.items()}, state={})
-    _same(expected, replace(permuted, state={}), f"{case.name} depends on the order of the batch")
+    _assert_same(expected, replace(permuted, state={}), f"{case.name} depends on the order of the batch")
 
 
 def copies_behave_alike(case: Case) -> None:
-    """A deep copy, a pickled copy and a new head with the old one's state (read safely) go on exactly alike."""
+    """Check that a deep copy, a pickled copy and a new head with the same state continue exactly alike."""
     head, sample = case.head(), case.sample()
     restored = case.head(seed=1, calls=0)
     stored = io.BytesIO()
@@ -189,20 +202,20 @@ def copies_behave_alike(case: Case) -> None:
     stored.seek(0)
     restored.load_state_dict(torch.load(stored, weights_only=True))
     expected = evaluate(head, sample)
-    for what, copy in {
+    for name, copy in {
         "a deep copy": deepcopy(head),
         "a pickled copy": pickle.loads(pickle.dumps(head)),
         "a new head with the state_dict": restored,
     }.items():
-        _same(
-            expected, evaluate(copy, sample), f"{what} of {case.name} behaves differently: keep all memory in buffers"
+        _assert_same(
+            expected, evaluate(copy, sample), f"{name} of {case.name} behaves differently: keep all memory in buffers"
         )
 
 
 def nothing_waits_for_the_device(case: Case) -> None:
-    """No value is read on the host (`.item()`, `if tensor`, boolean indexing): on a GPU each read stalls the step."""
+    """Check that no value is read on the host (`.item()`, `if tensor`, boolean indexing), which stalls a GPU."""
     head, sample = case.head(torch.float32), case.sample(dtype=torch.float32)
-    with FakeTensorMode() as mode:  # fake tensors have shapes but no values to be read
+    with FakeTensorMode() as mode:  # fake tensors have shapes but no values
         state: dict[str, Tensor] = {
             key: mode.from_tensor(value) for key, value in (*head.named_parameters(), *head.named_buffers())
         }
@@ -216,25 +229,26 @@ def nothing_waits_for_the_device(case: Case) -> None:
 
 
 def two_ranks_equal_one(case: Case, run: Runner) -> None:
-    """Two ranks with half a batch each give one process's loss, gradients and state: as DDP averages, in float64.
+    """Check that two ranks with half a batch each give one process's loss, gradients and state, in float64.
 
-    A relation within one process's batch (scope `batch`) is another loss on two ranks, and is passed over.
+    Loss and gradients are averaged as DDP does. A relation within one process's batch (scope `batch`) is another loss
+    on two ranks and is skipped.
     """
     if case.make().scope == "batch":
         return
     expected = averaged(case)
     for result in run(averaged, case):
-        _same(expected, result, f"two ranks do not equal one process in {case.name}")
+        _assert_same(expected, result, f"two ranks do not equal one process in {case.name}")
 
 
 def averaged(case: Case) -> Result:
-    """What this rank finds: its own state, and loss and gradients as DDP averages them, with all ranks' features."""
-    own = evaluate(case.head(), case.sample())
+    """Return this rank's state with loss and gradients as DDP averages them, and all ranks' feature gradients."""
+    result = evaluate(case.head(), case.sample())
     return Result(
-        all_sum(own.loss) / world_size(),
-        {key: gather(value) / world_size() for key, value in own.student.items()},
-        {key: all_sum(value) / world_size() for key, value in own.parameters.items()},
-        own.state,
+        all_sum(result.loss) / world_size(),
+        {key: gather(value) / world_size() for key, value in result.student.items()},
+        {key: all_sum(value) / world_size() for key, value in result.parameters.items()},
+        result.state,
     )
 
 
@@ -250,7 +264,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     copies_behave_alike,
     nothing_waits_for_the_device,
 )
-"""What `check_head` checks, each by itself; `two_ranks_equal_one` besides."""
+"""The checks of `check_head`; `two_ranks_equal_one` comes in addition."""
 
 DEGENERATE: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros": torch.zeros_like,
@@ -261,15 +275,15 @@ DEGENERATE: dict[str, Callable[[Tensor], Tensor]] = {
     "huge values": lambda tensor: 1e4 * tensor,
     "tiny values": lambda tensor: 1e-12 * tensor,
 }
-"""Changes of features that a head must survive."""
+"""Degenerate features, by name, for which loss and gradients must be finite."""
 
 
 def _first_half(tensor: Tensor) -> Tensor:
     return (torch.arange(len(tensor)) < len(tensor) // 2).view(-1, *[1] * (tensor.ndim - 1))
 
 
-def _same(expected: Result, given: Result, sentence: str) -> None:
-    tolerance = 1e-10 if expected.loss.dtype == torch.float64 else None  # None: torch's own for the type
+def _assert_same(expected: Result, actual: Result, message: str) -> None:
+    tolerance = 1e-10 if expected.loss.dtype == torch.float64 else None  # None: torch's default for the type
     torch.testing.assert_close(
-        vars(given), vars(expected), rtol=tolerance, atol=tolerance, msg=lambda text: f"{sentence}\n{text}"
+        vars(actual), vars(expected), rtol=tolerance, atol=tolerance, msg=lambda text: f"{message}\n{text}"
     )

@@ -1,11 +1,12 @@
-"""A head under test: made-up features for it, and what a call of it gives."""
+"""A head under test, with made-up features and the results of a call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +23,14 @@ Make = Callable[[], Head]
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch with what both networks saw of it."""
+    """A batch with both networks' features of it."""
 
     student: Features
     teacher: Features | None
     batch: Batch
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Sample:
-        """The sample with `function` applied to every feature of both networks."""
+        """Return the sample with `function` applied to every feature of both networks."""
         teacher = None if self.teacher is None else self.teacher.apply(function)
         return replace(self, student=self.student.apply(function), teacher=teacher)
 
@@ -40,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Result:
-    """What one call of a head gave: the loss, its gradients, and the head's state after it."""
+    """The loss of one call of a head, its gradients, and the head's state after the call."""
 
     loss: Tensor
     student: dict[str, Tensor]
@@ -50,12 +51,25 @@ class Result:
 
 @dataclass(frozen=True)
 class Case:
-    """A head under test, and the shapes that it is tried with."""
+    """A head under test, the shapes it is called with, and what is expected of it.
+
+    Attributes:
+        make: returns a new head.
+        student: the student's shapes.
+        teacher: the teacher's shapes.
+        size: B, images per batch.
+        exact_gradient: arguments under which the gradient is the derivative of the value.
+        ordered: whether the value is meant to depend on the order of the batch.
+        same_widths: whether the teacher gets the student's channels.
+    """
 
     make: Make
     student: FeatureSpec = STUDENT
     teacher: FeatureSpec = TEACHER
     size: int = 8
+    exact_gradient: Mapping[str, Any] = field(default_factory=dict)
+    ordered: bool = False
+    same_widths: bool = False
 
     @property
     def name(self) -> str:
@@ -63,7 +77,7 @@ class Case:
         return type(self.make()).__name__
 
     def head(self, dtype: torch.dtype = torch.float64, seed: int = 0, calls: int = 2) -> Head:
-        """A built head whose memory, if it has one, was filled by earlier calls."""
+        """Return a built head whose memory, if it has one, has been filled by earlier calls."""
         with seeded(seed):
             head = self.make()
             student, teacher = self._specs(head)
@@ -76,7 +90,7 @@ class Case:
         return head
 
     def sample(self, number: int = 0, dtype: torch.dtype = torch.float64) -> Sample:
-        """This rank's part of the sample of that number; its first image has no label."""
+        """Return this rank's part of the sample of that number, whose first image has no label."""
         generator = torch.Generator().manual_seed(1000 + number)
 
         def features(spec: FeatureSpec) -> Features:
@@ -104,13 +118,13 @@ class Case:
         return sample[slice(rank() * part, (rank() + 1) * part)]
 
     def _specs(self, head: Head) -> tuple[FeatureSpec, FeatureSpec]:
-        """The shapes of exactly what the head needs."""
+        """Return the shapes of exactly the features that the head needs."""
         student, teacher = _only(self.student, head, (6, 4, 4)), _only(self.teacher, head, (9, 6, 6))
-        return student, _with_widths(teacher, student) if head.same_widths else teacher
+        return student, _with_widths(teacher, student) if self.same_widths else teacher
 
 
 def evaluate(head: Head, sample: Sample, autocast: torch.dtype | None = None) -> Result:
-    """Call a copy of the head (under autocast to a type, if given), with the backward pass."""
+    """Run forward and backward pass of a copy of the head, under autocast to a type if given."""
     head = deepcopy(head)
     student = sample.student.apply(lambda tensor: tensor.detach().clone().requires_grad_())
     with nullcontext() if autocast is None else torch.autocast("cpu", autocast):
@@ -128,25 +142,25 @@ def evaluate(head: Head, sample: Sample, autocast: torch.dtype | None = None) ->
 
 
 def _only(spec: FeatureSpec, head: Head, made_up: tuple[int, ...]) -> FeatureSpec:
-    own = {key: getattr(spec, key) if key in head.needs else None for key in ("logits", "embedding", "tokens")}
-    maps = {key: spec.maps.get(key, made_up) for key in sorted(head.needs) if key not in own}
-    return FeatureSpec(**own, grid=spec.grid, maps=maps)
+    shapes = {key: getattr(spec, key) if key in head.needs else None for key in ("logits", "embedding", "tokens")}
+    maps = {key: spec.maps.get(key, made_up) for key in sorted(head.needs) if key not in shapes}
+    return FeatureSpec(**shapes, grid=spec.grid, maps=maps)
 
 
-def _with_widths(spec: FeatureSpec, other: FeatureSpec) -> FeatureSpec:
-    """`spec` on its own grids with the widths of `other`, be they maps `[d, h, w]`, tokens `[N, d]` or vectors."""
+def _with_widths(spec: FeatureSpec, wanted: FeatureSpec) -> FeatureSpec:
+    """Return `spec` on its grids with the widths of `wanted`, for maps `[d, h, w]`, tokens `[N, d]` and vectors."""
 
-    def widened(own: Shape | None, given: Shape | None) -> Shape | None:
-        if own is None or given is None:
-            return own
-        width = given[0] if len(given) == 3 else given[-1]
-        return (width, *own[1:]) if len(own) == 3 else (*own[:-1], width)
+    def resized(shape: Shape | None, wanted: Shape | None) -> Shape | None:
+        if shape is None or wanted is None:
+            return shape
+        width = wanted[0] if len(wanted) == 3 else wanted[-1]
+        return (width, *shape[1:]) if len(shape) == 3 else (*shape[:-1], width)
 
     return replace(
         spec,
-        embedding=widened(spec.embedding, other.embedding),
-        tokens=widened(spec.tokens, other.tokens),
-        maps={name: widened(shape, other.maps[name]) or shape for name, shape in spec.maps.items()},
+        embedding=resized(spec.embedding, wanted.embedding),
+        tokens=resized(spec.tokens, wanted.tokens),
+        maps={name: resized(shape, wanted.maps[name]) or shape for name, shape in spec.maps.items()},
     )
 
 
@@ -156,7 +170,7 @@ def _gradient(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from torch's global generator of that seed, and leave the generator as it was."""
+    """Seed torch's global generator, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

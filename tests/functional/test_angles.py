@@ -26,7 +26,7 @@ def gradient_of(loss: Tensor, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("at_a_time", [1, 50, 10_000])
 @pytest.mark.parametrize("shape", [[7], [1], [3, 6], [2, 2, 5]])
 def test_value_and_gradient_are_those_of_all_cosines(shape: list[int], at_a_time: int, monkeypatch: Any) -> None:
-    monkeypatch.setitem(angles.AT_A_TIME, "cpu", at_a_time)
+    monkeypatch.setitem(angles.COSINES_PER_CHUNK, "cpu", at_a_time)
     student, teacher = 3 * Q([*shape, 4], 3).requires_grad_(), Q([*shape, 6], 4)
     loss, expected = angle_difference(edges(student), edges(teacher)), literal(student, teacher)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +12,8 @@ import distill.heads
 from distill.distributed import rank
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.heads import Batch, Head, RelationHead, shipped
-from distill.heads.base import Scope, mean_over_ranks, positive
+from distill.heads import KD, Batch, Head, RelationHead, shipped
+from distill.heads.base import Scope, mean_over_ranks
 from distill.objective import Term
 from distill.schedules import Constant, Linear, Progress
 from distill.testing import check_head
@@ -95,8 +98,25 @@ def test_shipped_heads_are_found_by_name_and_patterns_are_not_among_them() -> No
     assert distill.heads.KD is shipped()["KD"]
 
 
+def test_every_methods_file_is_exported() -> None:
+    found = {}
+    for info in iter_modules(distill.heads.__path__):
+        if info.ispkg or info.name == "base":
+            continue
+        module = import_module(f"distill.heads.{info.name}")
+        heads = {
+            name: item
+            for name, item in vars(module).items()
+            if isinstance(item, type) and issubclass(item, Head) and item.__module__ == module.__name__
+        }
+        assert heads, f"{info.name} defines no head"
+        found |= heads
+    assert found == shipped()
+    assert all(getattr(distill.heads, name) is item for name, item in found.items())
+
+
 def test_a_head_of_an_unknown_name_is_no_attribute() -> None:
-    with pytest.raises(AttributeError, match=r"distill\.heads has no 'KDD'"):
+    with pytest.raises(AttributeError, match=r"'distill\.heads' has no attribute 'KDD'"):
         distill.heads.KDD  # noqa: B018  # the access is the test
 
 
@@ -109,12 +129,12 @@ def test_a_weight_is_a_number_or_a_schedule_and_only_a_constant_zero_is_off() ->
     assert Term(head, Linear(0, 2)).weight_at(Progress(step=5, steps=10)) == 1.0
 
 
-def test_positive_lets_numbers_above_zero_and_schedules_pass() -> None:
+def test_a_temperature_is_a_constant_above_zero_or_a_schedule() -> None:
     schedule = Linear(1, 0)
-    assert positive("x", 0.5) == 0.5
-    assert positive("x", schedule) is schedule
-    with pytest.raises(UserError, match="x must be above 0, given 0"):
-        positive("x", 0)
+    assert KD(0.5).temperature == 0.5
+    assert KD(schedule).temperature is schedule
+    with pytest.raises(UserError, match="temperature must be above 0, given 0"):
+        KD(0)
 
 
 def share(totals: list[float], masses: list[int]) -> float:

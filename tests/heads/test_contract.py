@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill.distributed import gather
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.heads import Batch, Head, shipped
+from distill.heads import FSP, FT, Batch, Head, RepDistillerCC, SeRKD, shipped
 from distill.testing import (
     CHECKS,
     Case,
@@ -33,16 +33,28 @@ from tests.two_ranks import RankPool
 
 every_head = pytest.mark.parametrize("make", shipped().values(), ids=shipped().keys())
 
+EXPECTED: dict[type[Head], dict[str, Any]] = {
+    FSP: {"same_widths": True},
+    FT: {"exact_gradient": {"initialization": 0.0}},
+    RepDistillerCC: {"ordered": True},
+    SeRKD: {"exact_gradient": {"gradient": "full"}},
+}
+"""Arguments of the contract for the heads that need any."""
+
+
+def case_of(make: type[Head]) -> Case:
+    return Case(make, **EXPECTED.get(make, {}))
+
 
 @every_head
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_shipped_head(make: type[Head], check: Callable[[Case], None]) -> None:
-    check(Case(make))
+    check(case_of(make))
 
 
 @every_head
 def test_shipped_head_on_two_ranks_equals_one_process(make: type[Head], pool: RankPool) -> None:
-    two_ranks_equal_one(Case(make), pool.run)
+    two_ranks_equal_one(case_of(make), pool.run)
 
 
 class Good(Head):
@@ -166,12 +178,6 @@ class Ordered(Good):
         return super().forward(student, teacher, batch) + (x[1:] * x[:-1]).mean()
 
 
-class OrderedInWordOnly(Good):
-    """Says that the order matters, and it does not."""
-
-    ordered = True
-
-
 class Forgetful(Good):
     """Keeps its memory outside of the state."""
 
@@ -243,7 +249,6 @@ class Greedy(Good):
         (Writing, inputs_stay_as_they_are, "adds to the batch"),
         (Fragile, degenerate_inputs_stay_finite, "zeros in"),
         (Ordered, batch_order_does_not_matter, "depends on the order"),
-        (OrderedInWordOnly, batch_order_does_not_matter, "no order matters to it"),
         (Forgetful, copies_behave_alike, "a new head with the state_dict of Forgetful behaves differently"),
         (Waiting, nothing_waits_for_the_device, "on the host"),
         (Indexing, nothing_waits_for_the_device, "on the host"),
@@ -256,6 +261,18 @@ def test_a_head_that_breaks_the_contract_is_told_so(make: Any, check: Callable[[
     check(Case(Good))
     with pytest.raises(AssertionError, match=told):
         check(Case(broken))
+
+
+def test_a_head_declared_ordered_must_depend_on_the_order_and_may() -> None:
+    batch_order_does_not_matter(Case(Ordered, ordered=True))
+    with pytest.raises(AssertionError, match="Good is declared ordered, but no order matters"):
+        batch_order_does_not_matter(Case(Good, ordered=True))
+
+
+def test_a_stopped_gradient_is_checked_with_the_arguments_that_let_it_through() -> None:
+    check_head(SeRKD, exact_gradient={"gradient": "full"})
+    with pytest.raises(AssertionError, match="not the derivative"):
+        gradient_is_the_derivative(Case(SeRKD))
 
 
 @pytest.mark.parametrize("make", [Lonely, PrivateMemory])

@@ -73,3 +73,10 @@ def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, float], to
 def test_a_width_below_one_is_refused() -> None:
     with pytest.raises(UserError, match="width must be at least 1, given 0"):
         DCD(width=0)
+
+
+def test_a_checkpoint_of_another_width_is_refused() -> None:
+    head = DCD(width=5)
+    head.build(FeatureSpec(embedding=(6,)), FeatureSpec(embedding=(12,)))
+    with pytest.raises(UserError, match="DCD: the teacher's projection .* is 4 x 12 in the checkpoint and 5 x 12 in"):
+        head.load_state_dict(built().state_dict())

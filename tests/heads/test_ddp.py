@@ -16,7 +16,8 @@ from distill.heads.kd import KD
 from distill.heads.review_kd import ReviewKD
 from distill.heads.rkd import RKD
 from distill.heads.rrd import RRD
-from distill.testing import Case, Sample
+from distill.testing import Sample
+from tests.heads.test_contract import case_of
 from tests.two_ranks import RankPool
 
 every_head = pytest.mark.parametrize("make", shipped().values(), ids=shipped().keys())
@@ -45,7 +46,7 @@ class Shifting(nn.Module):
 
 def _two_steps(make: type[Head], static_graph: bool) -> list[dict[str, Tensor]]:
     """Loss over all ranks and DDP's gradients of each of two steps, the second with what the first left in memory."""
-    case = Case(make)
+    case = case_of(make)
     network = Shifting(case.head(), case.sample())
     wrapped: nn.Module = network
     if world_size() > 1:  # find_unused_parameters is off: a parameter without gradient stops the second step
@@ -64,7 +65,7 @@ def _two_steps(make: type[Head], static_graph: bool) -> list[dict[str, Tensor]]:
 
 @every_head
 def test_a_head_trains_under_ddp_as_in_one_process(make: type[Head], pool: RankPool) -> None:
-    assert Case(make).make().scope != "batch", "its value would depend on the number of ranks"
+    assert make().scope != "batch", "its value would depend on the number of ranks"
     expected = _two_steps(make, False)
     for given in pool.run(_two_steps, make, False):
         torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-10)

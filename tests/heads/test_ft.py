@@ -97,7 +97,8 @@ def test_without_initialization_epochs_the_paraphraser_stays_at_random() -> None
 
 @pytest.mark.parametrize("initialization", [0.0, None])
 def test_both_ways_without_a_stage_keep_the_contract(initialization: float | None, pool: RankPool) -> None:
-    check_head(partial(FT, ("low", "high"), initialization=initialization), run=pool.run)
+    make = partial(FT, ("low", "high"), initialization=initialization)
+    check_head(make, run=pool.run, exact_gradient={"initialization": 0.0})
 
 
 def test_a_head_restored_between_the_stages_goes_on_alike() -> None:
@@ -123,7 +124,7 @@ def test_factors_have_their_share_of_the_teachers_channels(share: float, width: 
     ("arguments", "told"),
     [
         ({"share": 0.0}, "share must be above 0, given 0.0"),
-        ({"initialization": -1.0}, "initialization must be at least 0 epochs, given -1.0"),
+        ({"initialization": -1.0}, "initialization must be at least 0, given -1.0"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, float], told: str) -> None:

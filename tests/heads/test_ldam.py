@@ -141,7 +141,7 @@ def test_a_run_without_an_end_has_no_share_to_wait_for() -> None:
         ({"margin": -0.1}, "margin must be at least 0, given -0.1"),
         ({"scale": 0.0}, "scale must be above 0, given 0.0"),
         ({"beta": 1.0}, "beta must be at least 0 and below 1, given 1.0"),
-        ({"reweight_from": 1.2}, "reweight_from must be from 0 to 1, given 1.2"),
+        ({"reweight_from": 1.2}, "reweight_from must be between 0 and 1, given 1.2"),
     ],
 )
 def test_arguments_outside_their_range_are_refused(arguments: dict[str, float], sentence: str) -> None:

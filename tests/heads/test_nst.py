@@ -61,10 +61,10 @@ def test_images_do_not_see_each_other() -> None:
 @pytest.mark.parametrize(
     ("student", "teacher", "told"),
     [
-        ((6, 1, 1), (6, 4, 4), r"'x' has the grid \(1, 1\) in the student and \(4, 4\) in the teacher"),
-        ((6, 1, 4), (6, 4, 1), "several cells in the same direction"),
-        ((6,), (6, 4, 4), "'x' of the student is no token grid"),
-        ((6, 4, 4), (15, 6), "'x' of the teacher is no token grid"),
+        ((6, 1, 1), (6, 4, 4), "'x' has 1 x 1 cells in the student and 4 x 4 in the teacher"),
+        ((6, 1, 4), (6, 4, 1), "name layers with at least 2 common cells"),
+        ((6,), (6, 4, 4), "'x' has 1 x 1 cells in the student and 4 x 4 in the teacher"),
+        ((6, 4, 4), (15, 6), r"'x' of the teacher has the shape \(15, 6\)"),
     ],
 )
 def test_features_that_do_not_fit_are_told_before_the_first_step(student: Any, teacher: Any, told: str) -> None:

@@ -47,7 +47,7 @@ def test_both_networks_are_projected_to_one_width() -> None:
 
 @pytest.mark.parametrize("of", ["tokens", "last"])
 def test_other_features_are_flattened(of: str, pool: RankPool) -> None:
-    check_head(partial(RepDistillerCC, of=of, width=5), run=pool.run)
+    check_head(partial(RepDistillerCC, of=of, width=5), run=pool.run, ordered=True)
 
 
 def test_a_width_below_one_is_refused() -> None:

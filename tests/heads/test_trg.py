@@ -116,7 +116,7 @@ def test_graph_parts_are_those_of_the_drawn_tokens_of_all_images() -> None:
     student, teacher = pair()
     head = at_step(built(TRG(tokens_per_image=3, neighbors=5, temperature=0.2), student, teacher), 4)
     head(student, teacher, index())
-    places = head.places(index()["index"]).tolist()
+    places = head.positions(index()["index"]).tolist()
     drawn = [
         torch.stack([side["tokens"][image, place] for image, row in enumerate(places) for place in row])
         for side in (student, teacher)
@@ -132,7 +132,7 @@ def test_graph_parts_are_those_of_the_drawn_tokens_of_all_images() -> None:
 
 def test_tokens_are_drawn_without_replacement_and_equally_often() -> None:
     head = built(TRG(tokens_per_image=5), *pair())
-    places = head.places(torch.arange(4000))
+    places = head.positions(torch.arange(4000))
     assert places.shape == (4000, 5)
     assert all(len(set(row)) == 5 for row in places.tolist())
     counts = places.flatten().bincount(minlength=16).double()
@@ -144,19 +144,19 @@ def test_draws_depend_on_seed_step_and_sample_alone() -> None:
     head = at_step(built(TRG(), *pair()), 3)
     samples = torch.arange(50)
     state = torch.get_rng_state()
-    places = head.places(samples)
+    places = head.positions(samples)
     assert torch.equal(torch.get_rng_state(), state)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(head.places(samples[order]), places[order])
-    assert torch.equal(at_step(built(TRG(), *pair()), 3, steps=None).places(samples), places)  # as after a resume
+    assert torch.equal(head.positions(samples[order]), places[order])
+    assert torch.equal(at_step(built(TRG(), *pair()), 3, steps=None).positions(samples), places)  # as after a resume
     for other in (at_step(built(TRG(), *pair()), 4), at_step(built(TRG(seed=1), *pair()), 3)):
-        assert (other.places(samples) != places).any(dim=1).all()
+        assert (other.positions(samples) != places).any(dim=1).all()
 
 
 def drawn_on_a_rank(steps: list[int]) -> list[Tensor]:
     head, samples = built(TRG(), *pair()), torch.arange(20)
     part = samples[rank() * 20 // world_size() : (rank() + 1) * 20 // world_size()]
-    return [at_step(head, step).places(part) for step in steps]
+    return [at_step(head, step).positions(part) for step in steps]
 
 
 def test_two_ranks_draw_the_tokens_of_one_process(pool: RankPool) -> None:
@@ -345,7 +345,7 @@ def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], told
         ({"tokens_per_image": 17}, "tokens_per_image is 17, but the common grid of both networks, 4 x 4, has 16: give"),
         ({"grid": (5, 4)}, "grid must be at least 1 x 1 and no finer than 4 x 4, .* given 5 x 4"),
         ({"grid": (0, 4)}, "grid must be at least 1 x 1 .* given 0 x 4"),
-        ({"of": "x"}, "'x' of the student is no token grid but of the shape"),
+        ({"of": "x"}, "'x' of the student has the shape .*: name 'tokens' or a layer"),
     ],
 )
 def test_grids_that_do_not_fit_are_refused_before_the_first_step(arguments: dict[str, Any], told: str) -> None:

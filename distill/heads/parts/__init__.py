@@ -1,1 +1,1 @@
-"""What several heads share."""
+"""Bases and modules that several heads share."""

@@ -1,4 +1,4 @@
-"""What brings the student's maps to the teacher's channels: learned beside the student, in the type of the maps."""
+"""Modules that adapt the student's maps to the teacher's channels, computing in the type of the maps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from distill.distributed import gather
 
 
 class CastConv2d(nn.Conv2d):
-    """A convolution that keeps the sides of a map, in the map's type: `[B, c, h, w]` to `[B, d, h, w]`.
+    """A convolution that keeps the size of a map and computes in its type: `[B, c, h, w]` to `[B, d, h, w]`.
 
     Args:
         channels: c.
         width: d.
         side: of the kernel, odd.
-        bias: whether it adds a bias.
+        bias: whether a bias is added.
     """
 
     def __init__(self, channels: int, width: int, side: int = 1, bias: bool = True) -> None:
@@ -29,9 +29,9 @@ class CastConv2d(nn.Conv2d):
 
 
 class GlobalBatchNorm2d(nn.Module):
-    """Batch normalization over the batches of all ranks, in the map's type: `[B, d, h, w]` to the same.
+    """Batch normalization over the batches of all ranks, computing in the map's type: `[B, d, h, w]` to the same.
 
-    It has no running statistics: a head runs in training alone, where the batch's own count.
+    It has no running statistics, since a head runs in training only, where the batch's statistics are used.
 
     Args:
         width: d.
@@ -51,10 +51,10 @@ class GlobalBatchNorm2d(nn.Module):
 
 
 def conv_norm(channels: int, width: int, side: int = 1) -> nn.Sequential:
-    """A convolution without bias and the batch normalization of its result."""
+    """Return a convolution without bias, followed by batch normalization."""
     return nn.Sequential(CastConv2d(channels, width, side, bias=False), GlobalBatchNorm2d(width))
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Mean of each channel over all ranks, with gradient: `[B, d, h, w]` to `[1, d, 1, 1]`."""
+    """Return the mean of each channel over all ranks, with gradient: `[B, d, h, w]` to `[1, d, 1, 1]`."""
     return gather(x.mean(dim=(0, 2, 3), keepdim=True)).mean(dim=0, keepdim=True)

@@ -1,4 +1,4 @@
-"""What losses share that know how many training images each class has."""
+"""The base of losses that use the number of training images per class."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from distill.heads.base import Head, RunInfo
 
 
 class ClassCountsHead(Head, ABC):
-    """A loss on the labels that reads `counts`, the training images of each class; for `model.task.head`.
+    """A loss on labels that uses `counts`, the number of training images per class; for `model.task.head`.
 
-    Until it is told, all classes are taken for equally frequent.
+    Until `prepare` sets them, all classes count as equally frequent.
 
     Attributes:
-        counts: int64 `[K]`, in the checkpoint too; whole numbers, so that no change of the module's type rounds them.
+        counts: int64 `[K]`, saved in checkpoints; integers, which no change of the module's type rounds.
     """
 
     needs = frozenset({"logits"})
@@ -26,14 +26,14 @@ class ClassCountsHead(Head, ABC):
     counts: Tensor
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Make a place for the counts."""
+        """Register the counts."""
         self.register_buffer("counts", torch.ones(student["logits"], dtype=torch.int64))
 
     def prepare(self, run: RunInfo) -> None:
-        """Keep the number of training images per class.
+        """Store the number of training images per class.
 
         Raises:
-            UserError: the data do not tell it, it is not that of the network's classes, or a class has no image.
+            UserError: the data do not provide it, the number of classes differs, or a class has no image.
         """
         if run.class_counts is None:
             raise UserError(

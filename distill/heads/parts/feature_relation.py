@@ -1,4 +1,4 @@
-"""Relations among the images of a batch, or the tokens of an image, by any of the features."""
+"""The base of relations among the images of a batch or the tokens of an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill.heads.base import Batch, RelationHead, Scope
 class FeatureRelation(RelationHead):
     """A relation among images, each as one vector, or among the tokens of each image.
 
-    A subclass says how two of them are related, and how two relations are compared.
+    A subclass defines how they are related and how two relations are compared.
 
     Args:
         of: the features that are related: `embedding`, `logits`, `tokens` or the name of a tap.
@@ -20,7 +20,7 @@ class FeatureRelation(RelationHead):
             grids; `image` relates the tokens of each image.
 
     Raises:
-        UserError: there is no such scope.
+        UserError: an unsupported scope.
     """
 
     def __init__(self, of: str = "embedding", scope: Scope = "global") -> None:
@@ -29,10 +29,10 @@ class FeatureRelation(RelationHead):
         self.needs = frozenset({of})
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Hold the shapes against the scope; there is nothing to make.
+        """Check the shapes against the scope.
 
         Raises:
-            UserError: scope `image` without tokens, or with different numbers of them.
+            UserError: scope `image` without tokens, or with different numbers of tokens.
         """
         shapes = student[self.of], teacher[self.of]
         if self.scope == "image" and (len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][0] != shapes[1][0]):
@@ -42,6 +42,6 @@ class FeatureRelation(RelationHead):
             )
 
     def tokens(self, features: Features, batch: Batch) -> Tensor:
-        """One vector an image, `[B, d]`, or its tokens, `[B, N, d]`, at scope `image`."""
-        found = features[self.of]
-        return found if self.scope == "image" else found.flatten(1)
+        """Return one vector per image, `[B, d]`, or at scope `image` its tokens, `[B, N, d]`."""
+        tensor = features[self.of]
+        return tensor if self.scope == "image" else tensor.flatten(1)

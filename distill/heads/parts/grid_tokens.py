@@ -1,4 +1,4 @@
-"""Tokens on a grid, whichever features they are read from."""
+"""Tokens on a grid, read from tokens or from a map."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError, one_of
-from distill.features import Features, FeatureSpec, Shape
+from distill.features import Features, FeatureSpec
 from distill.functional import pool
+from distill.heads.parts.map_reader import MapReader
 
 Tokenizer = Literal["average", "max", "convolution"]
 
@@ -19,76 +20,60 @@ TOKENIZERS: dict[str, Callable[[int, int], nn.Module]] = {
     "max": lambda width, stride: nn.MaxPool2d(stride, ceil_mode=True),
     "convolution": lambda width, stride: nn.Conv2d(width, width, stride, stride),
 }
-"""By name: makes what turns a map of that width into one that is coarser by that stride."""
+"""Factories, by name, of modules that make a map of the given width coarser by the given stride."""
 
 
 class GridTokens(nn.Module):
-    """Reads tokens and grid off one network's features: `Features` to `Features` that hold these alone.
+    """Reads tokens and their grid from one network: `Features` to `Features` with these alone.
 
-    What it reads is the network's `tokens`, a tapped layer of a transformer (whose first tokens, as many as there are
-    more than patches, are dropped as class and distillation tokens), or a tapped map `[B, d, h, w]`, which is
-    tokenized.
+    The layer is `tokens`, a tapped layer of a transformer (leading tokens beyond the number of patches are dropped), or
+    a tapped map `[B, d, h, w]`, which is tokenized.
 
     Args:
-        of: what is read: `tokens` or the name of a tap.
-        spec: the shapes of the network.
-        side: `student` or `teacher`, for the sentences.
-        tokenizer: how a map is tokenized.
-        stride: by how much that makes it coarser.
+        of: `tokens` or the name of a tap.
+        spec: the network's shapes.
+        side: `student` or `teacher`, for error messages.
+        tokenizer: how a map becomes tokens.
+        stride: the factor by which the tokenizer makes a map coarser.
 
     Attributes:
         grid: `(h, w)`.
         width: d.
 
     Raises:
-        UserError: it is no token grid, or the map is smaller than the stride.
+        UserError: the layer is neither a map nor a token grid, or the map is smaller than the stride.
     """
 
     def __init__(self, of: str, spec: FeatureSpec, side: str, tokenizer: Tokenizer, stride: int) -> None:
         super().__init__()
         make = TOKENIZERS[one_of("tokenizer", tokenizer, TOKENIZERS)]
-        shape = spec[of]
-        self.of = of
+        self.read = MapReader(of, spec, side, vectors=False)
+        self.width, self.grid = self.read.width, self.read.grid
         self.tokenize: nn.Module | None = None
-        if len(shape) == 3:
-            if stride > min(shape[1:]):
+        if len(spec[of]) == 3:
+            height, width = self.grid
+            if stride > min(height, width):
                 raise UserError(
-                    f"stride {stride} is larger than the map {of!r} of the {side}, which is {shape[1]} x {shape[2]}"
+                    f"stride {stride} is larger than the map {of!r} of the {side}, which is {height} x {width}"
                 )
-            self.width = shape[0]
             self.tokenize = make(self.width, stride)
             with torch.no_grad():
-                self.grid = _size(self.tokenize(torch.zeros(1, *shape)))
-        elif spec.grid is not None and is_token_grid(shape, spec.grid):
-            self.width, self.grid = shape[1], spec.grid
-        else:
-            raise UserError(
-                f"{of!r} of the {side} is no token grid but of the shape {shape}: name 'tokens', or a layer that gives "
-                "a map [d, h, w] or as many tokens as there are patches"
-            )
+                self.grid = _size(self.tokenize(torch.zeros(1, self.width, height, width)))
 
     def forward(self, features: Features) -> Features:
-        found = features[self.of]
+        cells = self.read(features)
         if self.tokenize is not None:
-            cells: Tensor = self.tokenize(found)
-            return Features(tokens=cells.flatten(2).mT, grid=_size(cells))
-        grid = features.grid or self.grid
-        return Features(tokens=found[:, -grid[0] * grid[1] :], grid=grid)
+            cells = self.tokenize(cells)
+        return Features(tokens=cells.flatten(2).mT, grid=_size(cells))
 
 
 def averaged(features: Features, grid: tuple[int, int]) -> Tensor:
-    """Bring tokens `[B, N, d]` to a coarser grid by averaging: `[B, h * w, d]` for the grid `(h, w)`."""
+    """Average tokens `[B, N, d]` over the cells of a coarser grid `(h, w)`: `[B, h * w, d]`."""
     tokens = features["tokens"]
     if features.grid is None or features.grid == grid:
         return tokens
     cells = tokens.mT.reshape(len(tokens), -1, *features.grid)
     return pool(cells, grid).flatten(2).mT
-
-
-def is_token_grid(shape: Shape, grid: tuple[int, int]) -> bool:
-    """Whether `(N, d)` are the patches of a grid, behind class and distillation tokens that are fewer than they."""
-    patches = grid[0] * grid[1]
-    return len(shape) == 2 and patches <= shape[0] < 2 * patches
 
 
 def _size(cells: Tensor) -> tuple[int, int]:

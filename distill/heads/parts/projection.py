@@ -1,4 +1,4 @@
-"""The maps that bring both networks' embeddings to one width, and onto one sphere."""
+"""Projections of features to a given width, optionally normalized."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class CastLinear(nn.Linear):
-    """A linear map, by default with bias: `[..., d_in]` to `[..., d_out]`, in the input's type."""
+    """A linear map that computes in the input's type: `[..., d_in]` to `[..., d_out]`."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
@@ -15,14 +15,14 @@ class CastLinear(nn.Linear):
 
 
 class NormalizedLinear(CastLinear):
-    """The same, and the result at length 1."""
+    """A linear map whose output is normalized to length 1."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.normalize(super().forward(input), dim=-1)
 
 
 class L2Normalize(nn.Module):
-    """The input at length 1: `[..., d]`."""
+    """Normalization to length 1: `[..., d]` to the same."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.normalize(input, dim=-1)

@@ -17,14 +17,16 @@ from distill.heads.fitnet import FitNet
 from distill.heads.fsp import FSP
 from distill.heads.ft import FT
 from distill.heads.nst import NST
-from distill.heads.parts.maps import MapHead, MapReader
+from distill.heads.parts.map_reader import MapReader
+from distill.heads.parts.maps import MapHead
 from distill.heads.review_kd import ReviewKD
 from distill.heads.vid import VID
 from distill.testing import check_head
 from tests.golden import Q
+from tests.heads.test_contract import EXPECTED
 from tests.two_ranks import RankPool
 
-HEADS: list[Any] = [AT, FitNet, VID, AB, FT, FSP, ReviewKD]
+HEADS: list[Any] = [AT, NST, FitNet, VID, AB, FT, FSP, ReviewKD]
 PAIRS = {
     "CNN and ViT": (FeatureSpec(maps={"low": (6, 8, 8), "high": (5, 4, 4)}), (17, 9)),
     "ViT and CNN": (FeatureSpec(grid=(4, 4), maps={"low": (18, 6), "high": (17, 6)}), (9, 6, 3)),
@@ -42,7 +44,7 @@ def test_every_head_keeps_the_contract_on_two_layers_of_any_networks(
     head: Any, student: FeatureSpec, teacher: Any, pool: RankPool
 ) -> None:
     other = FeatureSpec(grid=(4, 4), maps={"low": teacher, "high": teacher})
-    check_head(partial(head, of=("low", "high")), student, other, run=pool.run)
+    check_head(partial(head, of=("low", "high")), student, other, run=pool.run, **EXPECTED.get(head, {}))
 
 
 @pytest.mark.parametrize("head", [FitNet, VID, AB, ReviewKD], ids=lambda head: head.__name__)
@@ -108,7 +110,7 @@ def test_no_layer_or_one_twice_is_refused(of: Any) -> None:
         AT(of)
 
 
-@pytest.mark.parametrize("head", [AT, FT])
+@pytest.mark.parametrize("head", [AT, FT, NST])
 def test_attention_over_a_single_cell_is_refused(head: type[MapHead]) -> None:
     student = FeatureSpec(maps={"layer": (5, 1, 4)})
     teacher = FeatureSpec(maps={"layer": (5, 4, 1)})
