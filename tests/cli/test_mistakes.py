@@ -45,7 +45,7 @@ CASES = {
     ),
     "a tap that returns no tensor": (
         ["--model.student=TorchModule", "--model.student.module=tests.nets.Branching", "--model.student.taps=[split]"],
-        "model.student: layer 'split' returns no tensor but tuple: tap a layer inside it",
+        "model.student: layer 'split' returns tuple, not a tensor: tap a layer inside it",
     ),
     "a wrong choice": (
         [*TEACHER, "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.enqueue=befor"],
