@@ -122,7 +122,7 @@ def test_a_broken_image_is_told_in_one_sentence_from_a_worker_too(checkpoint, tm
         (["--data=Digits", "--neighbors=0"], "neighbors must be at least 1, given 0"),
         (["--data=Digits", "--temperature=0"], "temperature must be above 0, given 0.0"),
         (["--data=Digts"], "data: there is no class 'Digts': did you mean 'Digits'?"),
-        (["--data=STL10", "--data.root=nowhere"], "data.root: 'nowhere' holds no folder 'stl10_binary'"),
+        (["--data=STL10", "--data.root=nowhere"], "data.root: 'nowhere' has no folder 'stl10_binary'"),
         (["--data=Digits", "--ckpt_path=nowhere.ckpt"], "ckpt_path: there is no file 'nowhere.ckpt'"),
         ([], "data"),
     ],

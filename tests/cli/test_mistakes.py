@@ -65,7 +65,7 @@ CASES = {
     ),
     "an imbalance out of its range": (
         ["--data.longtail=ExponentialTail", "--data.longtail.imbalance=1.5"],
-        "data.longtail.imbalance: imbalance must be above 0 and at most 1, given 1.5",
+        "data.longtail.imbalance: imbalance must be between 0 and 1, given 1.5",
     ),
     "a class left without a training image": (
         ["--data.longtail=ExponentialTail", "--data.longtail.imbalance=0.001"],
