@@ -66,7 +66,7 @@ def test_the_figure_is_that_of_a_literal_count(checkpoint, few_digits, monkeypat
     expected, remembered = literal_top1(student, few_digits, 7, 0.2)
     monkeypatch.setattr(probing, "_CHUNK", 200)  # five queries at a time
     found = probe(student, few_digits, neighbors=7, temperature=0.2)
-    assert (found.remembered, found.tested) == (remembered, 60) == (40, 60), "images without a label are left out"
+    assert (found.memory_size, found.tested) == (remembered, 60) == (40, 60), "images without a label are left out"
     assert found.top1 == pytest.approx(expected)
     assert found.top1 > 0.3, "even two steps of training tell digits apart"
 
