@@ -1,4 +1,4 @@
-"""The few collectives that heads need; without a process group each is the identity."""
+"""Collectives for heads; without a process group each is the identity."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from distill.errors import UserError
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 without a process group."""
+    """Return the number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's place among them; 0 without a process group."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def gather(tensor: Tensor) -> Tensor:
     """Concatenate the tensors of all ranks along the batch, in rank order, with gradient.
 
-    Every rank then computes the same loss over the whole batch. The backward pass sums the ranks' gradients, so
-    that DDP's mean over ranks gives exactly the gradient of one process that held the whole batch.
+    Every rank then computes the same loss over the whole batch. The backward pass sums the gradients of all ranks, so
+    that DDP's mean over ranks is exactly the gradient of a single process with the whole batch.
 
     Args:
         tensor: `[B, ...]`, of the same shape on every rank.
@@ -34,8 +34,8 @@ def gather(tensor: Tensor) -> Tensor:
         `[W * B, ...]` for W ranks; `tensor` itself for one.
 
     Raises:
-        UserError: on every rank, if their numbers of samples differ. It is looked at on CPUs only, where that costs
-            next to nothing; on GPUs it would stall every step, and the data are looked at before the first one.
+        UserError: on every rank, if the numbers of samples differ. This is checked only on CPUs, where it costs next
+            to nothing; on GPUs it would stall every step, and the data are checked before the first step.
     """
     if world_size() == 1:
         return tensor
@@ -55,13 +55,13 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 
 def _require_equal(samples: int) -> None:
-    own = torch.tensor([samples])
-    found = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(found, own)
-    every = [int(other) for other in found]
-    if len(set(every)) > 1:
+    count = torch.tensor([samples])
+    gathered = [torch.empty_like(count) for _ in range(world_size())]
+    dist.all_gather(gathered, count)
+    counts = [int(number) for number in gathered]
+    if len(set(counts)) > 1:
         raise UserError(
-            f"the ranks' batches have {', '.join(map(str, every))} samples and cannot be put together: give every rank "
+            f"the ranks' batches have {', '.join(map(str, counts))} samples and cannot be gathered: give every rank "
             "equally many"
         )
 
@@ -70,9 +70,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.batch = tensor.shape[0]
-        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""The student alone, for use without this project."""
+"""Export of the student for use without this project."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
@@ -11,7 +12,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 import distill.networks.timm
-import distill.networks.torch_module  # noqa: F401  # makes the networks' short names known
+import distill.networks.torch_module  # noqa: F401  # registers the networks' short names
 from distill.errors import UserError
 from distill.networks import Network
 from distill.runs.checkpoints import read_checkpoint
@@ -24,13 +25,13 @@ def load_student(ckpt_path: str | Path) -> Network:
     """Rebuild the student of a checkpoint, with its weights, in eval mode; the teacher is not needed.
 
     Raises:
-        UserError: the checkpoint is missing, broken, or not of `distill fit`.
+        UserError: the checkpoint is missing, broken, or was not written by `distill fit`.
     """
     checkpoint = read_checkpoint(ckpt_path)
     if "distill_config" not in checkpoint:
-        raise UserError(f"ckpt_path: {str(ckpt_path)!r} holds no configuration; only `distill fit` writes it there")
+        raise UserError(f"ckpt_path: {str(ckpt_path)!r} has no configuration; only `distill fit` writes one")
     config = yaml.safe_load(checkpoint["distill_config"])["model"]["student"]
-    # What it began with is not needed any more.
+    # The student's initial weights are not needed.
     for name, empty in (("pretrained", False), ("weights", None), ("drop_classifier", False)):
         if name in config["init_args"]:
             config["init_args"][name] = empty
@@ -48,7 +49,7 @@ def load_student(ckpt_path: str | Path) -> Network:
 
 
 def export(student: Network, output: str | Path, format: Format = "safetensors") -> str:
-    """Write a student to `output`; returns the lines of Python that load it.
+    """Write a student to `output` and return Python code that loads it.
 
     Args:
         student: a built network.
@@ -56,18 +57,17 @@ def export(student: Network, output: str | Path, format: Format = "safetensors")
         format: see `distill export --help`.
 
     Raises:
-        UserError: `output` exists, or what the format needs is not installed.
+        UserError: `output` exists, or a package that the format needs is not installed.
     """
     path = Path(output)
     if path.exists():
         raise UserError(f"output: {str(path)!r} exists and is not overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines: str = _WRITERS[format](student, path)
-    return lines
+    return _WRITERS[format](student, path)
 
 
-class _Scores(nn.Module):
-    """A network as a function from images in [0, 1] to logits."""
+class _Logits(nn.Module):
+    """A network that returns only logits, for images in [0, 1]."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -88,12 +88,12 @@ def _write_safetensors(student: Network, path: Path) -> str:
 
 def _write_onnx(student: Network, path: Path) -> str:
     try:
-        import onnxscript  # noqa: F401  # torch needs it
+        import onnxscript  # noqa: F401  # used by torch.onnx
     except ImportError:
         raise UserError("format: onnx needs the packages onnx and onnxscript: install distill[onnx]") from None
     image = torch.rand(2, *student.image_shape)
     torch.onnx.export(
-        _Scores(student),
+        _Logits(student),
         (image,),
         str(path),
         dynamo=True,
@@ -112,7 +112,7 @@ def _write_onnx(student: Network, path: Path) -> str:
 
 def _write_torch(student: Network, path: Path) -> str:
     image = torch.rand(2, *student.image_shape)
-    program = torch.export.export(_Scores(student), (image,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
+    program = torch.export.export(_Logits(student), (image,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
     torch.export.save(program, path)
     return (
         "import torch\n"
@@ -121,4 +121,8 @@ def _write_torch(student: Network, path: Path) -> str:
     )
 
 
-_WRITERS: dict[str, Any] = {"safetensors": _write_safetensors, "onnx": _write_onnx, "torch": _write_torch}
+_WRITERS: dict[str, Callable[[Network, Path], str]] = {
+    "safetensors": _write_safetensors,
+    "onnx": _write_onnx,
+    "torch": _write_torch,
+}

@@ -1,4 +1,4 @@
-"""What a network saw, the shapes of it, and the tapping of layers by name."""
+"""Features of a network, their shapes, and taps that read layers by name."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Features:
-    """What a network saw of a batch.
+    """The features that a network computes for a batch.
 
     Attributes:
         logits: `[B, K]`, the class scores.
-        embedding: `[B, d]`, pooled, what the classifier read.
+        embedding: `[B, d]`, the pooled input of the classifier.
         tokens: `[B, N, d]`, patch tokens without class or distillation tokens, or the cells of the last map,
             row by row.
         grid: `(h, w)` of the tokens, `h * w = N`.
-        maps: output of each tapped layer, by the name of its tap.
+        maps: output of each tapped layer, by tap name.
     """
 
     logits: Tensor | None = None
@@ -36,16 +36,16 @@ class Features:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor `logits`, `embedding` or `tokens`, or the map of a tap of that name.
+        """Return `logits`, `embedding`, `tokens`, or the map of the tap `name`.
 
         Raises:
-            UserError: the network has none of that name.
+            UserError: the network has no such feature.
         """
-        found: Tensor = _lookup(self, name)
-        return found
+        tensor: Tensor = _lookup(self, name)
+        return tensor
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Features:
-        """The same features with `function` applied to every tensor."""
+        """Return the features with `function` applied to every tensor."""
         changed: dict[str, Any] = {
             item.name: function(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
         }
@@ -54,11 +54,11 @@ class Features:
 
 @dataclass(frozen=True)
 class Summary(Features):
-    """A teacher's features, reduced to what one head compares; its own quantities stand among the `maps`."""
+    """A teacher's features reduced to what one head compares; quantities that the head computes are among `maps`."""
 
     @classmethod
     def of(cls, features: Features, names: AbstractSet[str]) -> Summary:
-        """Keep the features of these names, and the grid that tokens lie on."""
+        """Keep the named features and the grid of the tokens."""
         kept = {name: getattr(features, name) for name in ("logits", "embedding", "tokens") if name in names}
         maps = {name: tensor for name, tensor in features.maps.items() if name in names}
         return cls(**kept, grid=features.grid, maps=maps)
@@ -66,7 +66,7 @@ class Summary(Features):
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """The shapes of `Features` without the batch, known before step 0; `None` where the network has none."""
+    """Shapes of `Features` without the batch dimension, known before step 0; `None` for missing features."""
 
     logits: Shape | None = None
     embedding: Shape | None = None
@@ -76,7 +76,7 @@ class FeatureSpec:
 
     @classmethod
     def of(cls, features: Features) -> FeatureSpec:
-        """Read the shapes off real features."""
+        """Return the shapes of given features."""
 
         def shape(tensor: Tensor | None) -> Shape | None:
             return None if tensor is None else tuple(tensor.shape[1:])
@@ -90,43 +90,46 @@ class FeatureSpec:
         )
 
     def __getitem__(self, name: str) -> Shape:
-        """The shape of `logits` `(K,)`, `embedding` `(d,)`, `tokens` `(N, d)` or of a tapped map.
+        """Return the shape of `logits` `(K,)`, `embedding` `(d,)`, `tokens` `(N, d)` or of a tapped map.
 
         Raises:
-            UserError: the network has none of that name.
+            UserError: the network has no such feature.
         """
-        found: Shape = _lookup(self, name)
-        return found
+        shape: Shape = _lookup(self, name)
+        return shape
 
 
 class Taps:
-    """Reads the outputs (or inputs) of named layers of any module while it runs.
+    """Read the outputs or inputs of named layers of any module while it runs.
 
     Create it before `torch.compile` and use it around the forward pass::
 
         taps = Taps(model, outputs={"last": "layer4"}, inputs={"embedding": "fc"})
-        with taps as seen:
+        with taps as tensors:
             logits = model(image)
-        seen["last"], seen["embedding"]
+        tensors["last"], tensors["embedding"]
 
-    A layer that runs several times in a pass gives its last output. A layer that is replaced (as SyncBatchNorm
-    replaces BatchNorm) is read under its name all the same.
+    For a layer that runs several times in a pass, the last output counts. A layer that is replaced (as SyncBatchNorm
+    replaces BatchNorm) is still read under its name.
 
     Args:
         module: the network whose layers are read.
-        outputs: name of a tap -> name of the layer, as in `module.named_modules()`.
-        inputs: the same, for what a layer reads instead of what it returns.
+        outputs: tap name -> name of the layer in `module.named_modules()`.
+        inputs: likewise, to read the first input of a layer instead of its output.
+
+    Attributes:
+        tensors: the tensors of the current pass, by tap name.
 
     Raises:
-        UserError: a layer does not exist (with near matches).
+        UserError: a layer does not exist; the message lists near matches.
     """
 
     def __init__(
         self, module: nn.Module, outputs: Mapping[str, str] | None = None, inputs: Mapping[str, str] | None = None
     ) -> None:
         self.module = module
-        self.seen: dict[str, Tensor] = {}
-        self.watched = True
+        self.tensors: dict[str, Tensor] = {}
+        self.tracks_versions = True
         self.hooks: list[_OutputHook | _InputHook] = [
             *(_OutputHook(self, name, layer) for name, layer in (outputs or {}).items()),
             *(_InputHook(self, name, layer) for name, layer in (inputs or {}).items()),
@@ -136,39 +139,39 @@ class Taps:
 
     def __enter__(self) -> dict[str, Tensor]:
         self.open()
-        return self.seen
+        return self.tensors
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def open(self) -> None:
-        """Begin a pass."""
+        """Begin a forward pass."""
         for hook in self.hooks:
             hook.attach()
-        self.seen = {}
+        self.tensors = {}
 
     def close(self) -> None:
-        """End it, and keep no graph alive between steps."""
-        self.seen = {}
+        """End the forward pass and drop its tensors, so that no graph outlives the step."""
+        self.tensors = {}
 
     def protect(self) -> None:
-        """Copy, from the next pass on, what is written over after its layer returned it (`ReLU(inplace=True)`).
+        """From the next pass on, copy the tensors that were modified in place after being read (`ReLU(inplace=True)`).
 
-        Call it at the end of a first pass, before the taps are left. In-place dropout writes in train mode only,
-        which a pass in eval mode does not show: where there is one, everything is copied.
+        Call it at the end of a first pass, before `close`. In-place dropout writes only in train mode, which a pass
+        in eval mode does not show: if the network has one, everything is copied.
 
         Raises:
             UserError: a layer took no part in the pass.
         """
         in_place_dropout = any(isinstance(layer, _DropoutNd) and layer.inplace for layer in self.module.modules())
         for hook in self.hooks:
-            if hook.name not in self.seen:
-                raise UserError(f"layer {hook.layer!r} takes no part in a pass through the network: tap another one")
-            hook.copy = in_place_dropout or self.seen[hook.name]._version != hook.version
-        self.watched = False  # torch.compile cannot trace it
+            if hook.name not in self.tensors:
+                raise UserError(f"layer {hook.layer!r} takes no part in the forward pass: tap another one")
+            hook.copy = in_place_dropout or self.tensors[hook.name]._version != hook.version
+        self.tracks_versions = False  # torch.compile cannot trace it
 
 
-# The hooks are objects, not closures: a deep copy of a network then writes into its own taps.
+# The hooks are objects, not closures, so that a deep copy of a network writes to the copy's taps.
 @dataclass(eq=False)
 class _Hook(ABC):
     taps: Taps
@@ -187,12 +190,12 @@ class _Hook(ABC):
 
     @abstractmethod
     def register(self, layer: nn.Module) -> None:
-        """Hook into the layer."""
+        """Register the hook on the layer."""
 
     def record(self, tensor: Tensor) -> None:
-        if self.taps.watched and not tensor.is_inference():  # an inference tensor has no version
-            self.version = tensor._version  # how often it has been written in place
-        self.taps.seen[self.name] = tensor.clone() if self.copy else tensor
+        if self.taps.tracks_versions and not tensor.is_inference():  # an inference tensor has no version
+            self.version = tensor._version  # the number of in-place writes so far
+        self.taps.tensors[self.name] = tensor.clone() if self.copy else tensor
 
 
 class _OutputHook(_Hook):
@@ -202,7 +205,7 @@ class _OutputHook(_Hook):
     def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
             raise UserError(
-                f"layer {self.layer!r} returns no tensor but {type(output).__name__}: tap a layer inside it"
+                f"layer {self.layer!r} returns {type(output).__name__}, not a tensor: tap a layer inside it"
             )
         self.record(output)
 
@@ -217,22 +220,22 @@ class _InputHook(_Hook):
 
 
 def find_layer(module: nn.Module, name: str) -> nn.Module:
-    """The layer `name` of `module`.
+    """Return the layer `name` of `module`.
 
     Raises:
-        UserError: there is none of that name (with near matches).
+        UserError: there is no such layer; the message lists near matches.
     """
     layers: dict[str, nn.Module] = dict(module.named_modules())
     if name not in layers or not name:
-        raise UserError(f"no layer {name!r} in {type(module).__name__}: {did_you_mean(name, (n for n in layers if n))}")
+        raise UserError(f"no layer {name!r} in {type(module).__name__}: {did_you_mean(name, filter(None, layers))}")
     return layers[name]
 
 
 def _lookup(source: Features | FeatureSpec, name: str) -> Any:
     if name in source.maps:
         return source.maps[name]
-    own = {"logits": source.logits, "embedding": source.embedding, "tokens": source.tokens}
-    if own.get(name) is None:
-        known = [key for key, value in own.items() if value is not None] + list(source.maps)
+    features = {"logits": source.logits, "embedding": source.embedding, "tokens": source.tokens}
+    if features.get(name) is None:
+        known = [key for key, value in features.items() if value is not None] + list(source.maps)
         raise UserError(f"the network gives no {name!r}: {did_you_mean(name, known)}")
-    return own[name]
+    return features[name]

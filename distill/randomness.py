@@ -1,4 +1,4 @@
-"""Random draws that depend on a key alone, and the global random states."""
+"""Random draws determined by a key, and the global random states."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 @contextmanager
 def seeded_by(*key: object) -> Iterator[None]:
-    """Within it, Python, NumPy and torch (on the CPU) draw what `key` alone determines; then all is as before.
+    """Seed Python, NumPy and torch (on the CPU) by `key` within the context, and restore their states afterwards.
 
     Args:
-        key: numbers and words, such as seed, epoch and sample index.
+        key: numbers and strings, such as seed, epoch and sample index.
     """
     before = get_states(devices=False)
     seed = derive_seed(*key)
@@ -36,12 +36,12 @@ def seeded_by(*key: object) -> Iterator[None]:
 
 
 def derive_seed(*key: object) -> int:
-    """A seed of 63 bits that depends on `key` alone, on any machine."""
+    """Return a seed of 63 bits that depends only on `key`, the same on any machine."""
     return int.from_bytes(sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
 
 def get_states(devices: bool = True) -> dict[str, Any]:
-    """The global random states, as plain data and tensors; with those of the CUDA devices if there are any."""
+    """Return the global random states as plain data and tensors, including those of CUDA devices if `devices`."""
     name, words, *rest = cast(tuple[Any, ...], numpy.random.get_state())
     states: dict[str, Any] = {
         "python": random.getstate(),
@@ -54,7 +54,7 @@ def get_states(devices: bool = True) -> dict[str, Any]:
 
 
 def set_states(states: dict[str, Any]) -> None:
-    """Set what `get_states` gave."""
+    """Restore the global random states that `get_states` returned."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, numpy_words, *rest = states["numpy"]
@@ -65,15 +65,15 @@ def set_states(states: dict[str, Any]) -> None:
 
 
 def random_bits(index: Tensor, count: int, *keys: int | Tensor) -> Tensor:
-    """Random integers for each sample, drawn from (keys, index) by a hash.
+    """Return random integers for each sample, a hash of (keys, index).
 
     `random_bits(index, K, seed, step) % n` are K draws from n with replacement; `random_bits(index, n, seed,
-    step).topk(m, dim=-1).indices` are m draws without.
+    step).topk(m, dim=-1).indices` are m draws without replacement.
 
     Args:
-        index: int64 `[B]`, what tells one sample from another.
-        count: how many numbers for each.
-        keys: what else the numbers depend on: a seed, a step; int64 scalars, as tensors or not.
+        index: int64 `[B]`, which identifies each sample.
+        count: number of integers per sample.
+        keys: further keys, such as a seed and a step: int64 scalars, Python numbers or tensors.
 
     Returns:
         int64 `[B, count]`, uniform in `[0, 2^63)`.
@@ -81,8 +81,8 @@ def random_bits(index: Tensor, count: int, *keys: int | Tensor) -> Tensor:
     state = torch.zeros_like(index)
     for key in (*keys, index):
         state = _mixed((state ^ key) + _STEP)
-    places = torch.arange(1, count + 1, device=index.device)
-    return _mixed(state.unsqueeze(-1) + _STEP * places).bitwise_and(2**63 - 1)
+    offsets = torch.arange(1, count + 1, device=index.device)
+    return _mixed(state.unsqueeze(-1) + _STEP * offsets).bitwise_and(2**63 - 1)
 
 
 def _mixed(state: Tensor) -> Tensor:
@@ -91,6 +91,6 @@ def _mixed(state: Tensor) -> Tensor:
     return state.bitwise_xor(_shifted(state, 31))
 
 
-def _shifted(state: Tensor, places: int) -> Tensor:
-    """`state` shifted to the right as if it had no sign."""
-    return (state >> places).bitwise_and(2 ** (64 - places) - 1)
+def _shifted(state: Tensor, bits: int) -> Tensor:
+    """Return `state` shifted to the right as an unsigned integer."""
+    return (state >> bits).bitwise_and(2 ** (64 - bits) - 1)

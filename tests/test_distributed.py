@@ -80,7 +80,7 @@ def _refused_sizes() -> str:
 
 
 def test_gather_refuses_batches_of_different_sizes_on_every_rank(pool: RankPool) -> None:
-    told = "the ranks' batches have 3, 4 samples and cannot be put together: give every rank equally many"
+    told = "the ranks' batches have 3, 4 samples and cannot be gathered: give every rank equally many"
     assert pool.run(_refused_sizes) == [told, told]
 
 

@@ -60,7 +60,7 @@ def test_taps_keep_nothing_after_the_pass():
     taps = Taps(network, outputs={"hidden": "first"})
     with taps:
         network(torch.rand(5, 3))
-    assert not taps.seen
+    assert not taps.tensors
 
 
 def test_a_layer_that_runs_twice_gives_its_last_output():
@@ -82,7 +82,7 @@ def test_a_layer_that_is_not_there_is_named_with_near_matches():
 def test_a_layer_that_returns_no_tensor_is_refused():
     network = chain(recurrent=nn.LSTM(3, 4))
     taps = Taps(network, outputs={"hidden": "recurrent"})
-    with taps, pytest.raises(UserError, match="'recurrent' returns no tensor but tuple: tap a layer inside it"):
+    with taps, pytest.raises(UserError, match="'recurrent' returns tuple, not a tensor: tap a layer inside it"):
         network(torch.rand(5, 3))
 
 

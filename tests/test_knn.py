@@ -66,7 +66,7 @@ def test_the_figure_is_that_of_a_literal_count(checkpoint, few_digits, monkeypat
     expected, remembered = literal_top1(student, few_digits, 7, 0.2)
     monkeypatch.setattr(probing, "_CHUNK", 200)  # five queries at a time
     found = probe(student, few_digits, neighbors=7, temperature=0.2)
-    assert (found.remembered, found.tested) == (remembered, 60) == (40, 60), "images without a label are left out"
+    assert (found.memory_size, found.tested) == (remembered, 60) == (40, 60), "images without a label are left out"
     assert found.top1 == pytest.approx(expected)
     assert found.top1 > 0.3, "even two steps of training tell digits apart"
 
@@ -122,7 +122,7 @@ def test_a_broken_image_is_told_in_one_sentence_from_a_worker_too(checkpoint, tm
         (["--data=Digits", "--neighbors=0"], "neighbors must be at least 1, given 0"),
         (["--data=Digits", "--temperature=0"], "temperature must be above 0, given 0.0"),
         (["--data=Digts"], "data: there is no class 'Digts': did you mean 'Digits'?"),
-        (["--data=STL10", "--data.root=nowhere"], "data.root: 'nowhere' holds no folder 'stl10_binary'"),
+        (["--data=STL10", "--data.root=nowhere"], "data.root: 'nowhere' has no folder 'stl10_binary'"),
         (["--data=Digits", "--ckpt_path=nowhere.ckpt"], "ckpt_path: there is no file 'nowhere.ckpt'"),
         ([], "data"),
     ],

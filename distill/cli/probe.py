@@ -9,7 +9,7 @@ from distill.cli.parser import command_parser, find_user_error
 from distill.cli.short_names import import_named_classes
 from distill.data import ImageData
 from distill.export import load_student
-from distill.knn import Probed, probe
+from distill.knn import ProbeResult, probe
 from distill.networks import Network
 
 
@@ -34,10 +34,10 @@ def run_probe(args: list[str]) -> None:
     Console().print(_table(student, data, probe(student, data, given.neighbors, given.temperature)))
 
 
-def _table(student: Network, data: ImageData, probed: Probed) -> Table:
+def _table(student: Network, data: ImageData, result: ProbeResult) -> Table:
     table = Table()
     for name in ("student", "data set", "training images", "test images", "kNN top-1 (%)"):
         table.add_column(name)
-    counts = f"{probed.remembered:,}", f"{probed.tested:,}"
-    table.add_row(student.name, type(data).__name__, *counts, f"{100 * probed.top1:.1f}")
+    counts = f"{result.memory_size:,}", f"{result.tested:,}"
+    table.add_row(student.name, type(data).__name__, *counts, f"{100 * result.top1:.1f}")
     return table

@@ -1,6 +1,6 @@
-"""The data modules: one file a data set; each batch is a dict of image, label and index."""
+"""Data modules, one file per data set, whose batches are dicts of image, label, index and draw."""
 
-from distill.data.augmentation import TimmAugmentation
+from distill.data.augmentation import TimmAugmentation, photo_transform, small_image_transform
 from distill.data.base import ImageData, ImageDataset, Split
 from distill.data.cars import StanfordCars
 from distill.data.cifar import CIFAR10, CIFAR100
@@ -8,6 +8,9 @@ from distill.data.digits import Digits
 from distill.data.folder import ImageFolder
 from distill.data.longtail import ExponentialTail, ListedTail, LongTail, StepTail
 from distill.data.mixing import Mixing
+from distill.data.photos import PhotoData
+from distill.data.small_images import SmallImageData
+from distill.data.sources import ArraySource, FileSource
 from distill.data.stl10 import STL10
 from distill.data.tiny_imagenet import TinyImageNet
 
@@ -15,17 +18,23 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "STL10",
+    "ArraySource",
     "Digits",
     "ExponentialTail",
+    "FileSource",
     "ImageData",
     "ImageDataset",
     "ImageFolder",
     "ListedTail",
     "LongTail",
     "Mixing",
+    "PhotoData",
+    "SmallImageData",
     "Split",
     "StanfordCars",
     "StepTail",
     "TimmAugmentation",
     "TinyImageNet",
+    "photo_transform",
+    "small_image_transform",
 ]

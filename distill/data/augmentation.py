@@ -1,27 +1,27 @@
-"""How images become tensors: small ones, photos, and the augmentation of timm's recipes."""
+"""Transforms of images to tensors: for small images, for photos, and timm's augmentation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distill.errors import UserError
+from distill.errors import UserError, require_between
 
 Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass
 class TimmAugmentation:
-    """What timm's training script does to a training image, besides crop and flip.
+    """The augmentation of timm's training script, in addition to random crops and flips.
 
     Args:
-        auto_augment: a policy in timm's words, such as `rand-m9-mstd0.5-inc1` (RandAugment as DeiT uses it).
-        color_jitter: strength of a color jitter; timm leaves it out where there is a policy.
+        auto_augment: a policy in timm's notation, such as `rand-m9-mstd0.5-inc1` (RandAugment as DeiT uses it).
+        color_jitter: strength of the color jitter; timm ignores it if a policy is given.
         erasing: probability of random erasing.
-        erasing_mode: what is put in: `pixel` noise, one random color (`rand`), or the mean (`const`).
+        erasing_mode: the replacement: `pixel` noise, a random color (`rand`), or the mean (`const`).
 
     Raises:
-        UserError: a probability outside of 0 to 1, or no policy of timm.
+        UserError: the probability is not between 0 and 1, or timm does not know the policy.
     """
 
     auto_augment: str | None = None
@@ -30,11 +30,10 @@ class TimmAugmentation:
     erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.erasing <= 1:
-            raise UserError(f"data.augment.erasing must be from 0 to 1, given {self.erasing}")
+        require_between(0, 1, **{"data.augment.erasing": self.erasing})
 
     def transform(self, side: int, interpolation: Interpolation) -> Any:
-        """From an image of PIL to a float tensor `[3, side, side]`, in [0, 1] but for what erasing has put in.
+        """Create the transform of a PIL image to a float tensor `[3, side, side]`, in [0, 1] except for erased pixels.
 
         Raises:
             UserError: timm does not know the policy.
@@ -44,7 +43,7 @@ class TimmAugmentation:
         from torchvision.transforms import v2
 
         try:
-            timms = create_transform(
+            transform = create_transform(
                 side,
                 is_training=True,
                 color_jitter=self.color_jitter,
@@ -57,43 +56,45 @@ class TimmAugmentation:
             )
         except (AssertionError, KeyError, ValueError) as error:
             raise UserError(f"data.augment.auto_augment: timm knows no policy {self.auto_augment!r}: {error}") from None
-        # timm erases in normalized colors; the networks normalize by themselves.
+        # timm erases in normalized colors, but here the networks normalize: undo timm's normalization.
         mean = [-mean / std for mean, std in zip(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, strict=True)]
-        return v2.Compose([timms, v2.Normalize(mean, [1 / std for std in IMAGENET_DEFAULT_STD])])
+        return v2.Compose([transform, v2.Normalize(mean, [1 / std for std in IMAGENET_DEFAULT_STD])])
 
 
-def small_images(side: int, augment: bool) -> Any:
-    """For sets of small images, from what torchvision's `ToImage` takes to a float tensor `[3, side, side]` in [0, 1].
+def small_image_transform(side: int, augment: bool) -> Any:
+    """Create the transform of a small image to a float tensor `[3, side, side]` in [0, 1].
+
+    It takes whatever torchvision's `ToImage` takes: PIL images, arrays `[H, W, 3]`, tensors `[3, H, W]`.
 
     Args:
-        side: the images are resized to this size (bilinear, antialiased) if they have another.
-        augment: shift them by up to an eighth of the side (4 of 32 pixels, as on CIFAR) and flip them.
+        side: size in pixels; other sizes are resized to it (bilinear, antialiased).
+        augment: shift by up to an eighth of the side (4 of 32 pixels, as usual for CIFAR) and flip at random.
     """
     import torch
     from torchvision.transforms import v2
 
-    moved = [v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()] if augment else []
-    resized = v2.Resize((side, side), antialias=True)
-    return v2.Compose([v2.ToImage(), resized, *moved, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+    augmentation = [v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()] if augment else []
+    resize = v2.Resize((side, side), antialias=True)
+    return v2.Compose([v2.ToImage(), resize, *augmentation, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
 
 
-def photos(side: int, augment: bool | TimmAugmentation, interpolation: Interpolation) -> Any:
-    """For photos of any size, from an image of PIL to a float tensor `[3, side, side]` in [0, 1].
+def photo_transform(side: int, augment: bool | TimmAugmentation, interpolation: Interpolation) -> Any:
+    """Create the transform of a PIL image of any size to a float tensor `[3, side, side]` in [0, 1].
 
     Args:
-        side: of the square crop.
-        augment: random resized crops and flips, or these and what a `TimmAugmentation` adds; `False` takes the center
-            of the image, resized to 8/7 of the side.
-        interpolation: how images are resized.
+        side: of the square crop, in pixels.
+        augment: random resized crops and flips, or these and the augmentation of a `TimmAugmentation`; `False` takes
+            the center crop of the image resized to 8/7 of the side.
+        interpolation: for resizing.
     """
     import torch
     from torchvision.transforms import v2
 
     if isinstance(augment, TimmAugmentation):
         return augment.transform(side, interpolation)
-    how = v2.InterpolationMode(interpolation)
+    mode = v2.InterpolationMode(interpolation)
     if augment:
-        crop = [v2.RandomResizedCrop(side, interpolation=how, antialias=True), v2.RandomHorizontalFlip()]
+        crop = [v2.RandomResizedCrop(side, interpolation=mode, antialias=True), v2.RandomHorizontalFlip()]
     else:
-        crop = [v2.Resize(round(side / 0.875), interpolation=how, antialias=True), v2.CenterCrop(side)]
+        crop = [v2.Resize(round(side / 0.875), interpolation=mode, antialias=True), v2.CenterCrop(side)]
     return v2.Compose([v2.ToImage(), *crop, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])

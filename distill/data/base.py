@@ -1,4 +1,4 @@
-"""What all data modules share: the batch dict, the loaders, and counting no sample twice."""
+"""Base of all data modules: the batch dict and the loaders."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix, mixing_seed
-from distill.data.samplers import MarkedSampler, ResumableLoader, SampleKey, ShuffledSampler
+from distill.data.samplers import EvaluationSampler, ResumableLoader, SampleKey, ShuffledSampler
 from distill.data.sources import Source, Subset, count_classes, labels_of
-from distill.errors import UserError
+from distill.errors import UserError, require_at_least
 from distill.randomness import seeded_by
 
 Split = Literal["train", "val", "test"]
@@ -25,18 +25,18 @@ ExtraFields = Callable[[Tensor], dict[str, Tensor]]
 
 
 class ImageDataset(Dataset[Sample]):
-    """A set of images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabeled) and `index`.
+    """Images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabeled), `index` and `draw`.
 
-    A training sample is asked for as (draw, index), and its augmentation depends on these and the seed alone: not on
-    workers, ranks, or what was drawn before. An index past the end stands for a sample that only fills up a rank's
-    last batch; it comes with `index` -1.
+    A training sample is requested by (draw, index), and its augmentation depends only on these and the seed: not on
+    workers, ranks, or samples drawn before. An index past the end stands for a sample that only pads a rank's last
+    batch; it is returned with `index` -1.
 
     Args:
-        source: gives (image, label) at a position.
-        transform: from what `source` gives to a float tensor.
+        source: returns (image, label) for a position.
+        transform: from the source's image to a float tensor.
 
     Attributes:
-        annotate: what else to find out about an image, after its transform: entries of the batch by name.
+        extra_fields: computes further entries of the batch, by name, from a transformed image.
         seed: of the augmentation and the order.
     """
 
@@ -44,13 +44,13 @@ class ImageDataset(Dataset[Sample]):
         self.source = source
         self.transform = transform
         self.extra_fields: ExtraFields | None = None
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning keeps the run's seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # set by Lightning's seed_everything
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, place: int | SampleKey) -> Sample:
-        draw, position = place if isinstance(place, tuple) else (0, place)
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        draw, position = key if isinstance(key, tuple) else (0, key)
         index = position % len(self)
         image, label = self.source[index]
         with seeded_by("augmentation", self.seed, draw, index):
@@ -60,19 +60,22 @@ class ImageDataset(Dataset[Sample]):
 
 
 class ImageData(LightningDataModule, ABC):
-    """Base of the data modules: a subclass gives `num_classes`, `image_shape` and its three sets of samples.
+    """Base of the data modules: a subclass sets `num_classes` and `image_shape` and implements `samples`.
 
     Args:
-        batch_size: images a process and step.
-        num_workers: processes that prepare batches.
-        mixing: mixup and CutMix on training batches.
-        repetitions: how often a training image comes in an epoch, each time augmented anew; the epoch keeps its length.
-        longtail: makes the training set long-tailed; a test then tells many-, medium- and few-shot classes apart.
-        class_balanced: draw training images so that every class comes equally often, each time augmented anew; the
-            epoch keeps its length. Images without a label are not drawn.
+        batch_size: images per process and step.
+        num_workers: worker processes that load batches.
+        mixing: mixup and CutMix of training batches.
+        repetitions: how often each training image occurs in an epoch, augmented anew each time; the length of the
+            epoch does not change.
+        longtail: makes the training set long-tailed; the test then also reports many-, medium- and few-shot accuracy.
+        class_balanced: draw training images so that all classes occur equally often, augmented anew each time; the
+            length of the epoch does not change. Images without a label are not drawn.
 
     Attributes:
-        annotate: what workers find out about each image after its augmentation, entries of the batch by name.
+        num_classes: of the data set.
+        image_shape: `(C, H, W)` of the images.
+        extra_fields: computes further entries of the batch, by name, from each augmented image, in the workers.
     """
 
     num_classes: int
@@ -89,9 +92,7 @@ class ImageData(LightningDataModule, ABC):
         class_balanced: bool = False,
     ) -> None:
         super().__init__()
-        for name, number in (("batch_size", batch_size), ("repetitions", repetitions)):
-            if number < 1:
-                raise UserError(f"data.{name} must be at least 1, given {number}")
+        require_at_least(1, **{"data.batch_size": batch_size, "data.repetitions": repetitions})
         if class_balanced and repetitions > 1:
             raise UserError(
                 f"data.class_balanced repeats the images of rare classes by itself: give data.repetitions 1 with it, "
@@ -108,7 +109,7 @@ class ImageData(LightningDataModule, ABC):
         self._resumed: dict[str, int] = {}
 
     def setup(self, stage: str) -> None:
-        """Hold the training images against batch size and sampling before anything of a run is written."""
+        """Check the training images against batch size and sampling before a run writes anything."""
         if stage != "fit":
             return
         if len(samples := self._cached("train")) < self.batch_size:
@@ -123,18 +124,18 @@ class ImageData(LightningDataModule, ABC):
 
     @abstractmethod
     def samples(self, split: Split) -> ImageDataset:
-        """The samples of a split, before any `longtail`; the training split with its augmentation."""
+        """Return the samples of a split, before any `longtail`; the training split with its augmentation."""
 
     def class_counts(self) -> list[int]:
-        """How many labeled training images each class has, after any `longtail`.
+        """Return the number of labeled training images per class, after any `longtail`.
 
         Raises:
-            UserError: the source of the images does not tell their labels.
+            UserError: the source of the images does not list their labels.
         """
         return count_classes(labels_of(self._cached("train").source), self.num_classes)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled batches of equal size, taken up where a checkpoint left them; an epoch's remainder is dropped."""
+        """Return a loader of shuffled, full batches that resumes where a checkpoint was saved."""
         samples = self._cached("train")
         labels = labels_of(samples.source) if self.class_balanced else None
         sampler = ShuffledSampler(
@@ -145,27 +146,27 @@ class ImageData(LightningDataModule, ABC):
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """The validation images in order, each counted once on any number of ranks."""
+        """Return a loader of the validation images in order; each counts once on any number of ranks."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """The test images in order, each counted once on any number of ranks."""
+        """Return a loader of the test images in order; each counts once on any number of ranks."""
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """The test images."""
+        """Return a loader of the test images."""
         return self._evaluation_loader("test")
 
     def state_dict(self) -> dict[str, int]:
-        """How far the training data have been given out; Lightning keeps it in the checkpoints."""
+        """Return the position in the training data, which Lightning stores in checkpoints."""
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there."""
+        """Resume the training data at a stored position."""
         self._resumed = state_dict
 
     def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Derive the key of a training batch's mixing while its index is on the host."""
+        """Derive the seed of a training batch's mixing while its index is on the host."""
         if self.mixing is None or self.trainer is None or not self.trainer.training:
             return batch
         return {**batch, "mixing_seed": mixing_seed(batch, self._cached("train").seed)}
@@ -179,7 +180,7 @@ class ImageData(LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
         samples = self._cached(split)
-        return DataLoader(samples, sampler=MarkedSampler(samples, *self._ranks()), **self._settings())
+        return DataLoader(samples, sampler=EvaluationSampler(samples, *self._ranks()), **self._settings())
 
     def _cached(self, split: Split) -> ImageDataset:
         if split not in self._samples:
@@ -199,5 +200,5 @@ class ImageData(LightningDataModule, ABC):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "generator": torch.Generator().manual_seed(0),  # so that loaders draw nothing from the global one
+            "generator": torch.Generator().manual_seed(0),  # loaders must not draw from the global generator
         }

@@ -9,25 +9,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.data.base import ImageData, ImageDataset, Split
-from distill.errors import UserError
+from distill.data.sources import ArraySource
+from distill.errors import UserError, require_at_least
 
 _SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
 _SPLIT_SEED = 0  # the split is part of the data set: the same in every run
 
 
 class Digits(ImageData):
-    """Handwritten digits of scikit-learn (8x8 scans, ten classes), resized, in three channels.
+    """Handwritten digits of scikit-learn (8 x 8 scans, ten classes), resized, in three channels.
 
     The split is fixed and stratified: 1,078 training, 270 validation and 449 test images.
 
     Args:
-        labels_per_class: how many training images of each class keep their label; the others come with label -1, for
-            terms that need no label. `None` keeps all.
+        labels_per_class: number of training images per class that keep their label; the others get label -1, for
+            terms that need no label. `None` keeps all labels.
         labeled_only: leave the images without a label out of the training set.
         image_size: side in pixels.
         augment: rotate (10 degrees), shift (a tenth of the side) and scale (0.9 to 1.1) training images.
-        loading: what all data modules take besides, see `ImageData`.
+        settings: further settings, see `ImageData`.
     """
+
+    num_classes = 10
 
     def __init__(
         self,
@@ -35,74 +38,58 @@ class Digits(ImageData):
         labeled_only: bool = False,
         image_size: int = 32,
         augment: bool = True,
-        **loading: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(**loading)
-        if labels_per_class is not None and labels_per_class < 1:
-            raise UserError(f"data.labels_per_class must be at least 1, given {labels_per_class}")
+        super().__init__(**settings)
+        require_at_least(1, **{"data.labels_per_class": labels_per_class})
         if labels_per_class is not None and self.longtail is not None:
             raise UserError(
-                f"data.labels_per_class {labels_per_class} and data.longtail both say how many labels a class has: "
-                "give one of them"
+                f"data.labels_per_class {labels_per_class} and data.longtail both set the labels of each class: give "
+                "one of them"
             )
         self.labels_per_class = labels_per_class
         self.labeled_only = labeled_only
         self.augment = augment
-        self.num_classes = 10
         self.image_shape = (3, image_size, image_size)
 
     def samples(self, split: Split) -> ImageDataset:
-        """The images of a split as `[3, side, side]` in [0, 1]."""
+        """Return the images of a split as `[3, side, side]` in [0, 1]."""
         images, labels = _load(split)
         if split == "train" and self.labels_per_class is not None:
-            known = _first_of_each_class(labels, self.labels_per_class)
+            labeled = _first_of_each_class(labels, self.labels_per_class)
             if self.labeled_only:
-                images, labels = images[known], labels[known]
+                images, labels = images[labeled], labels[labeled]
             else:
-                labels = torch.where(known, labels, -1)
+                labels = torch.where(labeled, labels, -1)
         images = functional.interpolate(images, self.image_shape[1:], mode="bilinear", align_corners=False)
-        images = images.expand(-1, 3, -1, -1)
-        return ImageDataset(
-            _Pairs(images, labels), _augmentation() if split == "train" and self.augment else _unchanged
-        )
-
-
-class _Pairs:
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels.tolist()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], self.labels[index]
+        source = ArraySource(images.expand(-1, 3, -1, -1), labels.tolist())
+        return ImageDataset(source, _augmentation() if split == "train" and self.augment else _unchanged)
 
 
 def _load(split: Split) -> tuple[Tensor, Tensor]:
-    """Images `[N, 1, 8, 8]` in [0, 1] and labels `[N]` of a split, in a fixed shuffled order."""
+    """Return images `[N, 1, 8, 8]` in [0, 1] and labels `[N]` of a split, in a fixed shuffled order."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     rest = list(range(len(digits.target)))
-    parts: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     for name in ("test", "val"):
         size = round(_SHARES[name] * len(digits.target))
-        rest, parts[name] = train_test_split(
+        rest, positions[name] = train_test_split(
             rest, test_size=size, stratify=digits.target[rest], random_state=_SPLIT_SEED
         )
-    parts["train"] = rest
-    chosen = parts[split]
+    positions["train"] = rest
+    chosen = positions[split]
     images = torch.from_numpy(digits.images[chosen]).float().div(16.0).unsqueeze(1)
     return images, torch.from_numpy(digits.target[chosen]).long()
 
 
 def _first_of_each_class(labels: Tensor, count: int) -> Tensor:
-    """A mask `[N]` of the first `count` samples of every class."""
+    """Return a mask `[N]` of the first `count` samples of every class."""
     one_hot = functional.one_hot(labels)
-    place = (one_hot.cumsum(0) * one_hot).sum(1)
-    return place <= count
+    number_in_class = (one_hot.cumsum(0) * one_hot).sum(1)
+    return number_in_class <= count
 
 
 def _augmentation() -> torch.nn.Module:

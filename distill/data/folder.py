@@ -1,71 +1,58 @@
-"""Any folder of images sorted into one folder a class."""
+"""Image folders with one subfolder per class."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from distill.data.augmentation import Interpolation, TimmAugmentation, photos
-from distill.data.base import ImageData, ImageDataset, Split
-from distill.data.files import Files
+from distill.data.base import Split
+from distill.data.photos import PhotoData
+from distill.data.sources import FileSource
 from distill.errors import UserError
 
 
-class ImageFolder(ImageData):
-    """Images as `root/train/<class>/*` and `root/val/<class>/*`, the layout of ImageNet; `root/test` if there is one.
+class ImageFolder(PhotoData):
+    """Images as `root/train/<class>/*` and `root/val/<class>/*`, ImageNet's layout; `root/test` is optional.
 
     Args:
-        root: the folder that holds `train` and `val`.
-        image_size: side in pixels of the square crop.
-        augment: random resized crops and flips of training images, or these and what a `TimmAugmentation` adds; `false`
-            takes the center crop.
-        interpolation: how images are resized.
-        num_workers: processes that prepare batches.
-        loading: what all data modules take besides, see `ImageData`.
+        root: the folder that contains `train` and `val`; without `test`, the validation images are the test images.
+        settings: further settings, see `PhotoData` and `ImageData`.
 
     Raises:
-        UserError: the folder or its layout is not there; later, a file that is no image.
+        UserError: the folder is missing or has another layout; later, a file is not an image.
     """
 
-    def __init__(
-        self,
-        root: str,
-        image_size: int = 224,
-        augment: bool | TimmAugmentation = True,
-        interpolation: Interpolation = "bilinear",
-        num_workers: int = 4,
-        **loading: Any,
-    ) -> None:
-        super().__init__(num_workers=num_workers, **loading)
-        self.root = Path(root)
-        self.augment = augment
-        self.interpolation: Interpolation = interpolation
-        self.classes = self._classes("train")
-        if self._classes("val") != self.classes:
+    def __init__(self, root: str, **settings: Any) -> None:
+        super().__init__(root=root, **settings)
+        self.classes = class_folders(self.root / "train")
+        if not self.classes:
+            raise _no_classes(self.root / "train")
+        if not (val := class_folders(self.root / "val")):
+            raise _no_classes(self.root / "val")
+        if val != self.classes:
             raise UserError(f"data.root: {self.root / 'val'} has other class folders than {self.root / 'train'}")
         self.num_classes = len(self.classes)
-        self.image_shape = (3, image_size, image_size)
 
-    def samples(self, split: Split) -> ImageDataset:
-        """The images of a split as `[3, side, side]` in [0, 1]."""
-        from torchvision.datasets import ImageFolder as Folder
+    def source(self, split: Split) -> FileSource:
+        """Return the images of a split."""
+        from torchvision.datasets import ImageFolder as TorchvisionFolder
 
         folder = self.root / split
         if split == "test" and not folder.is_dir():
             folder = self.root / "val"
         try:
-            source = Folder(str(folder))
+            return FileSource(TorchvisionFolder(str(folder)).samples)
         except FileNotFoundError as error:
-            raise UserError(f"data.root: {folder} holds a class without images: {error}") from None
-        augment = self.augment if split == "train" else False
-        return ImageDataset(Files(source.samples), photos(self.image_shape[1], augment, self.interpolation))
+            raise UserError(f"data.root: {folder} has a class without images: {error}") from None
 
-    def _classes(self, split: str) -> list[str]:
-        folder = self.root / split
-        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-        if not classes:
-            raise UserError(
-                f"data.root: no class folders in {folder}; sort the images as {folder}/<class>/<image> "
-                "(ImageNet: from image-net.org, after registering)"
-            )
-        return classes
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the sorted names of the subfolders; none if `folder` does not exist."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def _no_classes(folder: Path) -> UserError:
+    return UserError(
+        f"data.root: no class folders in {folder}; sort the images as {folder}/<class>/<image> "
+        "(ImageNet: from image-net.org, after registering)"
+    )

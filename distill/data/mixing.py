@@ -1,4 +1,4 @@
-"""Mixup and CutMix, of labels and of segments too."""
+"""Mixup and CutMix of images, labels and segments."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from distill.errors import UserError
+from distill.errors import require_at_least
 from distill.randomness import derive_seed, seeded_by
 
 
 @dataclass
 class Mixing:
-    """Mixes the images of a batch pairwise on the device; labels become soft.
+    """Pairwise mixing of the images of a batch, on the device; labels become soft.
 
     Args:
-        mixup: alpha of mixup's Beta distribution, 0 for none.
-        cutmix: alpha of CutMix's, 0 for none; with both, each batch draws one of them.
+        mixup: alpha of mixup's Beta distribution; 0 disables mixup.
+        cutmix: alpha of CutMix's Beta distribution; 0 disables CutMix. With both, each batch draws one of them.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.mixup < 0 or self.cutmix < 0:
-            raise UserError(f"data.mixing needs alphas of at least 0, given {self.mixup} and {self.cutmix}")
+        require_at_least(0, **{"data.mixing.mixup": self.mixup, "data.mixing.cutmix": self.cutmix})
 
 
 def mixing_seed(batch: dict[str, Any], seed: int) -> int:
-    """The seed of a batch's mixing: a function of the run's seed and of the images and draws in the batch alone.
+    """Return the seed of a batch's mixing, which depends only on the run's seed and the images and draws in the batch.
 
     Args:
         batch: `index` and `draw` `[B]`, on the host.
@@ -42,13 +41,13 @@ def mixing_seed(batch: dict[str, Any], seed: int) -> int:
 def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> dict[str, Any]:
     """Mix a batch with itself by mixup or CutMix.
 
-    Where workers have found `segments`, CutMix pastes them with the pixels: segment k of the image becomes 2 k, and of
-    the pasted box 2 k + 1. Of images that mixup has blended they would tell nothing, so the batch loses them.
+    If the workers have computed `segments`, CutMix pastes them with the pixels: segment k of the image becomes 2 k,
+    and segment k of the pasted box 2 k + 1. Segments do not apply to images blended by mixup, which removes them.
 
     Args:
         batch: `image` `[B, C, H, W]`, `label` `[B]`, -1 for unlabeled: such a sample adds nothing to the soft label.
         num_classes: K.
-        mixing: the strengths.
+        mixing: the settings.
         seed: of the draws, see `mixing_seed`.
 
     Returns:
@@ -75,9 +74,9 @@ def _mixed(batch: dict[str, Any], num_classes: int, mixing: Mixing) -> dict[str,
     if kind is v2.MixUp:
         image, soft = mixer(image, soft)
         return {**rest, "image": image, "label": soft}
-    # Segments and whose pixel it is ride along as two more channels.
-    owner = torch.arange(len(image), device=image.device).view(-1, 1, 1).expand_as(batch["segments"])
-    layers = torch.stack([batch["segments"], owner], dim=1).to(image.dtype)
+    # Mix the segments and the image that each pixel comes from as two additional channels.
+    source = torch.arange(len(image), device=image.device).view(-1, 1, 1).expand_as(batch["segments"])
+    layers = torch.stack([batch["segments"], source], dim=1).to(image.dtype)
     channels, soft = mixer(torch.cat([image, layers], dim=1), soft)
-    image, segments, came_from = channels[:, :-2], channels[:, -2].long(), channels[:, -1].long()
-    return {**rest, "image": image.contiguous(), "label": soft, "segments": 2 * segments + (came_from != owner)}
+    image, segments, mixed_source = channels[:, :-2], channels[:, -2].long(), channels[:, -1].long()
+    return {**rest, "image": image.contiguous(), "label": soft, "segments": 2 * segments + (mixed_source != source)}

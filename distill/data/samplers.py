@@ -1,4 +1,4 @@
-"""In which order samples come, so that it depends on nothing but seed and epoch, and can be taken up in the middle."""
+"""Samplers whose order depends only on seed and epoch, and a loader that resumes in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from distill.randomness import derive_seed
 
 SampleKey = tuple[int, int]
-"""Draw and index: what a training sample's augmentation depends on, besides the seed. A draw is an epoch, or one of the
-repetitions in it; no two places of a run are equal."""
+"""Draw and index, which with the seed determine a training sample's augmentation. A draw is an epoch or one of the
+repetitions in it; each key occurs once in a run."""
 
 
 class ShuffledSampler(DistributedSampler[SampleKey]):
-    """Deals the samples of an epoch to the ranks in an order that depends on seed and epoch alone.
+    """Deal the samples of an epoch to the ranks in an order that depends only on seed and epoch.
 
-    The k-th global batch holds the same samples on any number of ranks. What is left over at the end is dropped.
+    The k-th global batch has the same samples on any number of ranks. The remainder at the end is dropped.
 
     Args:
         samples: the data set.
         num_replicas: number of ranks.
-        rank: this one.
+        rank: of this process.
         seed: of the order.
-        repetitions: how often a sample comes in an epoch, each time augmented anew, one right after the other (repeated
-            augmentation, dealt by timm's sampler). The epoch keeps its length, so it holds fewer samples.
-        balanced: the samples' labels, if every class is to come equally often (to one sample), and within a class every
-            sample; a label below 0 is of no class. The epoch keeps its length.
+        repetitions: how often each sample occurs in an epoch, augmented anew each time, in direct succession (repeated
+            augmentation, dealt by timm's sampler). The length of the epoch does not change, so that it has fewer
+            samples.
+        balanced: the labels of the samples, to draw every class equally often (up to one sample), and within a class
+            every sample; labels below 0 belong to no class. The length of the epoch does not change.
+
+    Attributes:
+        start: number of this rank's samples to skip in the next epoch.
     """
 
     def __init__(
@@ -48,16 +52,16 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
         if balanced is not None:
             labels = torch.tensor(balanced)
             self.classes = [(labels == label).nonzero().flatten() for label in sorted(set(balanced)) if label >= 0]
-        self.start = 0  # of the samples of this rank, how many to pass over in the next epoch
+        self.start = 0
 
     def __iter__(self) -> Iterator[SampleKey]:
         seed = derive_seed("order", self.seed, self.epoch)
         if self.classes:
-            mine = self._balanced(seed)
+            keys = self._balanced(seed)
         else:
-            mine = self._once(seed) if self.repetitions == 1 else self._repeated(seed)
+            keys = self._once(seed) if self.repetitions == 1 else self._repeated(seed)
         start, self.start = self.start, 0
-        return iter(mine[start : self.num_samples])
+        return iter(keys[start : self.num_samples])
 
     def _once(self, seed: int) -> list[SampleKey]:
         order = torch.randperm(len(cast(Sized, self.dataset)), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -66,18 +70,18 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
     def _repeated(self, seed: int) -> list[SampleKey]:
         from timm.data.distributed_sampler import RepeatAugSampler
 
-        dealer: Any = cast(Any, RepeatAugSampler)(  # timm's has no types
+        sampler: Any = cast(Any, RepeatAugSampler)(  # timm's has no types
             self.dataset, self.num_replicas, self.rank, num_repeats=self.repetitions, selected_round=0
         )
-        dealer.set_epoch(seed)  # nothing but the seed of its order
+        sampler.set_epoch(seed)  # which it uses only to seed its order
         first = self.epoch * self.repetitions
         return [
-            (first + (self.rank + place * self.num_replicas) % self.repetitions, index)
-            for place, index in enumerate(dealer)
+            (first + (self.rank + position * self.num_replicas) % self.repetitions, index)
+            for position, index in enumerate(sampler)
         ]
 
     def _balanced(self, seed: int) -> list[SampleKey]:
-        """Rounds of all classes, and for each class rounds of all its samples, each round shuffled."""
+        """Return shuffled rounds of all classes, filled from shuffled rounds of all samples of each class."""
         generator = torch.Generator().manual_seed(seed)
 
         def rounds(count: int, length: int) -> Tensor:
@@ -85,21 +89,21 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
 
         length = len(cast(Sized, self.dataset))
         classes = rounds(len(self.classes), length)
-        index, turn = torch.empty(2, length, dtype=torch.long)
+        index, draw = torch.empty(2, length, dtype=torch.long)
         for number, samples in enumerate(self.classes):
-            places = (classes == number).nonzero().flatten()
-            index[places] = samples[rounds(len(samples), len(places))]
-            turn[places] = torch.arange(len(places)) // len(samples)
-        # of an epoch's draws of one sample, no more than the smallest class needs
-        turns = ceil(ceil(length / len(self.classes)) / min(map(len, self.classes)))
-        order = list(zip((self.epoch * turns + turn).tolist(), index.tolist(), strict=True))
+            positions = (classes == number).nonzero().flatten()
+            index[positions] = samples[rounds(len(samples), len(positions))]
+            draw[positions] = torch.arange(len(positions)) // len(samples)
+        # draws per epoch: as many as the smallest class needs
+        draws = ceil(ceil(length / len(self.classes)) / min(map(len, self.classes)))
+        order = list(zip((self.epoch * draws + draw).tolist(), index.tolist(), strict=True))
         return order[: self.total_size][self.rank :: self.num_replicas]
 
 
-class MarkedSampler(DistributedSampler[int]):
-    """Deals the samples to the ranks in order; positions that only fill up lie past the end of the set.
+class EvaluationSampler(DistributedSampler[int]):
+    """Deal the samples to the ranks in order; positions past the end of the set pad the ranks to equal length.
 
-    `ImageDataset` marks those with `index` -1, and no metric counts them.
+    `ImageDataset` returns these with `index` -1, and no metric counts them.
     """
 
     def __init__(self, samples: Sized, num_replicas: int, rank: int) -> None:
@@ -110,31 +114,31 @@ class MarkedSampler(DistributedSampler[int]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader over a `ShuffledSampler` that goes on after the batch at which its state was saved.
+    """A loader over a `ShuffledSampler` that resumes after the batch at which its state was saved.
 
-    The data module keeps its state. (Lightning would, but loads it too late where the length of the run is asked for
-    before, as every schedule over the whole run does.)
+    The data module stores its state. (Lightning would store it too, but loads it too late if the length of the run is
+    needed earlier, as by every schedule over the whole run.)
     """
 
     sampler: ShuffledSampler
 
     def __init__(self, samples: Dataset[Any], **kwargs: Any) -> None:
         super().__init__(samples, **kwargs)
-        self.given = 0
-        self._resumed: dict[str, int] = {}
+        self.batches = 0
+        self._resume_state: dict[str, int] = {}
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: Lightning tells the epoch after iter()
-        resumed, self._resumed = self._resumed, {}
-        self.given = resumed["batches"] if resumed.get("epoch") == self.sampler.epoch else 0
-        self.sampler.start = self.given * (self.batch_size or 1)
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, since Lightning sets the epoch after iter()
+        state, self._resume_state = self._resume_state, {}
+        self.batches = state["batches"] if state.get("epoch") == self.sampler.epoch else 0
+        self.sampler.start = self.batches * (self.batch_size or 1)
         for batch in super().__iter__():
-            self.given += 1
+            self.batches += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were given out."""
-        return {"epoch": self.sampler.epoch, "batches": self.given}
+        """Return the epoch and the number of its batches that were loaded."""
+        return {"epoch": self.sampler.epoch, "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there, if the next epoch that is asked for is that one."""
-        self._resumed = state
+        """Resume there if the next epoch is the stored one."""
+        self._resume_state = state

@@ -1,4 +1,4 @@
-"""What a test reports: top-k accuracy, calibration, agreement with the teacher, and many- to few-shot accuracy."""
+"""Metrics: top-k accuracy, calibration, agreement with the teacher, and many- to few-shot accuracy."""
 
 from distill.metrics.agreement import Agreement, TeacherDivergence
 from distill.metrics.collection import IGNORE_INDEX, classification_metrics, teacher_metrics

@@ -1,4 +1,4 @@
-"""How closely a student follows its teacher."""
+"""Metrics of the agreement of a student with its teacher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 
 class _SampleMean(Metric):
-    """The mean over samples of a figure of student and teacher logits."""
+    """Mean over samples of a function of student and teacher logits."""
 
     full_state_update = False
     total: Tensor
@@ -24,27 +24,27 @@ class _SampleMean(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, student: Tensor, teacher: Tensor, counted: Tensor) -> None:
-        """Take in logits `[B, K]` of both; `counted` `[B]` is true for the samples that count."""
+        """Add logits `[B, K]` of both; `counted` `[B]` is true for the samples that count."""
         values = self.per_sample(student, teacher)
         self.total += torch.where(counted, values, 0.0).sum()
         self.count += counted.sum()
 
     def compute(self) -> Tensor:
-        """The mean over all samples that counted."""
+        """Return the mean over all counted samples."""
         return (self.total / self.count).float()
 
     @abstractmethod
     def per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The figure of each sample, `[B]`."""
+        """Return the value of each sample, `[B]`."""
 
 
 class Agreement(_SampleMean):
-    """Share of samples on which student and teacher choose the same class, in `[0, 1]`."""
+    """Fraction of samples for which student and teacher predict the same class, in `[0, 1]`."""
 
     higher_is_better = True
 
     def per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """1 where the two agree, else 0."""
+        """Return 1 if the two agree, else 0."""
         return (student.argmax(dim=1) == teacher.argmax(dim=1)).float()
 
 
@@ -54,6 +54,6 @@ class TeacherDivergence(_SampleMean):
     higher_is_better = False
 
     def per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """KL(teacher || student) of each sample."""
+        """Return KL(teacher || student) of each sample."""
         log_student, log_teacher = (functional.log_softmax(logits.float(), dim=1) for logits in (student, teacher))
         return functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)

@@ -1,4 +1,4 @@
-"""The metrics of a validation or a test, as torchmetrics collections."""
+"""Collections of the metrics of validation and test."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from distill.metrics.agreement import Agreement, TeacherDivergence
 
 IGNORE_INDEX = -1
-"""The label of a sample that is unlabeled or repeated only to fill up a rank's last batch."""
+"""The label of samples that are unlabeled or only pad a rank's last batch."""
 
 
 def classification_metrics(num_classes: int, stage: str) -> MetricCollection:
-    """Top-1 and top-5 accuracy and the expected calibration error (15 bins, L1).
+    """Create top-1 and top-5 accuracy and the expected calibration error (15 bins, L1).
 
     Args:
         num_classes: K; top-5 is reported for more than 5 classes.
-        stage: `val` or `test`, the first part of the names.
+        stage: `val` or `test`, the prefix of the names.
     """
     metrics: dict[str, Metric | MetricCollection] = {
         "top1": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORE_INDEX, validate_args=False),
@@ -30,7 +30,7 @@ def classification_metrics(num_classes: int, stage: str) -> MetricCollection:
 
 
 def teacher_metrics(stage: str) -> MetricCollection:
-    """Agreement with the teacher and KL to it."""
+    """Create agreement with the teacher and KL(teacher || student)."""
     return MetricCollection(
         {"agreement": Agreement(), "kl_to_teacher": TeacherDivergence()}, prefix=f"{stage}/", compute_groups=False
     )

@@ -1,4 +1,4 @@
-"""Teachers and students: networks that say what they saw."""
+"""Networks that return `Features`: students, and frozen teachers."""
 
 from distill.networks.base import Network
 from distill.networks.teacher import FrozenTeacher

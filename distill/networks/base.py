@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from distill.errors import UserError
+from distill.errors import UserError, require_above
 from distill.features import Features, FeatureSpec, Taps
 
 Size = int | tuple[int, int]
@@ -21,22 +21,22 @@ Size = int | tuple[int, int]
 class Network(nn.Module, ABC):
     """A teacher or a student: images in, `Features` out.
 
-    A subclass makes the network in `create` and reads it in `look`. Images come as the data have them; the network
-    resizes them to its own input size and normalizes them with its own mean and standard deviation. Nothing works
-    before `build`.
+    A subclass creates the model in `create` and runs it in `forward_features`. Images come in [0, 1] at the size of
+    the data; the network resizes them to its input size and normalizes them with its mean and standard deviation.
+    Call `build` before anything else.
 
     Args:
         weights: file with the weights, see `load_weights`.
-        drop_classifier: leave out the classifier of that file.
-        taps: layers to read besides, under their own names or as name -> layer.
-        image_size: resize the images to this size (bilinear, antialiased); `None` leaves them as they come.
-        mean: of each channel, in [0, 1]; one number serves for all channels.
+        drop_classifier: do not load the classifier from that file.
+        taps: additional layers to read, as a list of layers or as name -> layer.
+        image_size: resize the images to this size (bilinear, antialiased); `None` keeps their size.
+        mean: of each channel, in [0, 1]; a single number applies to all channels.
         std: of each channel, likewise.
 
     Attributes:
-        model: the network itself, whose own key names are what is exported.
-        spec: the shapes of what it gives.
-        classifier: names of the layers of `model` that make the logits, none where they cannot be told from the rest.
+        model: the wrapped module, whose key names are the ones that are exported.
+        spec: shapes of the features.
+        classifier: names of the layers of `model` that compute the logits; empty if they cannot be identified.
         image_shape: `(C, H, W)` of the data.
     """
 
@@ -61,91 +61,95 @@ class Network(nn.Module, ABC):
             raise UserError("drop_classifier leaves out a part of weights, but weights is not given")
         self.weights = weights
         self.drop_classifier = drop_classifier
-        self.tapped = dict(taps) if isinstance(taps, Mapping) else {layer: layer for layer in taps or ()}
-        if own := {"logits", "embedding", "tokens"} & self.tapped.keys():
-            raise UserError(f"taps: {min(own)!r} is what the network itself gives, take another name")
+        self.tap_layers = dict(taps) if isinstance(taps, Mapping) else {layer: layer for layer in taps or ()}
+        if reserved := {"logits", "embedding", "tokens"} & self.tap_layers.keys():
+            raise UserError(f"taps: {min(reserved)!r} is the name of a feature of every network, choose another name")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.normalization = (mean, std)
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name shown in tables."""
         return type(self).__name__
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)` of what the model reads: the data's shape, resized."""
+        """`(C, H, W)` of the model's input: the shape of the data after resizing."""
         return (self.image_shape[0], *(self.image_size or self.image_shape[1:]))
 
     @abstractmethod
     def create(self, num_classes: int) -> nn.Module:
-        """Make the model with its weights for images of `input_shape`."""
+        """Create the model, with its weights, for images of `input_shape`."""
 
     @abstractmethod
     def forward_features(self, image: Tensor) -> Features:
-        """Run `model` once over normalized images `[B, *input_shape]`; `forward` adds the maps of the taps."""
+        """Run `model` once on normalized images `[B, *input_shape]`; `forward` adds the maps of the taps."""
 
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
-        """Layers of which `look` reads the outputs and the inputs in `taps.seen`, as name -> layer.
+        """Return the layers whose outputs and whose inputs `forward_features` finds in `taps.tensors`.
 
-        Called once by `build` with an image like those of `look`, in eval mode. The default names none.
+        Called once by `build`, in eval mode, with an image as `forward_features` gets it. The default returns none.
+
+        Returns:
+            Outputs and inputs, each as name -> layer.
         """
         return {}, {}
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
-        """Make the model, load its weights and find its shapes by a pass over two dummy images.
+        """Create the model, load its weights and determine its shapes by a pass over two dummy images.
 
         Args:
             num_classes: of the data.
             image_shape: `(C, H, W)` of the data.
 
         Raises:
-            UserError: the model, its weights, its taps or its class count do not fit.
+            UserError: the model, its weights, its taps or its number of classes do not fit.
         """
         self.image_shape = image_shape
         self.model = self.create(num_classes)
-        for name, values, own in zip(("mean", "std"), self.normalization, self.own_normalization(), strict=True):
-            self.register_buffer(name, _per_channel(name, values, own, image_shape[0]), persistent=False)
+        defaults = self.default_normalization()
+        for name, values, default in zip(("mean", "std"), self.normalization, defaults, strict=True):
+            self.register_buffer(name, _per_channel(name, values, default, image_shape[0]), persistent=False)
         was_training = self.training
         self.eval()
         with torch.no_grad():
-            image = self.prepare(self.noise())
+            image = self.prepare(self.dummy_images())
             outputs, inputs = self.feature_layers(image)
-            self.taps = Taps(self.model, {**self.tapped, **outputs}, inputs)
+            self.taps = Taps(self.model, {**self.tap_layers, **outputs}, inputs)
             with self.taps:
                 features = self.forward_features(image)
                 self.taps.protect()
                 self.spec = FeatureSpec.of(self._with_maps(features))
         self.train(was_training)
 
-    def own_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Mean and standard deviation that the model was made for; the default changes nothing."""
+    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Return the mean and standard deviation that the model expects; the default changes nothing."""
         return (0.0,), (1.0,)
 
     def forward(self, image: Tensor) -> Features:
-        """What the network sees of `image` `[B, C, H, W]`, in [0, 1] and not normalized."""
-        self.taps.open()  # no `with`: torch 2.11 does not trace a context manager of one's own
+        """Compute the features of `image` `[B, C, H, W]`, in [0, 1] and not normalized."""
+        self.taps.open()  # no `with`: torch 2.11 does not trace custom context managers
         features = self._with_maps(self.forward_features(self.prepare(image)))
         self.taps.close()
         return features
 
     def _with_maps(self, features: Features) -> Features:
-        return replace(features, maps={name: self.taps.seen[name] for name in self.tapped})
+        return replace(features, maps={name: self.taps.tensors[name] for name in self.tap_layers})
 
     def loading_code(self, path: str) -> str:
-        """The lines of Python that load the weights exported to `path` without this project."""
+        """Return Python code that loads the weights exported to `path` and runs them without this project."""
+        resized = f", resized to {self.image_size}" if self.image_size else ""
         return "\n".join(
             [
                 "import torch",
                 *self.construction_code(path),
-                f"mean, std = {_lines_of(self.mean)}, {_lines_of(self.std)}",
-                "logits = network.eval()((image - mean) / std)  # image: float32 [B, C, H, W] in [0, 1]"
-                + (f", resized to {self.image_size}" if self.image_size else ""),
+                f"mean, std = {_tensor_code(self.mean)}, {_tensor_code(self.std)}",
+                f"logits = network.eval()((image - mean) / std)  # image: float32 [B, C, H, W] in [0, 1]{resized}",
             ]
         )
 
     def construction_code(self, path: str) -> list[str]:
-        """The lines among them that make `network`."""
+        """Return the lines of `loading_code` that construct `network` and load its weights from `path`."""
         return [
             "from safetensors.torch import load_file",
             f"network.load_state_dict(load_file({path!r}))  # network: your {type(self.model).__name__}",
@@ -160,31 +164,31 @@ class Network(nn.Module, ABC):
         weight = next((weight for weight in self.model.parameters() if weight.is_floating_point()), image)
         return image.to(weight.dtype)
 
-    def noise(self) -> Tensor:
-        """Two images of noise, the same ones each time and not drawn from the global generator."""
+    def dummy_images(self) -> Tensor:
+        """Return two images of noise, always the same ones, without drawing from the global generator."""
         noise = torch.rand(2, *self.image_shape, generator=torch.Generator().manual_seed(0), device="cpu")
         return noise.to(next(self.model.parameters(), noise).device)
 
 
-def pooled(reading: Tensor) -> Tensor:
-    """An embedding `[B, d]` as it is, or the mean of each channel of `[B, d, h, w]`."""
-    return reading.mean((2, 3)) if reading.ndim == 4 else reading
+def pool_embedding(output: Tensor) -> Tensor:
+    """Return an embedding `[B, d]` unchanged, or the channel means of a map `[B, d, h, w]`."""
+    return output.mean((2, 3)) if output.ndim == 4 else output
 
 
-def rows(maps: Tensor) -> Tensor:
-    """The cells of maps `[B, d, h, w]` as tokens `[B, h * w, d]`, row by row."""
-    return maps.flatten(2).transpose(1, 2)
+def map_to_tokens(cells: Tensor) -> Tensor:
+    """Return the cells of a map `[B, d, h, w]` as tokens `[B, h * w, d]`, row by row."""
+    return cells.flatten(2).transpose(1, 2)
 
 
-def _lines_of(values: Tensor) -> str:
+def _tensor_code(values: Tensor) -> str:
     return f"torch.tensor({[round(value, 6) for value in values.flatten().tolist()]}).view(-1, 1, 1)"
 
 
 def _per_channel(name: str, values: Sequence[float] | None, default: Sequence[float], channels: int) -> Tensor:
-    if values is None:  # three colors' statistics serve a gray image by their mean
+    if values is None:  # gray images use the mean of the statistics of three colors
         values = default if len(default) == channels else [sum(default) / len(default)]
     if len(values) not in (1, channels):
         raise UserError(f"{name} has {len(values)} values, but the images have {channels} channels")
-    if name == "std" and min(values) <= 0:
-        raise UserError(f"std must be above 0, given {list(values)}")
+    if name == "std":
+        require_above(0, std=min(values))
     return torch.tensor(values, dtype=torch.float32).expand(channels).reshape(channels, 1, 1).clone()

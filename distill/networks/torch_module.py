@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import UserError, require_at_least
 from distill.features import Features
-from distill.networks.base import Network, Size, pooled, rows
+from distill.networks.base import Network, Size, map_to_tokens, pool_embedding
 from distill.networks.weights import load_weights
 
 
@@ -19,14 +19,14 @@ class TorchModule(Network):
 
     Args:
         module: the network.
-        embedding: layer whose output is the embedding, `[B, d]` or maps `[B, d, h, w]` whose mean is taken; `None`
-            is what the last linear layer reads, if there is one.
+        embedding: layer whose output is the embedding `[B, d]`, or a map `[B, d, h, w]` to be averaged; `None` takes
+            the input of the last linear layer, if there is one.
         tokens: layer whose output is a map `[B, d, h, w]` or tokens `[B, N, d]`; `None` gives no tokens.
-        prefix_tokens: how many of `[B, N, d]`, from the first on, are no patches (class token, registers).
+        prefix_tokens: number of leading tokens of `[B, N, d]` that are not patches (class token, registers).
         weights: file with the weights, see `load_weights`.
-        drop_classifier: leave out the classifier of that file, the last linear layer.
-        taps: layers to read besides, under their own names or as name -> layer.
-        image_size: resize the images to this size; `None` leaves them as they come.
+        drop_classifier: do not load the classifier, the last linear layer, from that file.
+        taps: additional layers to read, as a list of layers or as name -> layer.
+        image_size: resize the images to this size; `None` keeps their size.
         mean: of each channel; `None` subtracts nothing.
         std: of each channel; `None` divides by nothing.
     """
@@ -45,8 +45,7 @@ class TorchModule(Network):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(weights, drop_classifier, taps, image_size, mean, std)
-        if prefix_tokens < 0:
-            raise UserError(f"prefix_tokens must not be below 0, given {prefix_tokens}")
+        require_at_least(0, prefix_tokens=prefix_tokens)
         self.model = module
         self.embedding = embedding
         self.tokens = tokens
@@ -54,27 +53,29 @@ class TorchModule(Network):
 
     @property
     def name(self) -> str:
-        """The class of the module."""
+        """The class name of the module."""
         return f"TorchModule({type(self.model).__name__})"
 
     def create(self, num_classes: int) -> nn.Module:
-        """The module as given; weights wait for the pass that finds its classifier."""
+        """Return the module as given; `feature_layers` loads the weights once it has found the classifier."""
         self.num_classes = num_classes
         return self.model
 
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
-        """Where embedding and tokens are; also holds the logits against the data and loads the weights.
+        """Return the layers of embedding and tokens; also check the logits against the data and load the weights.
 
         Raises:
-            UserError: the module returns no logits of the data's class count, or a layer or the weights do not fit.
+            UserError: the module returns no logits for the classes of the data, or a layer or the weights do not fit.
         """
         logits, classifier = self._last_linear(image)
         self.classifier = [classifier] if classifier else []
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             given = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"{self.name} must return logits [B, K], it returns {given}")
+            raise UserError(f"{self.name} must return logits [B, K], but returns {given}")
         if logits.shape[1] != self.num_classes:
-            raise UserError(f"{self.name} gives {logits.shape[1]} logits, but the data have {self.num_classes} classes")
+            raise UserError(
+                f"{self.name} returns {logits.shape[1]} logits, but the data have {self.num_classes} classes"
+            )
         if self.weights is not None:
             load_weights(self.model, self.weights, self.drop_classifier, self.classifier)
         outputs = {"embedding": self.embedding, "tokens": self.tokens}
@@ -82,48 +83,48 @@ class TorchModule(Network):
         return {name: layer for name, layer in outputs.items() if layer is not None}, inputs
 
     def forward_features(self, image: Tensor) -> Features:
-        """Run the module; embedding and tokens are read from its layers."""
+        """Run the module and read embedding and tokens from its layers."""
         logits = self.model(image)
-        seen = self.taps.seen
-        embedding = pooled(seen["embedding"]) if "embedding" in seen else None
+        tensors = self.taps.tensors
+        embedding = pool_embedding(tensors["embedding"]) if "embedding" in tensors else None
         if embedding is not None and embedding.ndim != 2:
             raise UserError(
-                f"embedding of {self.name} must be [B, d] or [B, d, h, w], it is of shape {tuple(embedding.shape)}: "
-                "name another layer as embedding"
+                f"embedding of {self.name} must be [B, d] or [B, d, h, w], given {tuple(embedding.shape)}: "
+                "choose another layer as embedding"
             )
-        tokens, grid = self._tokens(seen["tokens"], image) if "tokens" in seen else (None, None)
+        tokens, grid = self._tokens(tensors["tokens"], image) if "tokens" in tensors else (None, None)
         return Features(logits, embedding, tokens, grid)
 
     def _tokens(self, cells: Tensor, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if cells.ndim == 4:
-            return rows(cells), (cells.shape[2], cells.shape[3])
+            return map_to_tokens(cells), (cells.shape[2], cells.shape[3])
         if cells.ndim != 3:
-            raise UserError(f"tokens: layer {self.tokens!r} gives {tuple(cells.shape)}, no [B, d, h, w] or [B, N, d]")
+            raise UserError(f"tokens: layer {self.tokens!r} gives {tuple(cells.shape)}, not [B, d, h, w] or [B, N, d]")
         tokens = cells[:, self.prefix_tokens :]
         height, width = image.shape[-2:]
         grid = _grid(tokens.shape[1], height, width)
         if grid is None:
             raise UserError(
-                f"tokens: the {tokens.shape[1]} tokens of {self.tokens!r} are no grid over {height} x {width} pixels: "
-                f"is prefix_tokens ({self.prefix_tokens}) right?"
+                f"tokens: the {tokens.shape[1]} tokens of {self.tokens!r} do not form a grid over {height} x {width} "
+                f"pixels: is prefix_tokens ({self.prefix_tokens}) right?"
             )
         return tokens, grid
 
     def _last_linear(self, image: Tensor) -> tuple[object, str | None]:
-        """The logits, and the name of the linear layer that runs last."""
-        ran: list[nn.Module] = []
+        """Return the logits and the name of the linear layer that runs last."""
+        executed: list[nn.Module] = []
         names: dict[nn.Module, str] = {
             layer: name for name, layer in self.model.named_modules() if isinstance(layer, nn.Linear)
         }
-        handles = [layer.register_forward_hook(lambda layer, *_: ran.append(layer)) for layer in names]
+        handles = [layer.register_forward_hook(lambda layer, *_: executed.append(layer)) for layer in names]
         logits = self.model(image)
         for handle in handles:
             handle.remove()
-        return logits, names[ran[-1]] if ran else None
+        return logits, names[executed[-1]] if executed else None
 
 
 def _grid(count: int, height: int, width: int) -> tuple[int, int] | None:
-    """The grid of `count` cells that some stride gives on `height` x `width` pixels, if any does."""
+    """Return the grid of `count` cells that some stride produces on `height` x `width` pixels, or `None`."""
     for stride in range(1, max(height, width) + 1):
         for rounded in (math.floor, math.ceil):
             grid = rounded(height / stride), rounded(width / stride)

@@ -1,4 +1,4 @@
-"""Pictures for people: images with the borders of their segments, and relations as matrices."""
+"""Pictures of images with the borders of their segments, and of relations as matrices."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 Kind = Literal["image", "relation", "difference"]
 
-FINE = 256
-"""Pixels of a drawn image's shorter side, at least: so that borders are thin."""
+MIN_SIDE = 256
+"""Minimum length in pixels of a drawn image's shorter side, so that borders are thin."""
 YELLOW = (1.0, 0.85, 0.1)
 
 
 def with_borders(image: Tensor, labels: Tensor) -> Tensor:
-    """An image with the borders between its segments drawn in yellow.
+    """Return an image with the borders between its segments in yellow.
 
     Args:
         image: `[C, H, W]` in [0, 1].
         labels: `[h, w]`, of pixels or of tokens.
 
     Returns:
-        `[3, H', W']`, enlarged where the image is small.
+        `[3, H', W']`, enlarged if the image is small.
     """
     size = _drawn_size(image)
-    fine = labels[_places(labels.shape[0], size[0])][:, _places(labels.shape[1], size[1])]
+    fine = labels[_cell_of_pixel(labels.shape[0], size[0])][:, _cell_of_pixel(labels.shape[1], size[1])]
     border = torch.zeros(size, dtype=torch.bool)
     border[:, 1:] |= fine[:, 1:] != fine[:, :-1]
     border[1:] |= fine[1:] != fine[:-1]
@@ -38,19 +38,19 @@ def with_borders(image: Tensor, labels: Tensor) -> Tensor:
 
 
 def enlarged(image: Tensor) -> Tensor:
-    """An image `[C, H, W]` as colors `[3, H', W']` in [0, 1], as large as `with_borders` makes it."""
+    """Return an image `[C, H, W]` as colors `[3, H', W']` in [0, 1], of the size that `with_borders` returns."""
     height, width = _drawn_size(image)
     colors = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
-    return colors[:, _places(image.shape[1], height)][..., _places(image.shape[2], width)].clamp(0, 1)
+    return colors[:, _cell_of_pixel(image.shape[1], height)][..., _cell_of_pixel(image.shape[2], width)].clamp(0, 1)
 
 
 def grid_of_pictures(rows: Sequence[Mapping[str, tuple[Kind, Tensor]]], side: float = 1.9) -> Figure:
-    """A figure of rows alike: images, and matrices with one scale in each row.
+    """Draw rows of images and matrices, with one color scale per row.
 
     Args:
-        rows: for each row, by title, what there is to draw: `("image", [3, H, W])`, `("relation", [L, L])`, all of
-            one scale, or `("difference", [L, L])`, around 0.
-        side: of each part, in inches.
+        rows: title -> picture for each row, all with the same titles: `("image", [3, H, W])`; `("relation", [L, L])`,
+            which share a scale from 0; or `("difference", [L, L])`, with a scale around 0.
+        side: of each picture, in inches.
     """
     from matplotlib.figure import Figure
 
@@ -70,8 +70,8 @@ def grid_of_pictures(rows: Sequence[Mapping[str, tuple[Kind, Tensor]]], side: fl
             if kind == "relation":
                 drawn = axes.imshow(tensor.numpy(), cmap="viridis", vmin=0.0, vmax=largest)
             else:
-                most = max(float(tensor.abs().max()), 1e-6)
-                drawn = axes.imshow(tensor.numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
+                limit = max(float(tensor.abs().max()), 1e-6)
+                drawn = axes.imshow(tensor.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             if title == last_relation or kind == "difference":
                 bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)
                 bar.ax.tick_params(labelsize=6)
@@ -79,7 +79,7 @@ def grid_of_pictures(rows: Sequence[Mapping[str, tuple[Kind, Tensor]]], side: fl
 
 
 def mean_colors(image: Tensor, association: Tensor, grid: tuple[int, int]) -> Tensor:
-    """An image in which every token has the colors of the superpixels that it is shared out among.
+    """Return an image in which every token has the mean color of the superpixels that it belongs to.
 
     Args:
         image: `[C, H, W]` in [0, 1].
@@ -95,10 +95,10 @@ def mean_colors(image: Tensor, association: Tensor, grid: tuple[int, int]) -> Te
 
 
 def _drawn_size(image: Tensor) -> tuple[int, int]:
-    factor = -(-FINE // min(image.shape[1:]))
+    factor = -(-MIN_SIDE // min(image.shape[1:]))
     return image.shape[1] * factor, image.shape[2] * factor
 
 
-def _places(cells: int, pixels: int) -> Tensor:
-    """The cell that each pixel's center lies in."""
+def _cell_of_pixel(cells: int, pixels: int) -> Tensor:
+    """Return the cell that contains the center of each pixel."""
     return (2 * torch.arange(pixels) + 1) * cells // (2 * pixels)

@@ -1,4 +1,4 @@
-"""Superpixels: soft ones on token grids, hard ones on pixels, and the tokens that lie under them."""
+"""Superpixels: soft association on token grids, SLIC on pixels, and pooling of tokens by segments."""
 
 from distill.superpixels.association import soft_association, soft_superpixels, superpixel_grid
 from distill.superpixels.batch import add_segments

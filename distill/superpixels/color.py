@@ -1,4 +1,4 @@
-"""The color space in which superpixels are found and judged."""
+"""Conversion of colors to CIELAB, the space in which superpixels are computed and evaluated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TO_XYZ = (
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
-    """CIELAB of sRGB images under daylight (D65), for the observer of 2 degrees.
+    """Convert sRGB images to CIELAB, for illuminant D65 and the 2 degree observer.
 
     Args:
         images: `[B, 3, H, W]` in [0, 1], or gray, `[B, 1, H, W]`.
@@ -25,7 +25,7 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     images = images.to(torch.promote_types(images.dtype, torch.float32)).expand(-1, 3, -1, -1)
     linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055).clamp_min(0) ** 2.4, images / 12.92)
     red, green, blue = linear.unbind(dim=1)
-    # Sums and not a matrix product, which may run at reduced precision and would copy the matrix to the device.
+    # Sums instead of a matrix product, which may use reduced precision and would copy the matrix to the device.
     xyz = torch.stack([r * red + g * green + b * blue for r, g, b in TO_XYZ], dim=1)
     curved = torch.where(xyz > 0.008856, xyz.clamp_min(0) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = curved.unbind(dim=1)

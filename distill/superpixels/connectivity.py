@@ -1,6 +1,6 @@
-"""Connected pieces of label maps, and their repair: afterwards every label is one piece.
+"""Connected components of label maps, and their repair so that every label is connected.
 
-Pieces grow until nothing changes, which the host has to look up: on a GPU each sweep waits for the device.
+Components grow until nothing changes, which the host has to check: on a GPU each sweep synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -14,73 +14,73 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def connected_pieces(labels: Tensor) -> Tensor:
-    """The pieces of each label that are connected along pixel edges.
+def connected_components(labels: Tensor) -> Tensor:
+    """Return the components of each label that are connected along pixel edges.
 
     Args:
         labels: `[B, H, W]`, integers.
 
     Returns:
-        `[B, H, W]` int64: of each pixel, the smallest index (row by row) of a pixel in the same piece.
+        `[B, H, W]` int64: for each pixel, the smallest index (row by row) of a pixel in the same component.
     """
     index = torch.arange(labels[0].numel(), device=labels.device).view(labels.shape[1:])
     runs = [_run_starts(labels, index, dim).flatten(1) for dim in (1, 2)]
-    pieces = index.flatten().expand(len(labels), -1)
+    components = index.flatten().expand(len(labels), -1)
     while True:
-        joined = pieces
+        joined = components
         for run in runs:
             with _in_any_order():
                 joined = joined.scatter_reduce(1, run, joined, "amin").gather(1, run)
-        joined = joined.gather(1, joined)  # what the pixel that is pointed to has heard of
-        if torch.equal(joined, pieces):
-            return pieces.view_as(labels)
-        pieces = joined
+        joined = joined.gather(1, joined)  # follow the pointer of the pixel pointed to
+        if torch.equal(joined, components):
+            return components.view_as(labels)
+        components = joined
 
 
-def piece_sizes(pieces: Tensor) -> Tensor:
-    """Of each pixel, how many are in its piece: `[B, N]` to `[B, N]`, for pieces as `connected_pieces` names them."""
-    names = pieces + pieces.shape[1] * torch.arange(len(pieces), device=pieces.device).unsqueeze(1)
-    return names.flatten().bincount(minlength=names.numel())[names]
+def component_sizes(components: Tensor) -> Tensor:
+    """Return the size of each pixel's component, `[B, N]` to `[B, N]`, for the result of `connected_components`."""
+    unique = components + components.shape[1] * torch.arange(len(components), device=components.device).unsqueeze(1)
+    return unique.flatten().bincount(minlength=unique.numel())[unique]
 
 
 def connect(labels: Tensor, colors: Tensor, centers: Tensor) -> Tensor:
-    """Keep the largest piece of every label; the pixels of the others join the label beside them that looks most alike.
+    """Keep the largest component of every label; other pixels join the adjacent label with the most similar color.
 
     Args:
         labels: `[B, H, W]` int64.
         colors: `[B, 3, H, W]`.
-        centers: the labels' colors, `[B, K, 3]`.
+        centers: mean color of each label, `[B, K, 3]`.
 
     Returns:
-        `[B, H, W]` int64, of the same labels, each of them connected.
+        `[B, H, W]` int64, with the same labels, each of them connected.
     """
-    pieces = connected_pieces(labels).flatten(1)
+    components = connected_components(labels).flatten(1)
     owners, (batch, count) = labels.flatten(1), centers.shape[:2]
-    pixels = pieces.shape[1]
-    # One number for each piece that orders them by size and tells equal ones apart.
-    order = piece_sizes(pieces) * pixels - pieces
+    pixels = components.shape[1]
+    # One number per component that orders components by size and is unique.
+    order = component_sizes(components) * pixels - components
     with _in_any_order():
         largest = order.new_zeros(batch, count).scatter_reduce(1, owners, order, "amax")
     kept = owners.where(order == largest.gather(1, owners), -1).view_as(labels)
     image, row, column = (kept < 0).nonzero(as_tuple=True)
     color = colors[image, :, row, column]
     framed = F.pad(kept, (1, 1, 1, 1), value=-1)
-    places = (image * framed.shape[1] + row + 1) * framed.shape[2] + column + 1
+    positions = (image * framed.shape[1] + row + 1) * framed.shape[2] + column + 1
     around = torch.tensor([1, -1, framed.shape[2], -framed.shape[2]], device=labels.device)
     framed = framed.flatten()
-    while len(places):
-        beside = framed[places.unsqueeze(1) + around]
+    while len(positions):
+        beside = framed[positions.unsqueeze(1) + around]
         center = centers[image.unsqueeze(1), beside.clamp_min(0)]
         distance = (center - color.unsqueeze(1)).square().sum(dim=2).masked_fill(beside < 0, math.inf)
         chosen = beside.gather(1, distance.argmin(dim=1, keepdim=True)).squeeze(1)
-        framed[places] = chosen  # still -1 where no label has come near
+        framed[positions] = chosen  # still -1 without an adjacent label
         waiting = chosen < 0
-        places, image, color = places[waiting], image[waiting], color[waiting]
+        positions, image, color = positions[waiting], image[waiting], color[waiting]
     return framed.view(batch, labels.shape[1] + 2, -1)[:, 1:-1, 1:-1].contiguous()
 
 
 def _run_starts(labels: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Of each pixel, the index of the first pixel of the run of equal labels that it is in."""
+    """Return for each pixel the index of the first pixel in its run of equal labels."""
     first = index.new_ones(labels.narrow(dim, 0, 1).shape, dtype=torch.bool)
     starts = torch.cat([first, labels.diff(dim=dim) != 0], dim=dim)
     return torch.where(starts, index, 0).cummax(dim=dim).values
@@ -88,7 +88,7 @@ def _run_starts(labels: Tensor, index: Tensor, dim: int) -> Tensor:
 
 @contextmanager
 def _in_any_order() -> Iterator[None]:
-    """Allow what deterministic mode refuses on a GPU: the least of some integers is the same in any order."""
+    """Allow operations that deterministic mode refuses on a GPU: the minimum of integers does not depend on order."""
     if not torch.are_deterministic_algorithms_enabled():
         yield
         return

@@ -1,4 +1,4 @@
-"""The fast-slic library as a backend: one CPU thread an image."""
+"""Backend with the fast-slic library, one CPU thread per image."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from torch import Tensor
 
 from distill.errors import UserError
 
-NOT_FINITE = "images must be finite, but some hold NaN or infinity"
-MOST_SEGMENTS = 65533
-"""The library takes no more."""
+NOT_FINITE = "images must be finite, but some contain NaN or infinity"
+MAX_SEGMENTS = 65533
+"""The library's maximum."""
 
 
 def is_installed() -> bool:
-    """Whether fast-slic can be imported."""
+    """Return whether fast-slic can be imported."""
     return find_spec("fast_slic") is not None
 
 
 def fast_slic(images: Tensor, segments: int, compactness: float, iterations: int) -> Tensor:
-    """Labels of each image, connected and without gaps, in the order in which they appear.
+    """Return labels for each image, connected and without gaps, numbered in order of appearance.
 
     Args:
         images: `[B, 3, H, W]` in [0, 1], on the CPU.
-        segments: at most this many, and at most H W (more would kill the process).
+        segments: maximum number, at most H W (more would crash the process).
         compactness: on the library's own scale.
-        iterations: of its k-means.
+        iterations: of k-means.
 
     Returns:
         `[B, H, W]` int64.
 
     Raises:
-        UserError: values that are not finite.
+        UserError: some values are not finite.
     """
     pixels = images.float().numpy()
     labels = np.empty((len(pixels), *pixels.shape[2:]), dtype=np.int64)
     label = partial(_label, _kind(), segments, compactness, iterations)
-    # The library leaves Python while it computes. Threads of its own would hang in a forked data worker, and torch's
-    # keep a core busy for a while after each operation, so nothing here is done by torch.
+    # The library releases the GIL. Its own threads would hang in a forked data worker, and torch's threads keep cores
+    # busy for a while after each operation, so nothing here uses torch.
     workers = min(torch.get_num_threads(), len(pixels))
     if workers == 1:
         label(pixels, labels)
     else:
-        parts = min(len(pixels), 4 * workers)
+        chunks = min(len(pixels), 4 * workers)
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(label, np.array_split(pixels, parts), np.array_split(labels, parts)))
+            list(pool.map(label, np.array_split(pixels, chunks), np.array_split(labels, chunks)))
     return torch.from_numpy(labels)
 
 
@@ -63,14 +63,13 @@ def _label(
     labels: NDArray[np.int64],
 ) -> None:
     """Write the labels of images `[b, 3, H, W]` to `labels` `[b, H, W]`."""
-    for image, place in zip(images, labels, strict=True):
+    for image, label in zip(images, labels, strict=True):
         if not np.isfinite(image.sum()):
             raise UserError(NOT_FINITE)
         pixels = np.ascontiguousarray((image.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
-        # A new object for each image: it would start from the clusters of the one before.
-        library = kind(num_components=segments, compactness=compactness, num_threads=1)
-        found = library.iterate(pixels, max_iter=iterations)
-        place[:] = found.view(np.uint16)  # above 32767 labels have wrapped around
+        # A new object per image, since it would start from the clusters of the previous one.
+        slic = kind(num_components=segments, compactness=compactness, num_threads=1)
+        label[:] = slic.iterate(pixels, max_iter=iterations).view(np.uint16)  # labels above 32767 wrap around
 
 
 def _kind() -> Any:

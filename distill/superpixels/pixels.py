@@ -1,4 +1,4 @@
-"""Superpixels of the pixels themselves: SLIC for a batch of images."""
+"""Superpixels of pixels: SLIC for a batch of images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill.errors import UserError, one_of
+from distill.errors import UserError, one_of, require_above, require_at_least
 from distill.superpixels import fast_slic
 from distill.superpixels.clustering import cell_grid, cluster
 from distill.superpixels.color import rgb_to_lab
@@ -25,37 +25,36 @@ def slic(
     connected: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Segments of each image: pixels that are alike in color and near to each other.
+    """Return segments of each image: pixels of similar color that are close to each other.
 
-    The backends differ in more than speed. `torch` gives exactly the labels of the grid `cell_grid(segments, H, W)`,
-    in its order, and needs `connected` to make each of them one piece; `fast_slic` numbers its segments as they appear,
-    gives fewer of them where the image has no more, and they are always connected. Their scales of compactness are not
-    the same.
+    The backends differ in more than speed. `torch` returns exactly the labels of the grid `cell_grid(segments, H, W)`,
+    in its order, and needs `connected` to make each of them connected; `fast_slic` numbers its segments in order of
+    appearance, may return fewer of them, and they are always connected. Their scales of compactness differ.
 
     Args:
         images: `[B, 3, H, W]`, or gray, `[B, 1, H, W]`, of any floating type, in [0, 1] and not normalized.
-        segments: K, how many there are at most; 196 is a ViT's 14 x 14 on 224 x 224 pixels.
-        compactness: how much place counts against color; 10 as in the literature.
-        iterations: how often centers are moved; 5 cost half and lose little.
-        connected: whether pieces of a segment that lie apart from its largest are given to their neighbors. On a GPU
-            this waits for the device.
+        segments: K, the maximum number; 196 corresponds to a ViT's 14 x 14 patches of 224 x 224 pixels.
+        compactness: weight of position relative to color; 10 as in the literature.
+        iterations: of k-means; 5 cost half and lose little.
+        connected: assign all components of a segment but the largest to adjacent segments. On a GPU this synchronizes
+            with the device.
         backend: `torch` on any device; `fast_slic` on the CPU, if it is installed; `auto` takes `fast_slic` for images
-            in CPU memory where it can.
+            in CPU memory if possible.
 
     Returns:
         `[B, H, W]` int64 in `0 .. K - 1`, the same for the same images each time.
 
     Raises:
-        UserError: an argument out of its range, or `fast_slic` without the library; for images on the CPU, where
-            looking costs no waiting, also values that are not finite.
+        UserError: an argument is out of its range, or the library for `fast_slic` is missing; for images on the CPU,
+            where the check needs no synchronization, also if values are not finite.
     """
     _check(images, segments, compactness, iterations)
     with torch.autocast(images.device.type, enabled=False):
         if _takes_fast_slic(images, segments, backend):
             labels = fast_slic.fast_slic(images.expand(-1, 3, -1, -1).cpu(), segments, compactness, iterations)
             return labels.to(images.device)
-        # A sum is not finite if one of its values is not, and it is quick to take.
-        if _can_look(images) and not images.sum(dtype=torch.float32).isfinite():
+        # A sum is not finite if one of its values is not, and it is cheap.
+        if _can_check_values(images) and not images.sum(dtype=torch.float32).isfinite():
             raise UserError(fast_slic.NOT_FINITE)
         colors = rgb_to_lab(images)
         grid = cell_grid(segments, *images.shape[2:])
@@ -67,14 +66,14 @@ def _takes_fast_slic(images: Tensor, segments: int, backend: Backend) -> bool:
     if one_of("backend", backend, ("auto", "torch", "fast_slic")) == "torch" or torch.compiler.is_compiling():
         return False
     if backend == "auto":
-        return images.device.type == "cpu" and segments <= fast_slic.MOST_SEGMENTS and fast_slic.is_installed()
+        return images.device.type == "cpu" and segments <= fast_slic.MAX_SEGMENTS and fast_slic.is_installed()
     if not fast_slic.is_installed():
         raise UserError(
             "backend 'fast_slic' needs the fast-slic library, which is not installed: install distill[superpixels] "
-            "with uv, or take backend 'torch'"
+            "with uv, or use backend 'torch'"
         )
-    if segments > fast_slic.MOST_SEGMENTS:
-        raise UserError(f"backend 'fast_slic' makes at most {fast_slic.MOST_SEGMENTS} segments, given {segments}")
+    if segments > fast_slic.MAX_SEGMENTS:
+        raise UserError(f"backend 'fast_slic' supports at most {fast_slic.MAX_SEGMENTS} segments, given {segments}")
     return True
 
 
@@ -89,12 +88,10 @@ def _check(images: Tensor, segments: int, compactness: float, iterations: int) -
         raise UserError(
             f"segments must be from 1 to {height * width} for images of {height} x {width} pixels, given {segments}"
         )
-    if not compactness > 0:
-        raise UserError(f"compactness must be above 0, given {compactness}")
-    if iterations < 1:
-        raise UserError(f"iterations must be at least 1, given {iterations}")
+    require_above(0, compactness=compactness)
+    require_at_least(1, iterations=iterations)
 
 
-def _can_look(images: Tensor) -> bool:
-    """Whether looking at values costs no waiting."""
+def _can_check_values(images: Tensor) -> bool:
+    """Return whether values can be read without synchronizing with a device."""
     return images.device.type == "cpu" and not torch.compiler.is_compiling()

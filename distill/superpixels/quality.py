@@ -1,4 +1,4 @@
-"""How good segments are, each as one number an image; none of them needs a ground truth."""
+"""Measures of the quality of segments without ground truth, one number per image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from distill.superpixels.color import rgb_to_lab
-from distill.superpixels.connectivity import connected_pieces, piece_sizes
+from distill.superpixels.connectivity import component_sizes, connected_components
 
 
 def explained_variation(images: Tensor, labels: Tensor) -> Tensor:
-    """The share of an image's variation in CIELAB that remains when each segment is painted in its mean color.
+    """Return the fraction of an image's variance in CIELAB that the mean colors of its segments explain.
 
     Args:
         images: `[B, 3, H, W]` or `[B, 1, H, W]` in [0, 1].
@@ -30,9 +30,9 @@ def explained_variation(images: Tensor, labels: Tensor) -> Tensor:
 
 
 def compactness(labels: Tensor) -> Tensor:
-    """Schick's compactness: of a segment 4 pi area / perimeter^2, which a circle has at 1; mean weighted by area.
+    """Return Schick's compactness: 4 pi area / perimeter^2 (1 for a circle), averaged over segments by area.
 
-    Perimeters count pixel edges, those of the image's border too, so that a square has pi / 4.
+    Perimeters count pixel edges, including those at the image border, so that a square has pi / 4.
 
     Args:
         labels: `[B, H, W]`, from 0.
@@ -51,7 +51,7 @@ def compactness(labels: Tensor) -> Tensor:
 
 
 def connectivity(labels: Tensor) -> Tensor:
-    """The share of pixels that lie in the largest connected piece of their segment.
+    """Return the fraction of pixels that are in the largest connected component of their segment.
 
     Args:
         labels: `[B, H, W]`, from 0.
@@ -59,8 +59,8 @@ def connectivity(labels: Tensor) -> Tensor:
     Returns:
         `[B]` float64; exactly 1 if every segment is connected.
     """
-    pieces, owners = connected_pieces(labels).flatten(1), labels.flatten(1)
-    sizes = piece_sizes(pieces)
+    components, owners = connected_components(labels).flatten(1), labels.flatten(1)
+    sizes = component_sizes(components)
     largest = sizes.new_zeros(len(labels), int(labels.max()) + 1).scatter_reduce(1, owners, sizes, "amax")
     return largest.sum(dim=1).double() / owners.shape[1]
 
@@ -71,6 +71,6 @@ def _sizes(labels: Tensor) -> Tensor:
 
 
 def _over_segments(values: Tensor, labels: Tensor) -> Tensor:
-    """The sum of `[B, H * W, f]` over each segment, `[B, K, f]`."""
+    """Sum `[B, H * W, f]` over each segment, `[B, K, f]`."""
     owners = labels.flatten(1).unsqueeze(2).expand_as(values)
     return values.new_zeros(len(values), int(labels.max()) + 1, values.shape[2]).scatter_add(1, owners, values)

@@ -45,7 +45,7 @@ CASES = {
     ),
     "a tap that returns no tensor": (
         ["--model.student=TorchModule", "--model.student.module=tests.nets.Branching", "--model.student.taps=[split]"],
-        "model.student: layer 'split' returns no tensor but tuple: tap a layer inside it",
+        "model.student: layer 'split' returns tuple, not a tensor: tap a layer inside it",
     ),
     "a wrong choice": (
         [*TEACHER, "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.enqueue=befor"],
@@ -65,7 +65,7 @@ CASES = {
     ),
     "an imbalance out of its range": (
         ["--data.longtail=ExponentialTail", "--data.longtail.imbalance=1.5"],
-        "data.longtail.imbalance: imbalance must be above 0 and at most 1, given 1.5",
+        "data.longtail.imbalance: imbalance must be between 0 and 1, given 1.5",
     ),
     "a class left without a training image": (
         ["--data.longtail=ExponentialTail", "--data.longtail.imbalance=0.001"],

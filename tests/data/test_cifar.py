@@ -72,9 +72,9 @@ def test_training_images_are_shifted_and_flipped(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda folder: folder.rename(folder.with_name("cifar")), "holds no folder 'cifar-100-python'"),
-        (lambda folder: (folder / "train").unlink(), "CIFAR100 in .* is incomplete or corrupt"),
-        (lambda folder: (folder / "train").write_bytes(b"\x80\x04"), "CIFAR100 in .* is incomplete or corrupt"),
+        (lambda folder: folder.rename(folder.with_name("cifar")), "has no folder 'cifar-100-python'"),
+        (lambda folder: (folder / "train").unlink(), "CIFAR-100 in .* is incomplete or corrupt"),
+        (lambda folder: (folder / "train").write_bytes(b"\x80\x04"), "CIFAR-100 in .* is incomplete or corrupt"),
     ],
     ids=["another folder", "a file is missing", "a file is cut short"],
 )

@@ -3,7 +3,7 @@ import torch
 
 from distill.data import Digits, Mixing
 from distill.data.mixing import mix
-from distill.data.samplers import MarkedSampler
+from distill.data.samplers import EvaluationSampler
 from distill.errors import UserError
 
 
@@ -53,7 +53,7 @@ def test_labeled_only_leaves_the_rest_out():
 @pytest.mark.parametrize(("ranks", "expected"), [(1, 449), (2, 449), (4, 449)])
 def test_each_test_image_counts_once_on_any_number_of_ranks(ranks, expected):
     samples = Digits().samples("test")
-    dealt = [[samples[p]["index"] for p in MarkedSampler(samples, ranks, rank)] for rank in range(ranks)]
+    dealt = [[samples[p]["index"] for p in EvaluationSampler(samples, ranks, rank)] for rank in range(ranks)]
     assert len({len(part) for part in dealt}) == 1, "the ranks have unequal numbers of batches"
     counted = sorted(index for part in dealt for index in part if index >= 0)
     assert counted == list(range(expected))

@@ -80,7 +80,7 @@ def test_the_checksums_of_the_files_that_are_read_must_fit(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda folder: folder.rename(folder.with_name("stl")), "holds no folder 'stl10_binary'.*data.download=true"),
+        (lambda folder: folder.rename(folder.with_name("stl")), "has no folder 'stl10_binary'.*data.download=true"),
         (lambda folder: (folder / "train_y.bin").unlink(), "STL-10 in .* is incomplete or corrupt"),
         (lambda folder: (folder / "train_X.bin").write_bytes(b"123"), "STL-10 in .* is incomplete or corrupt"),
         (lambda folder: (folder / "train_y.bin").write_bytes(b"\1\2"), r"corrupt \(20 images and 2 labels\)"),

@@ -102,7 +102,7 @@ def test_images_are_shrunk_as_published_and_shifted_by_an_eighth(written):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda folder: folder.rename(folder.with_name("tiny")), "holds no folder 'tiny-imagenet-200'.*download=true"),
+        (lambda folder: folder.rename(folder.with_name("tiny")), "has no folder 'tiny-imagenet-200'.*download=true"),
         (lambda folder: shutil.rmtree(folder / "train" / WNIDS[3]), "199 class folders, not the 200"),
         (lambda folder: shutil.rmtree(folder / "train" / WNIDS[3] / "images"), "lacks images: .*n00001003"),
         (lambda folder: (folder / "val" / "val_annotations.txt").unlink(), "neither val_annotations.txt nor the class"),
@@ -122,7 +122,7 @@ def test_an_image_that_is_cut_short_or_gone_is_named(root):
     samples = TinyImageNet(str(root)).samples("val")
     path = root / "tiny-imagenet-200" / "val" / "images" / "val_0.JPEG"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"data.root: .*val_0.JPEG cannot be read \(.+\): fetch it anew"):
+    with pytest.raises(UserError, match=r"data.root: .*val_0.JPEG cannot be read \(.+\): download it again"):
         samples[0]
     path.unlink()
     with pytest.raises(UserError, match=r"val_0.JPEG cannot be read \(it is missing\)"):
@@ -133,7 +133,7 @@ def test_a_download_that_is_no_archive_of_it_is_refused(tmp_path, monkeypatch):
     (tmp_path / "served.zip").write_bytes(b"not the archive")
     monkeypatch.setattr("distill.data.tiny_imagenet._URL", (tmp_path / "served.zip").as_uri())
     data = TinyImageNet(str(tmp_path / "data"), download=True)
-    with pytest.raises(UserError, match=r"data.download: .*served.zip could not be fetched") as caught:
+    with pytest.raises(UserError, match=r"data.download: .*served.zip could not be downloaded") as caught:
         data.prepare_data()
     assert "\n" not in str(caught.value)
 

@@ -156,7 +156,7 @@ def test_the_classifier_of_a_benchmark_checkpoint_can_be_left_out(tmp_path):
 def test_a_checkpoint_of_another_network_is_refused_in_one_sentence(tmp_path):
     checkpoint, _ = of_benchmark("resnet8_cifar")
     torch.save({"model": dict(checkpoint)}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="fits ResNet only in part: .* lacks .*'stages") as caught:
+    with pytest.raises(UserError, match="fits ResNet only in part: .* missing .*'stages") as caught:
         built("resnet20_cifar", weights=tmp_path / "a.pth")
     assert "\n" not in str(caught.value)
 
@@ -251,7 +251,7 @@ def test_other_images_are_taken(name, shape):
         ({"name": "resnet8x4_cifr"}, "no model 'resnet8x4_cifr': did you mean 'resnet8x4_cifar'"),
         (
             {"name": "resnet8_cifar", "pretrained": True},
-            "timm's weights of 'resnet8_cifar' cannot be had .* as weights",
+            "timm's weights of 'resnet8_cifar' cannot be downloaded .* as weights",
         ),
         ({"name": "resnet8_cifar", "taps": ["stages.3"]}, "no layer 'stages.3' in ResNet: did you mean 'stages.2'"),
         ({"name": "resnet8_cifar", "options": {"drop_rate": 0.1}}, "options .* do not fit timm's 'resnet8_cifar'"),

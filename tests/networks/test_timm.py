@@ -84,9 +84,9 @@ def test_own_mean_and_std_are_used():
         ({"name": "resnet81"}, "no model 'resnet81': did you mean 'resnet18'"),
         ({"name": "resnet18.a1_in1"}, "no weights 'a1_in1': did you mean 'a1_in1k'"),
         ({"taps": ["layr4"]}, "no layer 'layr4' in ResNet: did you mean 'layer4'"),
-        ({"taps": {"tokens": "layer4"}}, "taps: 'tokens' is what the network itself gives"),
+        ({"taps": {"tokens": "layer4"}}, "taps: 'tokens' is the name of a feature"),
         ({"options": {"drop_pth_rate": 0.1}}, "options .* do not fit timm's 'test_resnet'.*drop_pth_rate"),
-        ({"options": {"num_classes": 3}}, "options: 'num_classes' is not for options"),
+        ({"options": {"num_classes": 3}}, "options: 'num_classes' cannot be given there"),
         ({"pretrained": True, "weights": "a.pt"}, "pretrained and weights .* exclude each other"),
         ({"drop_classifier": True}, "drop_classifier .* weights is not given"),
     ],
@@ -99,7 +99,7 @@ def test_a_mistake_is_one_sentence(arguments, sentence):
 
 def test_weights_that_cannot_be_downloaded_ask_for_a_file(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="pretrained: timm's weights of 'test_vit' cannot be had .* as weights"):
+    with pytest.raises(UserError, match="pretrained: timm's weights of 'test_vit' cannot be downloaded .* as weights"):
         built("test_vit", pretrained=True)
 
 

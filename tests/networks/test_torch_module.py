@@ -109,15 +109,15 @@ class ReadsTokens(Patches):
 @pytest.mark.parametrize(
     ("module", "arguments", "sentence"),
     [
-        (Convolutional(7), {}, r"TorchModule\(Convolutional\) gives 7 logits, but the data have 5 classes"),
-        (Pair(), {}, "must return logits .*, it returns tuple"),
-        (nn.Conv2d(3, 5, 1), {}, r"must return logits .*, it returns a tensor of shape \(2, 5, 8, 12\)"),
-        (Patches(), {"tokens": "mix"}, "the 7 tokens of 'mix' are no grid over 8 x 12 pixels: is prefix_tokens"),
+        (Convolutional(7), {}, r"TorchModule\(Convolutional\) returns 7 logits, but the data have 5 classes"),
+        (Pair(), {}, "must return logits .*, but returns tuple"),
+        (nn.Conv2d(3, 5, 1), {}, r"must return logits .*, but returns a tensor of shape \(2, 5, 8, 12\)"),
+        (Patches(), {"tokens": "mix"}, "the 7 tokens of 'mix' do not form a grid over 8 x 12 pixels: is prefix_tokens"),
         (Patches(), {"tokens": "head"}, r"layer 'head' gives \(2, 5\)"),
-        (ReadsTokens(), {}, r"embedding of .* it is of shape \(2, 6, 6\): name another layer"),
+        (ReadsTokens(), {}, r"embedding of .* given \(2, 6, 6\): choose another layer"),
         (Convolutional(), {"tokens": "stm"}, "no layer 'stm' in Convolutional: did you mean 'stem'"),
         (Convolutional(), {"taps": ["unused"]}, "'unused' takes no part"),
-        (Convolutional(), {"prefix_tokens": -1}, "prefix_tokens must not be below 0, given -1"),
+        (Convolutional(), {"prefix_tokens": -1}, "prefix_tokens must be at least 0, given -1"),
     ],
 )
 def test_a_mistake_is_one_sentence(module, arguments, sentence):

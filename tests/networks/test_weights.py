@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,34 @@ def test_torchvision_names_are_converted_where_timm_knows_how(tmp_path):
     assert same(target, source)
 
 
+class Renamed(nn.Linear):
+    """A model that can convert the names of older checkpoints."""
+
+    def convert_checkpoint(self, state):
+        return {key.removeprefix("old_"): tensor for key, tensor in state.items()}
+
+
+def test_a_model_may_convert_checkpoints_itself(tmp_path):
+    source, target = Renamed(2, 2), Renamed(2, 2)
+    torch.save(prefixed(source.state_dict(), "old_"), tmp_path / "weights.pt")
+    load_weights(target, tmp_path / "weights.pt")
+    assert same(target, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "converts"), [("_filter_fn", True), ("checkpoint_filter_fn", True), ("prefilter", False)]
+)
+def test_only_functions_of_timms_names_convert(name, converts, tmp_path, monkeypatch):
+    def function(state):
+        return {key.removeprefix("old_"): tensor for key, tensor in state.items()}
+
+    monkeypatch.setitem(globals(), name, function)
+    kind = type("Filtered", (nn.Linear,), {"__module__": __name__})
+    torch.save(prefixed(kind(2, 2).state_dict(), "old_"), tmp_path / "weights.pt")
+    with nullcontext() if converts else pytest.raises(UserError, match="has no weights of Filtered"):
+        load_weights(kind(2, 2), tmp_path / "weights.pt")
+
+
 def test_position_embeddings_are_resized_by_timm(tmp_path):
     source = model(name="test_vit3", img_size=96)
     target = model(name="test_vit3", img_size=48)
@@ -168,13 +197,13 @@ def other_count(path: Path) -> None:
     ("make", "sentence"),
     [
         (missing, "does not exist"),
-        (truncated, "cannot be read: it is truncated or no file of weights"),
-        (garbage, "cannot be read: it is truncated or no file of weights"),
-        (empty, "cannot be read: it is truncated or no file of weights"),
-        (objects, "besides tensors it holds 'pathlib.*', which are not loaded for safety"),
-        (no_tensors, "holds no tensors by name"),
-        (foreign, "holds no weights of ResNet: none of its tensors .'encoder.a', 'encoder.b'. has a name that fits"),
-        (partly, "only in part: .* lacks 1 .'conv1.0.weight'.; it has 1 others .'extra.weight'."),
+        (truncated, "cannot be read: it is truncated or not a file of weights"),
+        (garbage, "cannot be read: it is truncated or not a file of weights"),
+        (empty, "cannot be read: it is truncated or not a file of weights"),
+        (objects, "besides tensors it contains 'pathlib.*', which are not loaded for safety"),
+        (no_tensors, "contains no named tensors"),
+        (foreign, "has no weights of ResNet: none of its tensors .'encoder.a', 'encoder.b'. has a matching name"),
+        (partly, "only in part: .* 1 are missing .'conv1.0.weight'.; 1 are unexpected .'extra.weight'."),
         (other_width, r"only in part: .*'conv1.0.weight' is \[4, 3, 3, 3\], not \["),
         (other_count, "has 1000 classes, but the network has 5: set drop_classifier: true"),
     ],

@@ -116,8 +116,8 @@ def test_extreme_tokens_give_finite_superpixels_and_gradients(value: float, grad
     ("arguments", "told"),
     [
         ({"grid": (5, 7)}, "35 tokens of a 5 x 7 grid"),
-        ({"grid": (6, 6), "target": (7, 3)}, "7 x 3 grid with tokens on 6 x 6"),
-        ({"grid": (6, 6), "target": (0, 3)}, "0 x 3 grid"),
+        ({"grid": (6, 6), "target": (7, 3)}, "target cannot be 7 x 3 superpixels for 6 x 6 tokens"),
+        ({"grid": (6, 6), "target": (0, 3)}, "target cannot be 0 x 3 superpixels"),
         ({"grid": (6, 6), "cell": (0, 2)}, "at least 1 x 1 tokens, given 0 x 2"),
         ({"grid": (6, 6), "iterations": -1}, "iterations must be at least 0, given -1"),
         ({"grid": (6, 6), "neighborhood": "cell"}, "did you mean 'cells'"),

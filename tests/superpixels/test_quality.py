@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.superpixels.color import rgb_to_lab
-from distill.superpixels.connectivity import connect, connected_pieces
+from distill.superpixels.connectivity import connect, connected_components
 from distill.superpixels.quality import compactness, connectivity, explained_variation
 
 
@@ -51,12 +51,12 @@ def spiral(size: int) -> Tensor:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_pieces_are_those_found_by_flooding(size: tuple[int, int], count: int) -> None:
     labels = torch.randint(count, (4, *size), generator=torch.Generator().manual_seed(count))
-    assert torch.equal(connected_pieces(labels), torch.stack([flooded(image) for image in labels]))
+    assert torch.equal(connected_components(labels), torch.stack([flooded(image) for image in labels]))
 
 
 def test_winding_pieces_are_found_whole() -> None:
     labels = torch.stack([spiral(24), torch.ones(24, 24, dtype=torch.long)])
-    assert torch.equal(connected_pieces(labels), torch.stack([flooded(image) for image in labels]))
+    assert torch.equal(connected_components(labels), torch.stack([flooded(image) for image in labels]))
 
 
 def test_the_largest_piece_stays_and_others_join_what_looks_alike() -> None:

@@ -1,7 +1,8 @@
-"""The networks of the CRD benchmark for images of 32 x 32, as models of timm.
+"""The networks of the CRD benchmark for images of 32 x 32, as timm models.
 
-Importing this package registers them with timm under their names (`NETWORKS`, such as `resnet8x4_cifar`), so that
-`timm.create_model` and `distill.networks.Timm` make them like any other. It imports timm, so import it late.
+Importing this package registers them with timm under the names in `NETWORKS`, such as `resnet8x4_cifar`, so that
+`timm.create_model` and `distill.networks.Timm` create them like any other model. The package imports timm, so import
+it lazily.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NETWORKS: dict[str, Make] = {
     **shufflenetv1.NETWORKS,
     **shufflenetv2.NETWORKS,
 }
-"""The name of each in timm, and what makes it."""
+"""The function that creates each network, by its name in timm."""
 
 default_cfgs = generate_default_cfgs(
     {
@@ -42,7 +43,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _entry(name: str, make: Make) -> Callable[..., Any]:
-    """What timm calls to make the network `name`."""
+    """Return the function that timm calls to create the network `name`."""
 
     def entry(pretrained: bool = False, **arguments: Any) -> Any:
         return build_model_with_cfg(make, name, pretrained, **arguments)

@@ -1,49 +1,50 @@
-"""What the networks of the CRD benchmark have in common."""
+"""Base class and layers of the CRD benchmark's networks."""
 
 from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 Make = Callable[..., "CifarNetwork"]
-"""Makes a network from `num_classes` and `in_chans`."""
+"""A function that creates a network from `num_classes` and `in_chans`."""
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
-"""A pattern in a name of the benchmark, and what stands for it here."""
+"""A pattern in the benchmark's parameter names, and its replacement here."""
 
 
 class CifarNetwork(nn.Module):
-    """Images `[B, C, 32, 32]`, or of other sizes, in; logits `[B, K]` out; with what timm expects of its models.
+    """Base of the benchmark's networks: images `[B, C, 32, 32]`, or of other sizes, to logits `[B, K]`.
 
-    The layers have the same names in every family, in the order in which they run::
+    It has the interface that timm expects of its models. The layers have the same names in every family, listed here
+    in the order in which they run::
 
         stem                  map [B, d_0, h_0, w_0]
-        stages.0, stages.1 .. map [B, d_i, h_i, w_i], where the benchmark reads it
-        stages.0.blocks ..    the same before the activation that ends the stage, if one does
-        final                 map [B, num_features, h, w], what `forward_features` returns
+        stages.0, stages.1 .. map [B, d_i, h_i, w_i], as the benchmark reads it
+        stages.0.blocks ..    the same map before the stage's final activation, if it has one
+        final                 map [B, num_features, h, w], the output of `forward_features`
         pool                  embedding [B, num_features]
         fc                    logits [B, K]
 
-    So `taps: [stem, stages.0, stages.1, stages.2, pool]` are the features of a benchmark network of three stages.
-    Methods that compare pre-activations tap `stages.0.blocks` and so on; a wide residual network has them elsewhere,
-    see `pre_activations`.
+    So `taps: [stem, stages.0, stages.1, stages.2, pool]` are the features of a benchmark network with three stages.
+    Methods that compare pre-activations tap `stages.0.blocks` and so on; for wide residual networks see
+    `pre_activations`.
 
     Args:
         stem: the first layers.
-        stages: the stages after it.
+        stages: the stages after the stem.
         final: the layers between the last stage and the pooling, if there are any.
         widths: channels `d_i` of stem and stages.
         strides: of the stem and of each stage.
         num_features: width of the embedding.
-        num_classes: width of the logits; 0 leaves the classifier out.
+        num_classes: number of logits; 0 leaves out the classifier.
 
     Attributes:
-        feature_info: layer, channels and total stride of stem and stages, as timm lists them.
-        pre_activations: the layer of each stage whose output the benchmark calls its pre-activation.
+        feature_info: layer, channels and total stride of stem and stages, in timm's format.
+        pre_activations: for each stage, the layer whose output the benchmark calls its pre-activation.
     """
 
     renames: ClassVar[Sequence[Rename]] = ()
@@ -75,7 +76,7 @@ class CifarNetwork(nn.Module):
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last map `[B, num_features, h, w]`."""
+        """Return the last map `[B, num_features, h, w]`."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
@@ -83,20 +84,20 @@ class CifarNetwork(nn.Module):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The logits `[B, K]` of a last map, or with `pre_logits` the embedding `[B, num_features]`."""
+        """Return the logits `[B, K]` of a last map, or with `pre_logits` the embedding `[B, num_features]`."""
         x = self.pool(x)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits `[B, K]` of normalized images `[B, C, H, W]`."""
+        """Return the logits `[B, K]` of normalized images `[B, C, H, W]`."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer that gives the logits; an identity where there are no classes."""
+        """Return the linear layer that computes the logits, or an identity if there are no classes."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a new classifier; `global_pool` is timm's, and only the average is here."""
+        """Replace the classifier; `global_pool` is timm's argument, of which only `avg` is supported."""
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool must be 'avg', given {global_pool!r}")
         self.num_classes = num_classes
@@ -106,45 +107,47 @@ class CifarNetwork(nn.Module):
             self.initialize_classifier(self.fc)
 
     def initialize_classifier(self, classifier: nn.Linear) -> None:
-        """Initialize a new classifier as the benchmark does; by default as torch does."""
+        """Initialize a new classifier as the benchmark does; the default keeps torch's initialization."""
 
     def initialize_convolutions(self) -> None:
-        """Draw the weights of all convolutions from He's normal distribution over their fan out; biases are 0."""
+        """Draw all convolutions' weights from He's normal distribution with mode `fan_out`; set their biases to 0."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    @classmethod
-    def own_name(cls, name: str) -> str:
-        """The name here of what the benchmark's checkpoints call `name`."""
-        for pattern, replacement in cls.renames:
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a checkpoint of the CRD benchmark's code; called by `load_weights`."""
+        return {self._renamed(name.removeprefix("module.")): tensor for name, tensor in state.items()}
+
+    def _renamed(self, name: str) -> str:
+        for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
 
 
 class Block(nn.Module):
-    """A block that ends with `activation`."""
+    """A residual or convolutional block that ends with `activation`."""
 
     activation: nn.Module
 
 
 class Stage(nn.Module):
-    """Blocks one after the other.
+    """A sequence of blocks.
 
-    The activation that ends the last block is made the stage's own, so that what it reads, the stage's
-    pre-activation, has a name: the output of `blocks`.
+    The stage takes over the final activation of its last block, so that the input of that activation, the stage's
+    pre-activation, is the output of a named layer: `blocks`.
     """
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         super().__init__()
-        *_, last = listed = list(blocks)
+        *_, last = block_list = list(blocks)
         self.activation, last.activation = last.activation, nn.Identity()
-        self.blocks = nn.Sequential(*listed)
+        self.blocks = nn.Sequential(*block_list)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, d, h, w]`, of another width and perhaps smaller."""
+        """`[B, d, h, w]` to `[B, d', h', w']`."""
         x = self.activation(self.blocks(x))
         return x
 
@@ -152,12 +155,12 @@ class Stage(nn.Module):
 def repeated(
     make: Callable[[int, int, int], Block], depth: int, in_channels: int, channels: int, stride: int
 ) -> list[Block]:
-    """`depth` blocks made from (channels read, channels given, stride), of which the first changes width and size."""
+    """Create `depth` blocks from (in_channels, channels, stride); only the first one changes width and size."""
     return [make(in_channels, channels, stride), *(make(channels, channels, 1) for _ in range(depth - 1))]
 
 
 class Shuffle(nn.Module):
-    """Reads channels `(groups, d / groups)` in the order `(d / groups, groups)`, so that groups exchange channels."""
+    """Channel shuffle: reorder channels from `(groups, d / groups)` to `(d / groups, groups)`."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -171,7 +174,7 @@ class Shuffle(nn.Module):
 
 
 def conv_norm_relu(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size at stride 1, BatchNorm and ReLU, named `conv`, `bn` and `relu`."""
+    """Create a padded convolution, BatchNorm and ReLU, named `conv`, `bn` and `relu`."""
     layers: dict[str, nn.Module] = {
         "conv": convolution(in_channels, channels, kernel, stride),
         "bn": nn.BatchNorm2d(channels),
@@ -181,15 +184,10 @@ def conv_norm_relu(in_channels: int, channels: int, kernel: int, stride: int = 1
 
 
 def convolution(in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the size at stride 1."""
+    """Create a convolution without bias, padded to keep the size at stride 1."""
     return nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 
-def in_stage(found: re.Match[str]) -> str:
-    """Blocks of the stage whose number, counted from 1, is the first group of a match."""
-    return f"stages.{int(found[1]) - 1}.blocks."
-
-
-def benchmark_filter(state: dict[str, Tensor], model: CifarNetwork) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of the CRD benchmark under the names of `model`."""
-    return {model.own_name(name.removeprefix("module.")): tensor for name, tensor in state.items()}
+def in_stage(match: re.Match[str]) -> str:
+    """Return the prefix of the blocks of a stage, whose number from 1 is the match's first group."""
+    return f"stages.{int(match[1]) - 1}.blocks."

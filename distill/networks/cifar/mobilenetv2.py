@@ -12,7 +12,7 @@ from distill.networks.cifar.base import Block, CifarNetwork, Make, Stage, conv_n
 
 
 class Group(NamedTuple):
-    """A row of the paper's table, for width 1."""
+    """A row of the paper's table of blocks, at width 1."""
 
     channels: int
     depth: int
@@ -31,35 +31,35 @@ GROUPS = (
 )
 
 STAGES = ((0, 1), (2,), (3, 4), (5, 6))
-"""The groups between the places that the benchmark reads."""
+"""The groups that make up each stage: the benchmark reads features between them."""
 
-PLACES = {
+GROUP_POSITIONS = {
     group: (stage, sum(GROUPS[before].depth for before in groups if before < group))
     for stage, groups in enumerate(STAGES)
     for group in groups
 }
-"""The stage of each group, and which block in it is the group's first."""
+"""For each group, its stage and the position of its first block in that stage."""
 
 
-def _place(found: re.Match[str]) -> str:
-    """The layer that the benchmark counts by group, block, and place in the block."""
-    stage, first = PLACES[int(found[1])]
-    part, place = divmod(int(found[3]), 3)
-    return f"stages.{stage}.blocks.{first + int(found[2])}.{('conv', 'bn')[place]}{part + 1}."
+def _layer_name(match: re.Match[str]) -> str:
+    """Convert the benchmark's numbering by group, block and position in the block."""
+    stage, first = GROUP_POSITIONS[int(match[1])]
+    number, position = divmod(int(match[3]), 3)
+    return f"stages.{stage}.blocks.{first + int(match[2])}.{('conv', 'bn')[position]}{number + 1}."
 
 
 class MobileNetV2(CifarNetwork):
-    """A stem at stride 2, and inverted residual blocks that end with a linear bottleneck: no stage has an activation.
+    """A stem at stride 2, then inverted residual blocks, whose linear bottlenecks leave stages without an activation.
 
     Args:
-        expansion: T, how many times wider the blocks are inside.
-        width: factor on the channels of stem and stages; the embedding has 1280 at widths up to 1.
-        num_classes: width of the logits.
+        expansion: T, the expansion factor inside the blocks.
+        width: factor on the channels of stem and stages; the embedding stays 1280 wide at widths up to 1.
+        num_classes: number of logits.
         in_chans: channels of the images.
     """
 
     renames = (
-        (r"^blocks\.(\d+)\.(\d+)\.conv\.(\d+)\.", _place),
+        (r"^blocks\.(\d+)\.(\d+)\.conv\.(\d+)\.", _layer_name),
         (r"^conv1\.0\.", "stem.conv."),
         (r"^conv1\.1\.", "stem.bn."),
         (r"^conv2\.0\.", "final.conv."),
@@ -88,13 +88,13 @@ class MobileNetV2(CifarNetwork):
         self.initialize_convolutions()
 
     def initialize_classifier(self, classifier: nn.Linear) -> None:
-        """Weights from N(0, 0.01^2), biases are 0."""
+        """Draw weights from N(0, 0.01^2) and set biases to 0."""
         nn.init.normal_(classifier.weight, std=0.01)
         nn.init.zeros_(classifier.bias)
 
 
 class InvertedResidual(Block):
-    """Widens by 1 x 1, convolves each channel by 3 x 3 and narrows by 1 x 1; adds what it read where shapes agree."""
+    """Expansion by 1 x 1, depthwise 3 x 3, projection by 1 x 1; plus the input if shapes agree."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
         super().__init__()

@@ -21,13 +21,13 @@ from distill.networks.cifar.base import (
 
 
 class ResNet(CifarNetwork):
-    """A stem of 3 x 3 at stride 1, and stages of residual blocks; every stage but the first halves the map.
+    """A stem of 3 x 3 at stride 1, and stages of residual blocks; every stage except the first halves the map.
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
         depths: blocks of each stage.
         widths: channels of the stem and of each stage.
-        num_classes: width of the logits.
+        num_classes: number of logits.
         in_chans: channels of the images.
     """
 
@@ -110,14 +110,14 @@ class Bottleneck(Block):
 
 
 def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential:
-    """The identity where shapes agree, else a projection."""
+    """Create an identity if shapes agree, else a projection."""
     if stride == 1 and in_channels == channels:
         return nn.Sequential()
     return nn.Sequential(convolution(in_channels, channels, 1, stride), nn.BatchNorm2d(channels))
 
 
 def _of_depth(depth: int, widths: Sequence[int]) -> Make:
-    """Three equal stages of basic blocks with `depth` layers in all: 6n + 2."""
+    """Return the constructor of a network with 6n + 2 = `depth` layers: three stages of n basic blocks."""
     return partial(ResNet, BasicBlock, [(depth - 2) // 6] * 3, widths)
 
 

@@ -17,8 +17,8 @@ class ShuffleNetV2(CifarNetwork):
 
     Args:
         widths: channels of the stem, of each stage and of the embedding.
-        depths: blocks of each stage, the one that halves the map included.
-        num_classes: width of the logits.
+        depths: blocks of each stage, including the one that halves the map.
+        num_classes: number of logits.
         in_chans: channels of the images.
     """
 
@@ -48,7 +48,7 @@ class ShuffleNetV2(CifarNetwork):
 
 
 class SplitBlock(Block):
-    """Leaves half of the channels as they are, changes the other half, and shuffles both."""
+    """Transform one half of the channels, keep the other half, and shuffle both."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class SplitBlock(Block):
         kept, changed = x.chunk(2, 1)
         changed = self.relu(self.bn1(self.conv1(changed)))
         changed = self.bn3(self.conv3(self.bn2(self.conv2(changed))))
-        x = self.activation(torch.cat([kept, changed], 1))  # the ReLU in it leaves `kept`, one ReLU's output, alone
+        x = self.activation(torch.cat([kept, changed], 1))  # its ReLU keeps `kept`, the output of a ReLU
         return x
 
 
 class HalvingBlock(Block):
-    """Two branches, each of which halves the map and gives half of the channels, shuffled."""
+    """Two branches that each halve the map and produce half of the channels, shuffled."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()

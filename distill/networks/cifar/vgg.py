@@ -14,24 +14,25 @@ from distill.networks.cifar.base import Block, CifarNetwork, Make, Stage, repeat
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-def _place(found: re.Match[str]) -> str:
-    """The layer that the benchmark counts among convolutions, BatchNorms and ReLUs of a block."""
-    stage, place = int(found[1]), int(found[2])
-    return f"{'stem' if stage == 0 else f'stages.{stage - 1}'}.blocks.{place // 3}.{('conv', 'bn')[place % 3]}."
+def _layer_name(match: re.Match[str]) -> str:
+    """Convert the benchmark's numbering of the convolutions, BatchNorms and ReLUs of a block."""
+    block, layer = int(match[1]), int(match[2])
+    stage = "stem" if block == 0 else f"stages.{block - 1}"
+    return f"{stage}.blocks.{layer // 3}.{('conv', 'bn')[layer % 3]}."
 
 
 class VGG(CifarNetwork):
-    """A stem and four stages of 3 x 3 convolutions, with a max-pooling before the first three stages.
+    """A stem and four stages of 3 x 3 convolutions, with max pooling before each of the first three stages.
 
-    The benchmark pools once more where images are of 64 x 64; here the layers are the same for all sizes.
+    The benchmark pools once more for images of 64 x 64; here the layers are the same for all sizes.
 
     Args:
         depths: convolutions of the stem and of each stage.
-        num_classes: width of the logits.
+        num_classes: number of logits.
         in_chans: channels of the images.
     """
 
-    renames = ((r"^block(\d+)\.(\d+)\.", _place), (r"^classifier\.", "fc."))
+    renames = ((r"^block(\d+)\.(\d+)\.", _layer_name), (r"^classifier\.", "fc."))
 
     def __init__(self, depths: Sequence[int], num_classes: int = 100, in_chans: int = 3) -> None:
         strides = [1, 2, 2, 2, 1]
@@ -51,13 +52,13 @@ class VGG(CifarNetwork):
         self.initialize_convolutions()
 
     def initialize_classifier(self, classifier: nn.Linear) -> None:
-        """Weights from N(0, 0.01^2), biases are 0."""
+        """Draw weights from N(0, 0.01^2) and set biases to 0."""
         nn.init.normal_(classifier.weight, std=0.01)
         nn.init.zeros_(classifier.bias)
 
 
 class ConvBlock(Block):
-    """A max-pooling if the stride is above 1, a convolution of 3 x 3 with bias, BatchNorm and ReLU."""
+    """Max pooling if the stride is above 1, a 3 x 3 convolution with bias, BatchNorm and ReLU."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

@@ -11,14 +11,14 @@ from distill.networks.cifar.base import Block, CifarNetwork, Make, Stage, convol
 
 
 class WideResNet(CifarNetwork):
-    """Stages of pre-activated blocks, which give raw sums; BatchNorm and ReLU follow the last stage only.
+    """Stages of pre-activated blocks, which output raw sums; BatchNorm and ReLU follow only the last stage.
 
-    A stage's pre-activation is its sum after the next BatchNorm, which belongs to the next stage's first block.
+    A stage's pre-activation is its sum after the next BatchNorm, which is in the first block of the next stage.
 
     Args:
-        depth: layers in all, 6n + 4.
-        factor: how many times wider than ResNet.
-        num_classes: width of the logits.
+        depth: total number of layers, 6n + 4.
+        factor: widening factor relative to ResNet.
+        num_classes: number of logits.
         in_chans: channels of the images.
     """
 
@@ -48,14 +48,14 @@ class WideResNet(CifarNetwork):
         self.initialize_convolutions()
 
     def initialize_classifier(self, classifier: nn.Linear) -> None:
-        """Biases are 0."""
+        """Set biases to 0."""
         nn.init.zeros_(classifier.bias)
 
 
 class PreActivatedBlock(Block):
-    """shortcut(x) + F(x), where F is BatchNorm, ReLU and a convolution of 3 x 3, twice.
+    """shortcut(x) + F(x), where F is twice BatchNorm, ReLU and a 3 x 3 convolution.
 
-    Where the width changes, the shortcut projects what the first BatchNorm and ReLU give; else it is the identity.
+    If the width changes, the shortcut projects the output of the first BatchNorm and ReLU; else it is the identity.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:

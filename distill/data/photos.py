@@ -1,0 +1,49 @@
+"""Base of the data modules for photos of any size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from distill.data.augmentation import Interpolation, TimmAugmentation, photo_transform
+from distill.data.base import ImageData, ImageDataset, Split
+from distill.data.sources import Source
+
+
+class PhotoData(ImageData, ABC):
+    """Base of the data modules for photos: a subclass sets `num_classes` and implements `source`.
+
+    Args:
+        root: folder of the data.
+        image_size: side of the square crop, in pixels.
+        augment: random resized crops and flips of training images, or these and the augmentation of a
+            `TimmAugmentation`; `false` takes the center crop.
+        interpolation: for resizing.
+        num_workers: worker processes that load batches.
+        settings: further settings, see `ImageData`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 224,
+        augment: bool | TimmAugmentation = True,
+        interpolation: Interpolation = "bilinear",
+        num_workers: int = 4,
+        **settings: Any,
+    ) -> None:
+        super().__init__(num_workers=num_workers, **settings)
+        self.root = Path(root)
+        self.augment = augment
+        self.interpolation: Interpolation = interpolation
+        self.image_shape = (3, image_size, image_size)
+
+    @abstractmethod
+    def source(self, split: Split) -> Source:
+        """Return the images of a split as PIL images, with their labels."""
+
+    def samples(self, split: Split) -> ImageDataset:
+        """Return the images of a split as `[3, side, side]` in [0, 1]."""
+        augment = self.augment if split == "train" else False
+        return ImageDataset(self.source(split), photo_transform(self.image_shape[1], augment, self.interpolation))
