@@ -23,7 +23,7 @@ PARTS = ["step", "heads", "kernels", "superpixels", "teacher", "data", "scaling"
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", did_you_mean=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark.txt"), help="where the tables go")
     run, given = given_run(parser)
     print_machine(run.device)
