@@ -1,7 +1,7 @@
 """Runner of trainings: a process and a folder per run, tested at its end, resumed after a kill.
 
-A run is `distill fit --resume`, and then `distill test` of its last and of its best checkpoint. Its folder holds what
-every run of `distill` writes (`results.json`, `checkpoints/`, ...), `log.txt`, and `test.json` once all is done.
+A run is `distill fit --resume`, and then `distill test` of its last and of its best checkpoint. Beside the files of any
+run (`results.json`, `checkpoints/`, ...) its folder holds the output, `log.txt`, and at the end the test, `test.json`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -170,10 +170,11 @@ def perform(runs: Sequence[Run], jobs: int = 1, gpus: int = 0, verbose: bool = F
 def work(run: Run, gpu: int | None, verbose: bool) -> None:
     """Finish a run, in a process of its own; exit with 2 after a user's error."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    with open(run.folder / "log.txt", "a") as log, open(run.folder / "lock", "w") as lock:
-        if not verbose:
+    if not verbose:
+        with open(run.folder / "log.txt", "a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+    with open(run.folder / "lock", "w") as lock:
         if gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
         fcntl.flock(lock, fcntl.LOCK_EX)  # held by another runner on the same folder, or by what a killed one left
@@ -196,13 +197,16 @@ def fit_and_test(run: Run, verbose: bool) -> Result:
 
     def command(arguments: list[str]) -> DistillCLI:
         if verbose:
-            CONSOLE.print(f"\n[bold]$ distill {shlex.join(arguments)}", soft_wrap=True)
+            CONSOLE.print(
+                f"\n$ distill {shlex.join(arguments)}", style="bold", markup=False, highlight=False, soft_wrap=True
+            )
         return distill(arguments)
 
     command(run.fit_command)
     results = json.loads((run.folder / "results.json").read_text())
     tested = command(run.test_command)
-    last = best = {name: float(figure) for name, figure in tested.trainer.callback_metrics.items()}
+    last = {name: float(figure) for name, figure in tested.trainer.callback_metrics.items()}
+    best: Mapping[str, float] = last
     if results["best"] is None or results["best"]["step"] != results["last"]["step"]:
         (best,) = tested.trainer.test(tested.model, tested.datamodule, ckpt_path=str(run.best), verbose=False)
     return {
