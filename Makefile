@@ -16,13 +16,13 @@ install: .venv/.installed ## make .venv with the project and all its extras
 		$(BIN)/uv sync --inexact --all-extras --no-extra superpixels; }
 	touch $@
 
-demo: install ## distill a teacher into a student on real digits (about 2 minutes)
+demo: install ## distill a teacher into a student on real digits (about 2 minutes; resumes)
 	$(BIN)/python experiments/digits/demo.py
 
-study: install ## compare all heads on digits over 5 seeds, two runs at a time (goes on where it was stopped)
+study: install ## smoke test of all heads on digits over 5 seeds, two runs at a time (resumes)
 	$(BIN)/python experiments/study.py digits --teacher experiments/digits/teacher.yaml --seeds 5 --picture experiments/digits/study.png
 
-bench: .venv-bench/.installed ## time it beside its peers on an idle machine (10 minutes; BENCH="--device cuda" on a GPU)
+bench: .venv-bench/.installed ## time it beside its peers on an idle machine (about 10 minutes; BENCH="--device cuda" on a GPU)
 	KINETO_LOG_LEVEL=99 .venv-bench/bin/python experiments/benchmarks $(BENCH)
 
 .venv-bench/.installed: pyproject.toml | install
