@@ -16,10 +16,10 @@ install: .venv/.installed ## create .venv with the project, all its extras and t
 		$(BIN)/uv sync --inexact --all-extras --no-extra superpixels; }
 	touch $@
 
-demo: install ## distill a teacher into a student on real digits, and print a table (2 minutes)
+demo: install ## distill a teacher into a student on real digits, and print a table (2 minutes; resumes)
 	$(BIN)/python experiments/digits/demo.py
 
-study: install ## compare all heads on digits over 5 seeds, two runs at a time (resumes where it stopped)
+study: install ## smoke test of all heads on digits over 5 seeds, two runs at a time (resumes)
 	$(BIN)/python experiments/study.py digits --teacher experiments/digits/teacher.yaml --seeds 5 --picture experiments/digits/study.png
 
 bench: .venv-bench/.installed ## measure time and memory beside other libraries (10 minutes, idle machine; BENCH="--device cuda" on a GPU)

@@ -1,29 +1,44 @@
-"""The table of a study: means and spreads over seeds, beside published figures, printed, as CSV and as a picture."""
+"""Table of a study: means and spreads over seeds, beside published figures, printed, as CSV and as a picture."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, TypedDict
 
-from rich.console import Console
 from rich.table import Table
+from runner import CONSOLE, Result
 
-CONSOLE = Console(width=110)
 COLUMNS = ["pair", "method", "seeds", "last", "last_sd", "best", "best_sd", "over_student", "agreement", "published"]
 
-Finished = dict[tuple[str, str], list[dict[str, Any]]]
-"""By pair and method: for each seed `last`, `best` and `agreement` in percent."""
+
+class Scores(TypedDict):
+    """Test figures of one run in percent: top-1 of the last and the best epoch, the last's agreement if it has one."""
+
+    last: float
+    best: float
+    agreement: float | None
+
+
+Finished = dict[tuple[str, str], list[Scores]]
+"""The scores of each seed by pair and method."""
 
 Row = dict[str, Any]
-"""A value for each of `COLUMNS`; `None` where there is none."""
+"""A value for each of `COLUMNS`, or `None`."""
+
+
+def scores(result: Result) -> Scores:
+    """Return what the table takes from the result of a run."""
+    last, best = result["last"], result["best"]
+    agreement = 100 * last["test/agreement"] if "test/agreement" in last else None
+    return {"last": 100 * last["test/top1"], "best": 100 * best["test/top1"], "agreement": agreement}
 
 
 def published(file: Path) -> dict[tuple[str, str], float]:
-    """Published top-1 (%) by pair and method."""
+    """Read published top-1 (%) by pair and method."""
     if not file.exists():
         return {}
     with open(file, newline="") as lines:
@@ -31,12 +46,14 @@ def published(file: Path) -> dict[tuple[str, str], float]:
 
 
 def summary(finished: Finished, figures: Mapping[tuple[str, str], float]) -> list[Row]:
-    """A row for each pair and method with a result: means and standard deviations over the seeds, the best first."""
+    """Return a row per pair and method with a result: means and standard deviations over the seeds, the best first."""
     rows = []
     for (pair, method), results in finished.items():
         row: Row = {"pair": pair, "method": method, "seeds": len(results)}
-        for key in ("last", "best"):
-            values = [result[key] for result in results]
+        for key, values in (
+            ("last", [result["last"] for result in results]),
+            ("best", [result["best"] for result in results]),
+        ):
             row[key] = mean(values)
             row[f"{key}_sd"] = stdev(values) if len(values) > 1 else None
         alone = finished.get((pair, "student"))
@@ -61,9 +78,9 @@ def write(rows: list[Row], finished: Finished, root: Path, picture: Path) -> Non
         for column in ("last epoch", "best epoch", "over the student", "agreement", "published", "seeds"):
             table.add_column(column, justify="right")
         for row in (row for row in rows if row["pair"] == pair):
-            spread = (_spread(row[key], row[f"{key}_sd"]) for key in ("last", "best"))
-            others = (_shown(row[key], form) for key, form in _FORMS.items())
-            table.add_row(row["method"], *spread, *others)
+            figures = (with_deviation(row[key], row[f"{key}_sd"], 2) for key in ("last", "best"))
+            rest = ("" if row[key] is None else format(row[key], form) for key, form in _FORMS.items())
+            table.add_row(row["method"], *figures, *rest)
         CONSOLE.print(table)
     if rows:
         draw(rows, finished, picture)
@@ -71,7 +88,7 @@ def write(rows: list[Row], finished: Finished, root: Path, picture: Path) -> Non
 
 
 def draw(rows: list[Row], finished: Finished, picture: Path) -> None:
-    """Each method's seeds, mean and standard deviation after the last epoch, a panel for each pair."""
+    """Draw each method's seeds, mean and standard deviation after the last epoch, a panel per pair."""
     from matplotlib.figure import Figure
 
     panels = {pair: [row for row in rows if row["pair"] == pair][::-1] for pair in (row["pair"] for row in rows)}
@@ -79,16 +96,16 @@ def draw(rows: list[Row], finished: Finished, picture: Path) -> None:
     columns = min(3, len(panels))
     lines = ceil(len(panels) / columns)
     figure = Figure(figsize=(7 * columns, lines * (1 + 0.28 * tallest)), layout="constrained")
-    places = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes in places[len(panels) :]:
+    all_axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in all_axes[len(panels) :]:
         axes.remove()
-    for axes, (pair, shown) in zip(places, panels.items(), strict=False):
-        for place, row in enumerate(shown):
+    for axes, (pair, shown) in zip(all_axes, panels.items(), strict=False):
+        for height, row in enumerate(shown):
             seeds = [result["last"] for result in finished[pair, row["method"]]]
-            axes.plot(seeds, [place] * len(seeds), ".", color="0.7")
-            axes.errorbar(row["last"], place, xerr=row["last_sd"] or 0, fmt="o", color="C0", capsize=3)
+            axes.plot(seeds, [height] * len(seeds), ".", color="0.7")
+            axes.errorbar(row["last"], height, xerr=row["last_sd"] or 0, fmt="o", color="C0", capsize=3)
             if row["published"] is not None:
-                axes.plot(row["published"], place, "x", color="C1")
+                axes.plot(row["published"], height, "x", color="C1")
             if row["method"] == "student":
                 axes.axvline(row["last"], color="0.5", linestyle=":", zorder=0)
         axes.set_yticks(range(len(shown)), [row["method"] for row in shown])
@@ -98,12 +115,14 @@ def draw(rows: list[Row], finished: Finished, picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return the mean, and with several values their standard deviation."""
+    return with_deviation(mean(values), stdev(values) if len(values) > 1 else None, digits)
+
+
+def with_deviation(value: float, deviation: float | None, digits: int) -> str:
+    """Return a mean with its standard deviation if there is one."""
+    return f"{value:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
 _FORMS = {"over_student": "+.2f", "agreement": ".1f", "published": ".2f", "seeds": "d"}
-
-
-def _spread(value: float, deviation: float | None) -> str:
-    return f"{value:.2f}" if deviation is None else f"{value:.2f} ± {deviation:.2f}"
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

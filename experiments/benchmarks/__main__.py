@@ -1,10 +1,10 @@
-"""All eight parts, one after the other, and the bounds with what was measured.
+"""Run the eight parts one after another, and list the bounds with what was measured.
 
     python experiments/benchmarks
     python experiments/benchmarks --device cuda
     python experiments/benchmarks --only step heads
 
-What it prints is written to `runs/benchmark.txt` too.
+The output is written to `runs/benchmark.txt` too.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from time import perf_counter
 from timing import CONSOLE, Bound, given_run, print_machine, show_bounds
 
 PARTS = ["step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint"]
-"""In the order of their numbers: each a file with a function `measure(run)` that prints and returns bounds."""
+"""Parts in the order of their numbers, each a file with a function `measure(run)` that prints and returns bounds."""
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the chosen parts."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", did_you_mean=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmark.txt"), help="where the tables go")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark.txt"), help="file for the tables")
     run, given = given_run(parser)
     print_machine(run.device)
     bounds: list[Bound] = []
@@ -36,7 +36,7 @@ def main() -> None:
         started = perf_counter()
         try:
             bounds += import_module(part).measure(run)
-        except Exception as error:  # one part that cannot run takes none of the others with it
+        except Exception as error:  # the other parts still run
             CONSOLE.print(f"{part} failed: {type(error).__name__}: {error}", markup=False)
             failed.append(part)
         CONSOLE.print(f"({part}: {perf_counter() - started:.0f} s)")

@@ -1,4 +1,4 @@
-"""A checkpoint: its bytes, the seconds to write and to read it, and that the teacher's weights are not in it.
+"""Size of a checkpoint, and the time to write and to read it; a check that the teacher's weights are not in it.
 
 python experiments/benchmarks/checkpoint.py
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 OVERHEAD = 1.02
-"""What a checkpoint may weigh against the student's and the optimizer's tensors."""
+"""Bound on the bytes of a checkpoint, relative to the student's and the optimizer's tensors."""
 
 
 def measure(run: Run) -> list[Bound]:
@@ -31,30 +31,28 @@ def measure(run: Run) -> list[Bound]:
         module = this_project(setting)
         with tempfile.TemporaryDirectory() as folder:
             trainer = trainer_for(setting, Path(folder), steps=1)
-            trainer.fit(module, DataLoader([setting.batch], batch_size=None))
+            trainer.fit(module, DataLoader([setting.batch], batch_size=None))  # type: ignore[arg-type]  # a list will do
             file = Path(folder) / "last.ckpt"
             works = {
                 "write": partial(trainer.save_checkpoint, file),
                 "read": partial(torch.load, file, map_location="cpu", weights_only=True),
             }
-            works["write"]()  # there is something to read in every order
+            works["write"]()  # so that there is a file to read in any order
             seconds = interleaved(works, run.repeat(5), run, pair.title)
             size = file.stat().st_size
             keys = torch.load(file, map_location="cpu", weights_only=True)["state_dict"].keys()
         assert module.teacher is not None
-        own = _bytes(module.student.state_dict().values())
-        state = _bytes(_tensors(trainer.optimizers[0].state_dict()))
-        taught = _bytes(module.teacher.network.state_dict().values())
+        student = _bytes(module.student.state_dict().values())
+        optimizer = _bytes(_tensors(trainer.optimizers[0].state_dict()))
+        teacher = _bytes(module.teacher.network.state_dict().values())
         times = [
             f"{milliseconds(best)} ({' / '.join(map(milliseconds, quarters))})"
             for best, *quarters in map(spread, seconds.values())
         ]
-        rows.append([pair.title, *map(megabytes, (size, own, state, taught)), *times])
+        rows.append([pair.title, *map(megabytes, (size, student, optimizer, teacher)), *times])
         what = f"8 checkpoint, {pair.title}"
         bounds += [
-            Bound(
-                f"8 checkpoint, {pair.title}: bytes / student's and optimizer's", size / (own + state), at_most=OVERHEAD
-            ),
+            Bound(f"{what}: bytes / student's and optimizer's", size / (student + optimizer), at_most=OVERHEAD),
             Bound(f"{what}: weights of the teacher in it", _named("teacher", keys), at_most=0),
         ]
     head = ["", "MB", "student's", "optimizer's", "teacher's, not in it", "ms to write (quartiles)", "to read"]
@@ -71,7 +69,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _tensors(state: Any) -> Iterable[Tensor]:
-    """All tensors in nested dicts and lists."""
+    """Iterate over all tensors in nested dicts and lists."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, dict | list | tuple):

@@ -1,7 +1,7 @@
-"""Who runs the same step: a plain loop, this project, timm, torchdistill and ModelOpt.
+"""Contenders for the same step: a plain loop, this project, timm, torchdistill and ModelOpt.
 
-A contender is a function that takes a `Setting` and returns its step: called without arguments, it makes one
-optimizer step and returns the loss. To add one, write it and name it in `CONTENDERS`. Each gets networks of its own
+A contender is a function that takes a `Setting` and returns its step: called without arguments, it takes
+one optimizer step and returns the loss. To add one, write it and name it in `CONTENDERS`. Each gets its own networks
 with the same weights, and images in [0, 1] that it normalizes itself.
 """
 
@@ -30,13 +30,13 @@ Step = Callable[[], Tensor]
 
 @dataclass
 class Setting:
-    """What all contenders are given.
+    """Input of all contenders.
 
     Attributes:
         pair: the networks' names, sizes and optimizer.
-        run: where and how often.
-        bfloat16: under autocast in bfloat16; float32 else.
-        compiled: networks go through `torch.compile`.
+        run: the device, and the number of rounds.
+        bfloat16: whether to run under autocast in bfloat16 instead of float32.
+        compiled: whether the networks go through `torch.compile`.
         batch: the images in [0, 1], labels and indices.
     """
 
@@ -50,7 +50,7 @@ class Setting:
         self.originals = self.pair.networks()
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
-        """Student and teacher as plain modules on the device: in train mode, and in eval mode and frozen."""
+        """Return student (in train mode) and teacher (in eval mode, frozen) as plain modules on the device."""
         student, teacher = (copy.deepcopy(network.model).to(self.run.device) for network in self.originals)
         if self.compiled:
             student.compile()
@@ -58,7 +58,7 @@ class Setting:
         return student.train(), teacher.eval().requires_grad_(False)
 
     def images(self) -> Callable[[], Tensor]:
-        """Normalizes the images; both networks of a pair were made for the same mean and deviation."""
+        """Return a function that normalizes the images; both networks of a pair have the same mean and deviation."""
         student, teacher = self.originals
         assert torch.equal(student.mean, teacher.mean)
         assert torch.equal(student.std, teacher.std)
@@ -66,12 +66,12 @@ class Setting:
         return lambda: (self.batch["image"] - mean) / std
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The precision."""
+        """Return the context of the precision."""
         return torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
 def plain_loop(setting: Setting) -> Step:
-    """As one would write it by hand."""
+    """Step of a loop written by hand."""
     student, teacher = setting.networks()
     optimizer = setting.pair.make_optimizer(student.parameters())
     images, label = setting.images(), setting.batch["label"]
@@ -94,7 +94,7 @@ def plain_loop(setting: Setting) -> Step:
 
 
 def timm_task(setting: Setting) -> Step:
-    """Timm's `LogitDistillationTask`."""
+    """Step with timm's `LogitDistillationTask`."""
     from timm.task import DistillationTeacher, LogitDistillationTask
 
     student, teacher = setting.networks()
@@ -123,7 +123,7 @@ def timm_task(setting: Setting) -> Step:
 
 
 def torchdistill(setting: Setting) -> Step:
-    """Torchdistill's `DistillationBox`, with its own loss and optimizer by name."""
+    """Step of torchdistill's `DistillationBox`, with its own loss, and the optimizer by name."""
     logging.getLogger("torchdistill").setLevel(logging.WARNING)
     from torchdistill.core.distillation import get_distillation_box
 
@@ -161,7 +161,7 @@ def torchdistill(setting: Setting) -> Step:
 
 
 def model_optimizer(setting: Setting) -> Step:
-    """NVIDIA's Model Optimizer in its mode `kd_loss`."""
+    """Step with NVIDIA's Model Optimizer in its mode `kd_loss`."""
     from modelopt.torch.distill import LogitsDistillationLoss, convert
 
     student, teacher = setting.networks()
@@ -191,7 +191,7 @@ CONTENDERS: dict[str, Callable[[Setting], Step]] = {
 
 
 def this_project(setting: Setting) -> DistillationModule:
-    """The module that Lightning's Trainer trains; `step.py` drives it."""
+    """Return the module for Lightning's Trainer, which `step.py` runs."""
     pair = setting.pair
     module = DistillationModule(
         student=Timm(pair.student, options=pair.options),
@@ -202,21 +202,21 @@ def this_project(setting: Setting) -> DistillationModule:
         heads={"kd": Term(KD(TEMPERATURE))},
     )
     assert module.teacher is not None
-    own = module.student, module.teacher.network
-    for network, original in zip(own, setting.originals, strict=True):
+    networks = module.student, module.teacher.network
+    for network, original in zip(networks, setting.originals, strict=True):
         network.model.load_state_dict(original.model.state_dict())
         if setting.compiled:
             network.compile()
     return module
 
 
-def made(setting: Setting) -> tuple[dict[str, Step], dict[str, str]]:
-    """The steps of all contenders that can run, and why others cannot."""
+def make_steps(setting: Setting) -> tuple[dict[str, Step], dict[str, str]]:
+    """Return the steps of all contenders that can run, and the reasons of those that cannot, by name."""
     steps: dict[str, Step] = {}
     failed: dict[str, str] = {}
     for name, make in CONTENDERS.items():
         try:
             steps[name] = make(setting)
-        except Exception as error:  # whatever a peer does, the others run
+        except Exception as error:  # whatever a peer raises, the others run
             failed[name] = (str(error).splitlines() or [type(error).__name__])[0]
     return steps, failed

@@ -1,4 +1,4 @@
-"""Data: images per second of the loader alone, and how long the step waits for it.
+"""Throughput of the loader alone, and the time that a step waits for it.
 
     python experiments/benchmarks/data.py
 
@@ -25,7 +25,7 @@ from distill.heads.kd import KD
 IMAGES, BATCH = 4096, 64
 WORKERS = [0, 1, 2]
 WAITED = 2
-"""Workers of the bound: the step never waits."""
+"""Number of workers for which the bound says that the step never waits."""
 
 
 def measure(run: Run) -> list[Bound]:
@@ -38,7 +38,7 @@ def measure(run: Run) -> list[Bound]:
 
 
 def _write(folder: Path, images: int) -> None:
-    """Noise as CIFAR-100 comes from its authors."""
+    """Write noise in the format of CIFAR-100's authors."""
     random = np.random.default_rng(0)
     (folder / "cifar-100-python").mkdir()
     contents = {"train": images, "test": 100, "meta": 0}
@@ -53,7 +53,7 @@ def _write(folder: Path, images: int) -> None:
 
 
 def _batches(folder: str, workers: int, size: int) -> Iterator[dict[str, Any]]:
-    """Batches without an end, through the project's own loader."""
+    """Iterate endlessly over batches of the project's own loader."""
     data = CIFAR100(folder, verify=False, batch_size=size, num_workers=workers)
     data.setup("fit")
     loader = data.train_dataloader()
@@ -62,12 +62,12 @@ def _batches(folder: str, workers: int, size: int) -> Iterator[dict[str, Any]]:
 
 
 def _alone(run: Run, folder: str) -> None:
-    """Batches as fast as they come."""
+    """Print a table of the loader that nothing waits for."""
     rounds = run.repeat(40)
     rows = []
     for workers in WORKERS:
         batches = _batches(folder, workers, BATCH)
-        for _ in range(max(2 * workers, 1) + 1):  # what was prepared ahead would look like speed
+        for _ in range(max(2 * workers, 1) + 1):  # batches prepared ahead would look like speed
             next(batches)
         times = []
         for _ in range(rounds):
@@ -77,12 +77,12 @@ def _alone(run: Run, folder: str) -> None:
         _, *quarters = spread(times)
         rate = BATCH * rounds / sum(times)
         rows.append([f"{workers}", f"{rate:,.0f}", " / ".join(map(milliseconds, quarters))])
-    head = ["workers", "images per second", f"ms a batch of {BATCH} (quartiles)"]
+    head = ["workers", "images per second", f"ms per batch of {BATCH} (quartiles)"]
     CONSOLE.print(table("The loader alone: 32 x 32, shifted and flipped", head, rows))
 
 
 def _beside_the_step(run: Run, folder: str) -> list[Bound]:
-    """The loader under the step of the second pair, with KD."""
+    """Print a table of the loader under the second pair's step with KD."""
     pair = pairs(run)[1]
     bench = Bench(pair, run)
     step = bench.step([KD()])
@@ -97,7 +97,7 @@ def _beside_the_step(run: Run, folder: str) -> list[Bound]:
             bench.batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}
             bench.batch["label"] = bench.batch["label"] % pair.classes
             step()
-            if number:  # the first one waits for the workers' start
+            if number:  # the first step waits for the workers to start
                 waits.append(waited)
                 whole.append(now(run.device) - started)
         share = sum(waits) / sum(whole)
@@ -106,7 +106,7 @@ def _beside_the_step(run: Run, folder: str) -> list[Bound]:
         rows.append([f"{workers}", " / ".join(map(milliseconds, quarters)), steps, f"{100 * share:.2f} %"])
         if workers == WAITED:
             bounds.append(Bound(f"6 data, {workers} workers: share of the step that waits", share, at_most=0.01))
-    head = ["workers", "ms waited (quartiles)", "ms a step (quartiles)", "share waited"]
+    head = ["workers", "ms waited (quartiles)", "ms per step (quartiles)", "share waited"]
     CONSOLE.print(table(f"The loader under the step: {pair.title}, {bench.images} images, CE + KD", head, rows))
     return bounds
 

@@ -1,8 +1,8 @@
-"""Each head's price: a step with the head over the same step without it.
+"""Cost of each head: a step with the head relative to the same step without it.
 
     python experiments/benchmarks/heads.py
 
-The step without is CE with the teacher's pass; a head comes with its defaults. All steps of a pair train one student.
+The step without it is CE with the teacher's pass. Heads have their defaults. All steps of a pair train one student.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from distill.networks import FrozenTeacher
 
 WITHOUT = "CE and the teacher's pass"
 NODES = 512
-"""Of TRG's graph, as the bound has it."""
+"""Size of TRG's graph in its bound."""
 TOGETHER = "all of these"
 LIMITS = {"RRD, 16384 rows": 1.03, "TRG, 512 nodes": 1.05, "SeRKD, soft": 1.05, "RKD": 1.03, TOGETHER: 1.12}
-"""What a step of the first pair may cost with it."""
+"""Bounds on the first pair's step with a head, relative to the step without it."""
 
 
 def measure(run: Run) -> list[Bound]:
@@ -38,27 +38,27 @@ def measure(run: Run) -> list[Bound]:
     bounds: list[Bound] = []
     for number, pair in enumerate(pairs(run)):
         bench = Bench(pair, run)
-        seed = {name: bench.step(heads) for name, heads in bench.seed_heads().items()}
-        seconds = interleaved({WITHOUT: bench.step([]), **seed}, run.repeat(9), run, pair.title)
+        steps = {name: bench.step(heads) for name, heads in bench.main_heads().items()}
+        seconds = interleaved({WITHOUT: bench.step([]), **steps}, run.repeat(9), run, pair.title)
         size = f"{pair.title}, {bench.images} images, float32"
-        comparison(f"The price of a head: {size}", seconds, WITHOUT)
+        comparison(f"The cost of a head: {size}", seconds, WITHOUT)
         if number == 0:
             bounds = [
                 Bound(f"2 heads, {pair.title}: {name}", median_ratio(seconds[name], seconds[WITHOUT]), at_most=limit)
                 for name, limit in LIMITS.items()
             ]
-        steps, failed = bench.others()
+        steps, failed = bench.remaining()
         seconds = interleaved({WITHOUT: bench.step([]), **steps}, run.repeat(3 if number == 0 else 5), run, pair.title)
-        comparison(f"The price of the other heads: {size}", seconds, WITHOUT, failed=failed)
+        comparison(f"The cost of the other heads: {size}", seconds, WITHOUT, failed=failed)
     return bounds
 
 
 class Bench:
-    """Makes steps of one pair.
+    """Training steps of one pair.
 
     Args:
         pair: the networks.
-        run: where.
+        run: the device.
     """
 
     def __init__(self, pair: Pair, run: Run) -> None:
@@ -69,15 +69,15 @@ class Bench:
         self.student = student.train().to(run.device)
         self.teacher = FrozenTeacher(teacher).to(run.device)
         self.optimizer = pair.make_optimizer(self.student.parameters())
-        self.on_labels = CrossEntropy()
+        self.cross_entropy = CrossEntropy()
 
     @property
     def specs(self) -> tuple[FeatureSpec, FeatureSpec]:
-        """What both networks give."""
+        """The shapes of both networks' features."""
         return self.student.spec, self.teacher.spec
 
     def step(self, heads: Iterable[Head]) -> Callable[[], None]:
-        """The step with CE and these heads, whose own parameters are trained with the student's.
+        """Return the step with CE and these heads, whose parameters are trained with the student's.
 
         Raises:
             UserError: a head does not fit the networks.
@@ -88,12 +88,13 @@ class Bench:
             head.build(*specs)
             head.prepare(RunInfo(batch_size=self.images))
             head.to(self.run.device).train()
-        own = [parameter for head in heads for parameter in head.parameters() if parameter.requires_grad]
-        optimizers: list[Optimizer] = [self.optimizer, *([self.pair.make_optimizer(own)] if own else [])]
+        optimizers: list[Optimizer] = [self.optimizer]
+        if learned := [parameter for head in heads for parameter in head.parameters() if parameter.requires_grad]:
+            optimizers.append(self.pair.make_optimizer(learned))
 
         def step() -> None:
             student, teacher = self.student(self.batch["image"]), self.teacher(self.batch["image"])
-            loss = torch.stack([head(student, teacher, self.batch) for head in (self.on_labels, *heads)]).sum()
+            loss = torch.stack([head(student, teacher, self.batch) for head in (self.cross_entropy, *heads)]).sum()
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
@@ -102,11 +103,11 @@ class Bench:
 
         return step
 
-    def seed_heads(self) -> dict[str, list[Head]]:
-        """The heads that this project is about, each alone and all together."""
+    def main_heads(self) -> dict[str, list[Head]]:
+        """Return the heads that this project is about, each alone and all together."""
         tokens, _ = self.student.spec["tokens"]
 
-        def made() -> dict[str, Head]:
+        def make() -> dict[str, Head]:
             return {
                 "KD": KD(),
                 "RKD": RKD(),
@@ -115,10 +116,10 @@ class Bench:
                 "TRG, 512 nodes": TRG(tokens_per_image=min(NODES // self.images, tokens)),
             }
 
-        return {**{name: [head] for name, head in made().items()}, TOGETHER: list(made().values())}
+        return {**{name: [head] for name, head in make().items()}, TOGETHER: list(make().values())}
 
-    def others(self) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
-        """The steps of all other heads with their defaults, and why some do not fit."""
+    def remaining(self) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
+        """Return the steps of all other heads with their defaults, and the reasons why some do not fit."""
         steps: dict[str, Callable[[], None]] = {}
         failed: dict[str, str] = {}
         for name, kind in shipped().items():

@@ -1,4 +1,4 @@
-"""The relations alone, forward and backward: time and peak memory over the batch and the width.
+"""Time and peak memory of the relations alone, forward and backward, over batch and width.
 
     python experiments/benchmarks/kernels.py
 
@@ -9,7 +9,7 @@ of its queue; TRG over the nodes of its graph, with the power of the size that t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -35,11 +35,11 @@ from distill.heads.rrd import RRD
 from distill.heads.trg import TRG
 
 BATCHES, WIDTHS = [64, 128, 256, 512], [192, 384, 768]
-HELD = 256, 384
+BOUNDED = 256, 384
 """Batch and width of the bounds on RKD."""
 QUEUES = [4096, 16384, 65536]
 GRAPHS = [512, 1024, 2048, 4096]
-PEERS_MOST = 1e9
+PEER_LIMIT = 1e9
 """Bytes of torchdistill's `[B, B, d]` and `[B, B, B]` tensors above which it is left out on a CPU."""
 Kernel = Callable[[], Tensor]
 
@@ -53,11 +53,11 @@ def _rkd(run: Run) -> list[Bound]:
     peer = _peer()
     rows: list[list[str]] = []
     bounds: list[Bound] = []
-    sizes = [(batch, width) for batch in BATCHES for width in WIDTHS if batch == HELD[0] or width == HELD[1]]
+    sizes = [(batch, width) for batch in BATCHES for width in WIDTHS if batch == BOUNDED[0] or width == BOUNDED[1]]
     for batch, width in [(16, 8)] if run.tiny else sizes:
         student, teacher = _features([batch, width], run).requires_grad_(), _features([batch, width], run, 1)
-        contenders: dict[str, Kernel] = {"here": partial(_own_rkd, student, teacher)}
-        if peer is not None and (run.on_gpu or 4 * batch * batch * (3 * width + 3 * batch) < PEERS_MOST):
+        contenders: dict[str, Kernel] = {"here": partial(_rkd_here, student, teacher)}
+        if peer is not None and (run.on_gpu or 4 * batch * batch * (3 * width + 3 * batch) < PEER_LIMIT):
             contenders["torchdistill"] = partial(peer, student, teacher)
             difference = _difference(contenders, student)
             bounds.append(Bound(f"3 RKD, B {batch}, d {width}: difference to torchdistill", difference, at_most=1e-5))
@@ -73,7 +73,7 @@ def _rkd(run: Run) -> list[Bound]:
                     f"{peaks[name] / peaks['here']:.2f}",
                 ]
             )
-        if (batch, width) == HELD and "torchdistill" in seconds:
+        if (batch, width) == BOUNDED and "torchdistill" in seconds:
             faster, leaner = (
                 median_ratio(seconds["torchdistill"], seconds["here"]),
                 peaks["torchdistill"] / peaks["here"],
@@ -92,10 +92,12 @@ def _rrd(run: Run) -> list[Bound]:
     works = {}
     for size in [64, 128] if run.tiny else QUEUES:
         head = RRD(size=size)
-        own, other = (Features(embedding=_features([batch, width], run, number)) for number, width in enumerate(widths))
-        _fit(head, own, other, run)
+        student, teacher = (
+            Features(embedding=_features([batch, width], run, number)) for number, width in enumerate(widths)
+        )
+        _build(head, student, teacher, run)
         head.queue.enqueue(torch.nn.functional.normalize(_features([size, head.width], run, 2), dim=1))
-        works[size] = partial(_run_head, head, own, other)
+        works[size] = partial(_run_head, head, student, teacher)
     return _growth("RRD", f"rows, {batch} images", works, run, arithmetic=1)
 
 
@@ -103,20 +105,20 @@ def _trg(run: Run) -> list[Bound]:
     works = {}
     for nodes in [16, 32] if run.tiny else GRAPHS:
         images, grid = nodes // 8, (2, 4)
-        own, other = (
+        student, teacher = (
             Features(tokens=_features([images, 8, width], run, number), grid=grid)
             for number, width in enumerate((192, 384))
         )
         head = TRG(contextual_weight=0, tokens_per_image=None)
-        _fit(head, own, other, run)
-        works[nodes] = partial(_run_head, head, own, other)
+        _build(head, student, teacher, run)
+        works[nodes] = partial(_run_head, head, student, teacher)
     return _growth("TRG", "nodes", works, run, arithmetic=2)
 
 
-def _growth(name: str, what: str, works: dict[int, Callable[[], None]], run: Run, arithmetic: int) -> list[Bound]:
-    """Print time and memory over the size; hold the time's power of the size against the arithmetic's.
+def _growth(name: str, what: str, works: Mapping[int, Callable[[], None]], run: Run, arithmetic: int) -> list[Bound]:
+    """Print time and memory over the size; bound the time's power of the size by the arithmetic's.
 
-    A quarter of a power is left for caches, which large sizes miss.
+    The bound leaves a quarter of a power for caches, which large sizes miss.
     """
     named = {f"{size}": work for size, work in works.items()}
     seconds = interleaved(named, run.repeat(5), run, name)
@@ -137,7 +139,7 @@ def _growth(name: str, what: str, works: dict[int, Callable[[], None]], run: Run
     return [Bound(f"3 {name}: time grows with this power of {what}", whole, at_most=arithmetic + 0.25)]
 
 
-def _own_rkd(student: Tensor, teacher: Tensor) -> Tensor:
+def _rkd_here(student: Tensor, teacher: Tensor) -> Tensor:
     return RKD(distance=1.0, angle=2.0)(Features(embedding=student), Features(embedding=teacher), {})
 
 
@@ -149,18 +151,18 @@ def _peer() -> Callable[[Tensor, Tensor], Tensor] | None:
     loss = RKDLoss("x", "x", dist_factor=1.0, angle_factor=2.0, reduction="mean")
 
     def compared(student: Tensor, teacher: Tensor) -> Tensor:
-        found: Tensor = loss({"x": {"output": student}}, {"x": {"output": teacher}})
-        return found
+        value: Tensor = loss({"x": {"output": student}}, {"x": {"output": teacher}})
+        return value
 
     return compared
 
 
 def _difference(contenders: dict[str, Kernel], student: Tensor) -> float:
-    """The larger of the relative differences of the values and of the gradients."""
+    """Return the larger of the relative differences of the values and of the gradients."""
     values = [kernel() for kernel in contenders.values()]
     gradients = [torch.autograd.grad(value, student)[0] for value in values]
-    apart = [(one - other).norm() / other.norm() for one, other in (values, gradients)]
-    return max(each.item() for each in apart)
+    differences = [(here - peer).norm() / peer.norm() for here, peer in (values, gradients)]
+    return max(float(difference) for difference in differences)
 
 
 def _with_gradient(kernel: Kernel, student: Tensor) -> None:
@@ -171,16 +173,16 @@ def _features(shape: list[int], run: Run, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(run.device)
 
 
-def _fit(head: Head, student: Features, teacher: Features, run: Run) -> None:
+def _build(head: Head, student: Features, teacher: Features, run: Run) -> None:
     torch.manual_seed(0)
     head.build(FeatureSpec.of(student), FeatureSpec.of(teacher))
     head.to(run.device).train()
 
 
 def _run_head(head: Head, student: Features, teacher: Features) -> None:
-    read = student.apply(lambda tensor: tensor.detach().requires_grad_())
-    tensor = next(tensor for tensor in (read.embedding, read.tokens) if tensor is not None)
-    head(read, teacher, {"index": torch.arange(len(tensor), device=tensor.device)}).backward()
+    leaves = student.apply(lambda tensor: tensor.detach().requires_grad_())
+    tensor = next(tensor for tensor in (leaves.embedding, leaves.tokens) if tensor is not None)
+    head(leaves, teacher, {"index": torch.arange(len(tensor), device=tensor.device)}).backward()
 
 
 if __name__ == "__main__":

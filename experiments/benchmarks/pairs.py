@@ -1,4 +1,4 @@
-"""The two pairs of networks that the steps are measured on."""
+"""Two pairs of networks, on which the steps are measured."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from distill.networks.timm import Timm
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, a student, and what they are trained with.
+    """A teacher, a student and their training.
 
     Attributes:
-        title: of tables.
+        title: title in tables.
         student: name of the student in timm.
         teacher: name of the teacher in timm.
-        side: of the images, in pixels.
-        classes: of the data.
-        images: a step on a CPU.
-        images_on_gpu: a step on a GPU.
-        optimizer: name in `torch.optim`, and arguments.
-        options: of both networks.
+        side: side of the images, in pixels.
+        classes: number of classes.
+        images: images per step on a CPU.
+        images_on_gpu: images per step on a GPU.
+        optimizer: its name in `torch.optim`, and its arguments.
+        options: options of both networks.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Pair:
     options: dict[str, Any] = field(default_factory=dict)
 
     def networks(self) -> tuple[Timm, Timm]:
-        """Student and teacher, built, with the same weights each time."""
+        """Return student and teacher, built, with the same weights each time."""
         torch.manual_seed(0)
         networks = Timm(self.student, options=self.options), Timm(self.teacher, options=self.options)
         for network in networks:
@@ -50,7 +50,7 @@ class Pair:
         return networks
 
     def batch(self, run: Run) -> Batch:
-        """Random images, labels and indices, the same each time."""
+        """Return random images, labels and indices, the same each time."""
         count = self.images_on_gpu if run.on_gpu else self.images
         generator = torch.Generator().manual_seed(0)
         batch = {
@@ -61,7 +61,7 @@ class Pair:
         return {name: tensor.to(run.device) for name, tensor in batch.items()}
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """The optimizer of these parameters."""
+        """Return the optimizer of these parameters."""
         name, arguments = self.optimizer
         maker: Callable[..., Optimizer] = getattr(torch.optim, name)
         return maker(parameters, **arguments)
@@ -79,5 +79,5 @@ TINY = (
 
 
 def pairs(run: Run) -> tuple[Pair, Pair]:
-    """The pair of vision transformers and that of the CRD benchmark."""
+    """Return the pair of vision transformers and the pair of the CRD benchmark."""
     return TINY if run.tiny else (VIT, CIFAR)

@@ -1,8 +1,8 @@
-"""Two processes on the CPU: what they gain, and how long each head's step gathers.
+"""Gain of two processes on the CPU, and the time that each head spends in collectives.
 
     python experiments/benchmarks/scaling.py
 
-One thread a process, gloo. A gathering's time holds the wait for the other process too: both start it together.
+One thread per process, gloo. The time of a collective includes the wait for the other process; both start together.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ from distill.networks import FrozenTeacher
 
 PROCESSES = 2
 PATIENCE = 600
-"""Seconds after which a run of processes counts as lost."""
-Found = dict[str, tuple[list[float], list[float]]]
-"""By head: the seconds of each of its calls, and how much of each was spent in collectives."""
+"""Timeout of a group of processes, in seconds."""
+Times = dict[str, tuple[list[float], list[float]]]
+"""Seconds of each call of a head, and of the collectives in it, by the head's name."""
 
 
 def measure(run: Run) -> list[Bound]:
-    """Print two tables; the issue sets no bound here."""
+    """Print two tables; there are no bounds."""
     run = replace(run, device=torch.device("cpu"), rounds=run.repeat(9))
     pair = pairs(run)[1]
-    steps = {count: _in_processes(_steps, count, run)[0] for count in (1, PROCESSES)}
+    steps: dict[int, list[float]] = {count: _in_processes(_steps, count, run)[0] for count in (1, PROCESSES)}
     rows = []
     for count, times in steps.items():
         best, *quarters = spread(times)
         gain = count * median(steps[1]) / median(times)
         rows.append([f"{count}", milliseconds(best), " / ".join(map(milliseconds, quarters)), f"{gain:.2f}"])
-    head = ["processes", "ms a step (best)", "quartiles", "images per second / those of one"]
+    head = ["processes", "ms per step (best)", "quartiles", "images per second / those of one"]
     CONSOLE.print(table(f"Processes: {pair.title}, {pair.images} images and one thread each, CE + KD", head, rows))
 
-    heads: Found = _in_processes(_heads, PROCESSES, run)[0]
+    heads: Times = _in_processes(_heads, PROCESSES, run)[0]
     rows = []
     for name, (times, gathered) in sorted(heads.items()):
         share = 100 * median(gathered) / median(times)
-        quarters = " / ".join(map(milliseconds, spread(gathered)[1:]))
-        rows.append([name, milliseconds(median(times)), milliseconds(min(gathered)), quarters, f"{share:.0f} %"])
+        best, *quarters = spread(gathered)
+        shown = milliseconds(best), " / ".join(map(milliseconds, quarters))
+        rows.append([name, milliseconds(median(times)), *shown, f"{share:.0f} %"])
     head = ["", "ms of the head (median)", "ms gathering (best)", "quartiles", "share of the head"]
     CONSOLE.print(
         table(f"Gathering by head, {PROCESSES} processes: {pair.title}, {pair.images} images each", head, rows)
@@ -64,12 +65,12 @@ def measure(run: Run) -> list[Bound]:
 
 
 def _in_processes(work: Callable[[Run], Any], count: int, run: Run) -> list[Any]:
-    """What `work` returns in each process of a group."""
+    """Run `work` in each process of a group, and return all results."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, context.Pool(count) as pool:
         jobs = [(work, run, rank, count, str(Path(folder) / "group")) for rank in range(count)]
-        found: list[Any] = pool.starmap_async(_rank, jobs, chunksize=1).get(PATIENCE)
-    return found
+        results: list[Any] = pool.starmap_async(_rank, jobs, chunksize=1).get(PATIENCE)
+    return results
 
 
 def _rank(work: Callable[[Run], Any], run: Run, rank: int, count: int, file: str) -> Any:
@@ -83,7 +84,7 @@ def _rank(work: Callable[[Run], Any], run: Run, rank: int, count: int, file: str
 
 
 def _steps(run: Run) -> list[float]:
-    """Seconds of each step of the second pair under DDP."""
+    """Return the seconds of each step of the second pair under DDP."""
     pair = pairs(run)[1]
     batch = pair.batch(run)
     network, teacher = pair.networks()
@@ -105,19 +106,19 @@ def _steps(run: Run) -> list[float]:
         optimizer.step()
         if number >= run.warm_up:
             seconds.append(perf_counter() - started)
-    del student  # gloo hangs where a reducer outlives its group
+    del student  # gloo hangs if a reducer outlives its group
     return seconds
 
 
-def _heads(run: Run) -> Found:
-    """What each head's forward and backward pass cost, and the collectives in it."""
+def _heads(run: Run) -> Times:
+    """Time each head's forward and backward pass, and the collectives in it."""
     pair = pairs(run)[1]
     batch = pair.batch(run)
     batch["index"] = batch["index"] + dist.get_rank() * len(batch["index"])
     student, teacher = pair.networks()
-    seen: Features = student(batch["image"]).apply(Tensor.detach)
-    taught: Features = FrozenTeacher(teacher)(batch["image"])
-    found: Found = {}
+    student_features: Features = student(batch["image"]).apply(Tensor.detach)
+    teacher_features: Features = FrozenTeacher(teacher)(batch["image"])
+    seconds: Times = {}
     for name, kind in shipped().items():
         torch.manual_seed(0)
         head: Head = kind()
@@ -128,22 +129,22 @@ def _heads(run: Run) -> Found:
             continue
         times, gathered = [], []
         for number in range(run.repeat(9) + run.warm_up):
-            read = seen.apply(lambda tensor: tensor.detach().requires_grad_())
+            leaves = student_features.apply(lambda tensor: tensor.detach().requires_grad_())
             dist.barrier()
             with _gathering() as spent:
                 started = perf_counter()
-                head(read, taught, batch).backward()
+                head(leaves, teacher_features, batch).backward()
                 elapsed = perf_counter() - started
             if number >= run.warm_up:
                 times.append(elapsed)
                 gathered.append(sum(spent))
-        found[name] = times, gathered
-    return found
+        seconds[name] = times, gathered
+    return seconds
 
 
 @contextlib.contextmanager
 def _gathering() -> Iterator[list[float]]:
-    """Collects the seconds of each collective that `distill.distributed` asks for."""
+    """Collect the seconds of each collective that `distill.distributed` calls."""
     spent: list[float] = []
     originals = {name: getattr(dist, name) for name in ("all_gather", "all_reduce")}
 

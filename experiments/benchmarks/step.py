@@ -1,11 +1,11 @@
-"""The step with CE + KD (T = 4): a plain loop, this project through Lightning's Trainer, and three peers.
+"""Time of a step with CE + KD (T = 4): a plain loop, this project in Lightning's Trainer, and three peers.
 
     python experiments/benchmarks/step.py
     python experiments/benchmarks/step.py --device cuda
 
-All run in one process, a round after another, in a random order in each. The Trainer asks its loader for a batch
-once a step: there the others' steps are run, so that the Trainer's step lasts from a batch to the next request, with
-all that Lightning does in between.
+All run in one process, round after round, in a random order in each. The Trainer asks its loader for a batch once
+per step: there the peers' steps are run, so that the Trainer's step lasts from a batch to the next request, with all
+that Lightning does in between.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import quantiles
 
-from contenders import Setting, Step, made, this_project
+from contenders import Setting, Step, make_steps, this_project
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from pairs import Pair, pairs
@@ -28,10 +28,10 @@ from distill.heads import Batch
 OURS = "this project (Lightning)"
 BASE = "plain loop"
 AGREEMENT = {False: 1e-4, True: 1e-2}
-"""How far the first losses may be apart, relatively: in float32, in bfloat16."""
+"""Largest relative difference of the first losses, in float32 and in bfloat16."""
 
 ON_GPU = [(False, False), (False, True), (True, False), (True, True)]
-"""Whether in bfloat16, whether compiled; on a CPU the first of these."""
+"""Pairs of (bfloat16, compiled); on a CPU only the first."""
 
 
 def measure(run: Run) -> list[Bound]:
@@ -45,49 +45,49 @@ def measure(run: Run) -> list[Bound]:
 
 
 class Turns:
-    """A loader of the same batch for the Trainer, which lets the others make their steps between its own.
+    """Loader of one batch for the Trainer, which runs the peers' steps between the Trainer's.
 
     Args:
-        batch: that is given out.
-        others: steps of the others, by name.
-        run: where, and how many rounds do not count.
-        rounds: that count.
+        batch: the batch.
+        peers: steps of the peers, by name.
+        run: the device, and the number of warm-up rounds.
+        rounds: the number of rounds that count.
 
     Attributes:
-        seconds: of each step of each contender that counts.
-        losses: of each contender's first step.
-        trainer: whose steps are measured; to be set.
+        seconds: seconds of each contender's steps, without the warm-up.
+        losses: loss of each contender's first step.
+        trainer: the Trainer whose steps are measured; to be set.
     """
 
     trainer: Trainer
 
-    def __init__(self, batch: Batch, others: dict[str, Step], run: Run, rounds: int) -> None:
-        self.batch, self.others, self.run = batch, others, run
+    def __init__(self, batch: Batch, peers: dict[str, Step], run: Run, rounds: int) -> None:
+        self.batch, self.peers, self.run = batch, peers, run
         self.counted = range(run.warm_up, run.warm_up + rounds)
-        self.seconds: Seconds = {name: [] for name in (BASE, OURS, *others)}
+        self.seconds: Seconds = {name: [] for name in (BASE, OURS, *peers)}
         self.losses: dict[str, float] = {}
 
     def __len__(self) -> int:
-        return self.counted.stop + 1  # the end of the last step that counts is the request for one more
+        return self.counted.stop + 1  # the last step that counts ends with the request for another
 
     def __iter__(self) -> Iterator[Batch]:
         order = random.Random(0)
         for number in range(self.counted.stop):
-            turns = order.sample([OURS, *self.others], len(self.others) + 1)
-            place = turns.index(OURS)
-            self._others(turns[:place], number)
+            turns = order.sample([OURS, *self.peers], len(self.peers) + 1)
+            turn = turns.index(OURS)
+            self._run_peers(turns[:turn], number)
             started = now(self.run.device)
             yield self.batch
             self._note(OURS, number, now(self.run.device) - started)
             if number == 0:
                 self.losses[OURS] = float(self.trainer.callback_metrics["train/loss"])
-            self._others(turns[place + 1 :], number)
+            self._run_peers(turns[turn + 1 :], number)
         yield self.batch
 
-    def _others(self, names: list[str], number: int) -> None:
+    def _run_peers(self, names: list[str], number: int) -> None:
         for name in names:
             started = now(self.run.device)
-            loss = self.others[name]()
+            loss = self.peers[name]()
             self._note(name, number, now(self.run.device) - started)
             if number == 0:
                 self.losses[name] = loss.item()
@@ -98,7 +98,7 @@ class Turns:
 
 
 def trainer_for(setting: Setting, folder: Path, steps: int) -> Trainer:
-    """A Trainer as the command line makes it, but for the progress bar on this screen and for validation."""
+    """Return a Trainer like the command line's, without progress bar and validation."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return Trainer(
         accelerator="gpu" if setting.run.on_gpu else "cpu",
@@ -115,14 +115,14 @@ def trainer_for(setting: Setting, folder: Path, steps: int) -> Trainer:
 
 def _race(setting: Setting, rounds: int, against_plain: bool) -> list[Bound]:
     run, pair = setting.run, setting.pair
-    others, failed = made(setting)
-    turns = Turns(setting.batch, others, run, rounds)
+    peers, failed = make_steps(setting)
+    turns = Turns(setting.batch, peers, run, rounds)
     module = this_project(setting)
     with tempfile.TemporaryDirectory() as folder:
         turns.trainer = trainer_for(setting, Path(folder), len(turns))
         turns.trainer.fit(module, turns)
     _require_agreement(turns.losses, AGREEMENT[setting.bfloat16])
-    memory = {name: megabytes(peak_bytes(step, run.device)) for name, step in others.items()} if run.on_gpu else {}
+    memory = {name: megabytes(peak_bytes(step, run.device)) for name, step in peers.items()} if run.on_gpu else {}
     kinds = f"{'bfloat16' if setting.bfloat16 else 'float32'}, {'compiled' if setting.compiled else 'eager'}"
     title = f"The step: {pair.title}, {len(setting.batch['image'])} images, {kinds}, CE + KD"
     columns = {"first loss": {name: f"{loss:.5f}" for name, loss in turns.losses.items()}}
@@ -138,7 +138,7 @@ def _require_agreement(losses: dict[str, float], tolerance: float) -> None:
 
 
 def _bounds(pair: Pair, kinds: str, seconds: Seconds, against_plain: bool) -> list[Bound]:
-    """Held against the plain loop, and against each peer within half the quartiles' distance of the ratios."""
+    """Bounds relative to the plain loop, and to each peer within half the quartiles' distance of the ratios."""
     what = f"1 step, {pair.title}, {kinds}: this project /"
     bounds = []
     if against_plain:

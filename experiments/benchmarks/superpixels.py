@@ -1,9 +1,9 @@
-"""What superpixels cost: images per second of each engine, and their share of a training step.
+"""Cost of superpixels: images per second of each engine, and their share of a training step.
 
     python experiments/benchmarks/superpixels.py
     python experiments/benchmarks/superpixels.py --device cuda
 
-Contenders run interleaved, in a random order in each round; shown are the best round and the quartiles.
+Contenders run interleaved, in a random order in each round; the tables show the best round and the quartiles.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from distill.heads import KD, SeRKD
-from distill.superpixels import fast, slic
+from distill.superpixels import slic
+from distill.superpixels.fast_slic import is_installed
+from distill.superpixels.pixels import Backend
 
 SIZES = [(64, 32, 16), (64, 32, 64), (16, 224, 196)]
-"""Images, side, segments."""
+"""Number of images, side in pixels, number of segments."""
 TINY = [(2, 32, 16)]
 
 
@@ -38,7 +40,7 @@ def measure(run: Run) -> list[Bound]:
 
 
 def photos(count: int, side: int) -> Tensor:
-    """Random crops of scikit-image's photos, `[count, 3, side, side]` in [0, 1]."""
+    """Return random crops of scikit-image's photos, `[count, 3, side, side]` in [0, 1]."""
     sources = [v2.functional.to_image(getattr(skimage.data, name)()) for name in ("astronaut", "coffee", "rocket")]
     crop = v2.RandomResizedCrop(side, scale=(0.25, 1.0), ratio=(1.0, 1.0), antialias=True)
     torch.manual_seed(0)
@@ -46,11 +48,11 @@ def photos(count: int, side: int) -> Tensor:
 
 
 def _engines(images: Tensor, segments: int, run: Run) -> None:
-    """Images per second of each engine."""
+    """Print a table of the engines."""
     threads = torch.get_num_threads()
     contenders: dict[str, Callable[[], object]] = {}
     for number in [] if run.on_gpu else sorted({1, threads}):
-        if fast.is_installed():
+        if is_installed():
             contenders[_threads("fast-slic", number)] = partial(_slic, images, segments, "fast_slic", number)
         contenders[_threads("torch SLIC", number)] = partial(_slic, images, segments, "torch", number)
     if run.on_gpu:
@@ -64,14 +66,14 @@ def _engines(images: Tensor, segments: int, run: Run) -> None:
     for name, times in seconds.items():
         best, *quarters = (1e3 * figure / len(images) for figure in spread(times))
         rows.append([name, f"{1e3 / best:,.0f}", f"{best:.3f}", " / ".join(f"{figure:.3f}" for figure in quarters)])
-    head = ["engine", "images per second", "ms an image (best)", "quartiles"]
+    head = ["engine", "images per second", "ms per image (best)", "quartiles"]
     CONSOLE.print(
         table(f"{len(images)} images of {images.shape[-1]} x {images.shape[-1]}, {segments} segments", head, rows)
     )
 
 
 def _step(run: Run) -> None:
-    """The step of the first pair: KD alone, and with SeRKD."""
+    """Print a table of the first pair's step: with KD alone, and with SeRKD."""
     pair = pairs(run)[0]
     bench = Bench(pair, run)
     images = photos(bench.images, pair.side).to(run.device)
@@ -79,12 +81,12 @@ def _step(run: Run) -> None:
     tokens, _ = bench.student.spec["tokens"]
     count = min(49, tokens)
 
-    def on_segments(backend: str) -> Callable[[], None]:
-        made = bench.step([KD(), SeRKD(superpixels="segments", count=count)])
+    def on_segments(backend: Backend) -> Callable[[], None]:
+        train = bench.step([KD(), SeRKD(superpixels="segments", count=count)])
 
         def step() -> None:
             bench.batch["segments"] = slic(images, count, backend=backend)
-            made()
+            train()
 
         return step
 
@@ -93,13 +95,13 @@ def _step(run: Run) -> None:
         "and SeRKD, soft": bench.step([KD(), SeRKD()]),
         "and SeRKD, torch SLIC": on_segments("torch"),
     }
-    if not run.on_gpu and fast.is_installed():
+    if not run.on_gpu and is_installed():
         contenders["and SeRKD, fast-slic"] = on_segments("fast_slic")
     seconds = interleaved(contenders, run.repeat(9), run, "training steps")
     comparison(f"The share of a step: {pair.title}, {len(images)} images, float32", seconds, "CE + KD")
 
 
-def _slic(images: Tensor, segments: int, backend: str, threads: int) -> None:
+def _slic(images: Tensor, segments: int, backend: Backend, threads: int) -> None:
     torch.set_num_threads(threads)
     slic(images, segments, backend=backend)
 

@@ -1,4 +1,4 @@
-"""The teacher: its share of the step in float32, bfloat16, compiled and channels-last, and whether the losses stay.
+"""The teacher's share of a step in float32, bfloat16, compiled and channels-last, and the change of the losses.
 
 python experiments/benchmarks/teacher.py
 """
@@ -27,7 +27,7 @@ from distill.networks import FrozenTeacher
 STUDENT = "the student's part of the step"
 FLOAT32 = "float32"
 TOLERANCE = 1e-2
-"""How far a head's loss may be from that with the teacher in float32, relatively."""
+"""Largest relative difference of a head's loss from that with the teacher in float32."""
 
 
 def measure(run: Run) -> list[Bound]:
@@ -38,21 +38,21 @@ def measure(run: Run) -> list[Bound]:
     return bounds
 
 
-def variants(teacher: FrozenTeacher, pair: Pair, run: Run) -> dict[str, Callable[[Tensor], Features]]:
-    """The teacher in its ways to run; a way that fails where it is tried is left out."""
-    made: dict[str, Callable[[Tensor], Features]] = {FLOAT32: teacher}
+def make_variants(teacher: FrozenTeacher, pair: Pair, run: Run) -> dict[str, Callable[[Tensor], Features]]:
+    """Return the teacher in its variants by name."""
+    variants: dict[str, Callable[[Tensor], Features]] = {FLOAT32: teacher}
     channels_last = copy.deepcopy(teacher)
     channels_last.network.to(memory_format=torch.channels_last)
-    made["channels-last"] = lambda image: channels_last(image.contiguous(memory_format=torch.channels_last))
-    made["bfloat16"] = FrozenTeacher(copy.deepcopy(teacher.network), torch.bfloat16).to(run.device)
+    variants["channels-last"] = lambda image: channels_last(image.contiguous(memory_format=torch.channels_last))
+    variants["bfloat16"] = FrozenTeacher(copy.deepcopy(teacher.network), torch.bfloat16).to(run.device)
     compiled = copy.deepcopy(teacher)
     compiled.network.compile()
-    made["compiled"] = compiled
+    variants["compiled"] = compiled
     if run.on_gpu:
         both = FrozenTeacher(copy.deepcopy(teacher.network), torch.bfloat16).to(run.device)
         both.network.compile()
-        made["bfloat16, compiled"] = both
-    return made
+        variants["bfloat16, compiled"] = both
+    return variants
 
 
 def _pair(pair: Pair, run: Run) -> list[Bound]:
@@ -64,13 +64,13 @@ def _pair(pair: Pair, run: Run) -> list[Bound]:
     optimizer = pair.make_optimizer(student.parameters())
     features: dict[str, Features] = {}
     contenders: dict[str, Callable[[], object]] = {}
-    for name, way in variants(teacher, pair, run).items():
+    for name, variant in make_variants(teacher, pair, run).items():
         try:
-            features[name] = way(image)
-        except Exception as error:  # no compiler, say
+            features[name] = variant(image)
+        except Exception as error:  # for lack of a compiler, for example
             CONSOLE.print(f"{name} did not run: {(str(error).splitlines() or [''])[0]}", markup=False)
         else:
-            contenders[name] = partial(way, image)
+            contenders[name] = partial(variant, image)
 
     def student_part() -> None:
         loss = F.cross_entropy(student(image)["logits"], batch["label"])
@@ -78,7 +78,7 @@ def _pair(pair: Pair, run: Run) -> list[Bound]:
         loss.backward()
         optimizer.step()
 
-    seen = student(image).apply(Tensor.detach)
+    student_features = student(image).apply(Tensor.detach)
     seconds = interleaved({**contenders, STUDENT: student_part}, run.repeat(7), run, pair.title)
     rows = []
     rest = spread(seconds[STUDENT])[2]
@@ -95,13 +95,13 @@ def _pair(pair: Pair, run: Run) -> list[Bound]:
         )
     head = ["the teacher in", "ms (best)", "quartiles", "ratio (median)", "share of the step", "saved of the step"]
     CONSOLE.print(table(f"The teacher's pass: {pair.title}, {len(image)} images", head, rows))
-    return _losses(pair, run, batch, seen, features)
+    return _losses(pair, run, batch, student_features, features)
 
 
 def _losses(
     pair: Pair, run: Run, batch: dict[str, Tensor], student: Features, teachers: dict[str, Features]
 ) -> list[Bound]:
-    """The relative differences of each head's loss, with the same projections and draws for all teachers."""
+    """Compare each head's losses, with the same projections and draws for all teachers; return the bounds."""
     tokens = student["tokens"].shape[1]
     heads: dict[str, Callable[[], Head]] = {
         "KD": KD,
@@ -113,11 +113,11 @@ def _losses(
     losses: dict[str, dict[str, float]] = {}
     for name, make in heads.items():
         losses[name] = {}
-        for way, seen in teachers.items():
+        for name_of_variant, teacher in teachers.items():
             torch.manual_seed(0)
             head = make()
-            head.build(*map(FeatureSpec.of, (student, seen)))
-            losses[name][way] = head.to(run.device).train()(student, seen, batch).item()
+            head.build(*map(FeatureSpec.of, (student, teacher)))
+            losses[name][name_of_variant] = head.to(run.device).train()(student, teacher, batch).item()
     apart = {
         way: {name: abs(found[way] - found[FLOAT32]) / abs(found[FLOAT32]) for name, found in losses.items()}
         for way in teachers

@@ -1,4 +1,4 @@
-"""Times contenders side by side, measures their peak memory, and prints tables and bounds."""
+"""Timing of contenders side by side, their peak memory, and tables of times and bounds."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from torch.profiler import ProfilerActivity, profile
 CONSOLE = Console(width=120, record=True)
 PACKAGES = ("torch", "lightning", "timm", "torchdistill", "nvidia-modelopt", "scikit-image")
 Seconds = dict[str, list[float]]
-"""The seconds of each call of each contender, round by round."""
+"""Seconds of each call of each contender, round by round."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a part is run.
+    """Settings of a part.
 
     Attributes:
-        device: where torch computes.
-        rounds: how often each contender runs; each part has its own number if not given.
-        tiny: networks and sizes that show in seconds whether a part works; its figures mean nothing.
+        device: the device that torch computes on.
+        rounds: the number of calls of each contender; each part has its own default.
+        tiny: whether to use sizes that only show in seconds that a part works; its figures mean nothing.
     """
 
     device: torch.device
@@ -45,23 +45,23 @@ class Run:
 
     @property
     def warm_up(self) -> int:
-        """Rounds that do not count."""
+        """The number of rounds that do not count."""
         return 20 if self.on_gpu and not self.tiny else 1
 
     def repeat(self, rounds: int) -> int:
-        """The rounds of a part whose own number is `rounds`; three times as many on a GPU, where they are short."""
+        """Return the rounds of a part with the default `rounds`; three times as many on a GPU, where they are short."""
         return self.rounds or rounds * (3 if self.on_gpu else 1)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A figure and what it is to keep.
+    """A figure and its bound.
 
     Attributes:
-        what: is measured.
+        what: its name.
         measured: the figure.
-        at_most: what it must not be above, if given.
-        at_least: what it must not be below, if given.
+        at_most: its upper bound, if given.
+        at_least: its lower bound, if given.
     """
 
     what: str
@@ -71,22 +71,22 @@ class Bound:
 
     @property
     def met(self) -> bool:
-        """Whether it is kept; a figure that is not a number keeps none."""
+        """Whether the figure keeps it; one that is not a number does not."""
         above = self.at_least is None or self.measured >= self.at_least
         return above and (self.at_most is None or self.measured <= self.at_most)
 
 
 def command_line(measure: Callable[[Run], list[Bound]], description: str | None) -> None:
-    """Run one part by itself."""
+    """Run one part alone."""
     run, _ = given_run(argparse.ArgumentParser(description=description))
     print_machine(run.device)
     show_bounds(measure(run))
 
 
 def given_run(parser: argparse.ArgumentParser) -> tuple[Run, argparse.Namespace]:
-    """The run that the command line asks for, and whatever else the parser knows."""
-    parser.add_argument("--device", default="cpu", help="where torch computes: cpu or cuda")
-    parser.add_argument("--rounds", type=int, help="how often each contender runs; each part has its own number")
+    """Parse the command line into the settings, and whatever else the parser knows."""
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=int, help="number of calls of each contender; each part has its own default")
     parser.add_argument("--tiny", action="store_true", help="only show that it works, in seconds")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightning")
@@ -94,9 +94,9 @@ def given_run(parser: argparse.ArgumentParser) -> tuple[Run, argparse.Namespace]
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, run: Run, title: str) -> Seconds:
-    """Seconds of each call: a round runs all contenders once, in a random order, after rounds that do not count.
+    """Time all contenders: a round calls each once, in a random order, after warm-up rounds that do not count.
 
-    What else the machine does then falls on all of them alike.
+    Other load on the machine then falls on all of them alike.
     """
     seconds: Seconds = {name: [] for name in contenders}
     order = random.Random(0)
@@ -110,14 +110,14 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, run
 
 
 def now(device: torch.device) -> float:
-    """The time in seconds at which the device has done all that it was given."""
+    """Return the time in seconds, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors that `work` holds at a time, beyond what was there before."""
+    """Return the peak bytes of tensors that `work` allocates, beyond those from before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -129,29 +129,29 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
     assert measured.profiler is not None
     events = [event for event in measured.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
+    allocated = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
     return peak
 
 
 def spread(seconds: Sequence[float]) -> tuple[float, float, float, float]:
-    """Minimum, first quartile, median and third quartile."""
+    """Return minimum, first quartile, median and third quartile."""
     if len(seconds) == 1:
         return (seconds[0],) * 4
     first, middle, third = quantiles(seconds, n=4, method="inclusive")
     return min(seconds), first, middle, third
 
 
-def ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Time over time, round by round: what slows a whole round down cancels."""
-    return [mine / theirs for mine, theirs in zip(own, other, strict=True)]
+def ratios(seconds: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """Divide times round by round: what slows a whole round down cancels."""
+    return [time / base for time, base in zip(seconds, baseline, strict=True)]
 
 
-def median_ratio(own: Sequence[float], other: Sequence[float]) -> float:
-    """The median of the rounds' ratios."""
-    return median(ratios(own, other))
+def median_ratio(seconds: Sequence[float], baseline: Sequence[float]) -> float:
+    """Return the median of the rounds' ratios."""
+    return median(ratios(seconds, baseline))
 
 
 def comparison(
@@ -161,14 +161,14 @@ def comparison(
     more: Mapping[str, Mapping[str, str]] | None = None,
     failed: Mapping[str, str] | None = None,
 ) -> None:
-    """Print a table of contenders: milliseconds, and ratios to one of them.
+    """Print a table of contenders: milliseconds, and ratios to the baseline.
 
     Args:
-        title: of the table.
-        seconds: of each contender.
+        title: title of the table.
+        seconds: seconds of each contender.
         baseline: the contender to compare with.
-        more: further columns, a text for each contender.
-        failed: why others could not run.
+        more: further columns, with a text per contender.
+        failed: reasons of contenders that could not run.
     """
     head = ["", "ms (best)", "quartiles", "ratio (best)", "ratio (median)", *(more or {})]
     rows = []
@@ -191,50 +191,50 @@ def comparison(
 
 
 def table(title: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table whose first column names and whose others count."""
-    made = Table(title=title)
-    made.title_justify = "left"
+    """Return a table with the first column to the left and figures to the right."""
+    shown = Table(title=title)
+    shown.title_justify = "left"
     for number, column in enumerate(head):
-        made.add_column(column, justify="right" if number else "left")
+        shown.add_column(column, justify="right" if number else "left")
     for row in rows:
-        made.add_row(*row)
-    return made
+        shown.add_row(*row)
+    return shown
 
 
 def milliseconds(seconds: float) -> str:
-    """Three figures of it."""
+    """Format milliseconds with three digits."""
     value = 1e3 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def megabytes(count: float) -> str:
-    """Three figures of it."""
+    """Format megabytes with three digits."""
     value = count / 1e6
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def show_bounds(bounds: Sequence[Bound]) -> None:
-    """Print each bound with what was measured."""
+    """Print each bound with its figure."""
     rows = []
     for bound in bounds:
         limit = f"at most {bound.at_most:.4g}" if bound.at_most is not None else f"at least {bound.at_least:.4g}"
         rows.append([bound.what, limit, f"{bound.measured:.4g}", "met" if bound.met else "NOT MET"])
     if rows:
-        CONSOLE.print(table("Bounds", ["", "to reach", "measured", ""], rows))
+        CONSOLE.print(table("Bounds", ["", "bound", "measured", ""], rows))
 
 
 def print_machine(device: torch.device) -> None:
-    """Say where and with what the figures were taken."""
+    """Print the machine and the versions."""
     cores = torch.get_num_threads()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {cores} threads"
     CONSOLE.print(f"{where}; Python {platform.python_version()}, {', '.join(_versions())}")
 
 
 def _versions() -> list[str]:
-    found = []
+    versions = []
     for name in PACKAGES:
         try:
-            found.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            found.append(f"no {name}")
-    return found
+            versions.append(f"no {name}")
+    return versions

@@ -1,38 +1,35 @@
-"""Distills a teacher into a student on scikit-learn's digits, and prints one table; `--seeds 5` gives its spread."""
+"""Distill a teacher into a student on scikit-learn's digits, and print one table; `--seeds 5` gives its spread."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import sys
 from pathlib import Path
 
-from comparison import HERE, LAST, Run, compare, table_of
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from comparison import Model, compare
 
 COLUMNS = {"top-1 (%)": "test/top1", "agreement with the teacher (%)": "test/agreement"}
 
 
-def models(root: Path) -> list[Run]:
-    """The teacher, the student alone and the distilled student."""
+def models(root: Path) -> list[Model]:
+    """Return the teacher, the student alone and the distilled student."""
 
-    def config(name: str) -> list[str]:
-        return ["--config", str(HERE / f"{name}.yaml")]
+    def config(name: str) -> str:
+        return f"--config=experiments/digits/{name}.yaml"
 
-    # the distillation's configuration knows the teacher, so that its test also tells the agreement with it
-    distilled = [*config("distill"), f"--model.teacher.weights={root / 'teacher' / LAST}"]
+    distilled = (config("distill"), f"--model.teacher.weights={root}/teacher/checkpoints/last.ckpt")
     return [
-        Run("teacher", "teacher", config("teacher")),
-        Run("student alone", "student", config("student"), test=distilled),
-        Run("student distilled", "distill", distilled),
+        Model("teacher", "teacher", (config("teacher"),), figures={"test/agreement": 1.0}),  # with itself
+        # tested under the configuration of the distilled student, which has the teacher to agree with
+        Model("student alone", "student", (config("student"),), test=distilled),
+        Model("student distilled", "distill", distilled),
     ]
 
 
-def main() -> None:
-    """Run the demo."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 on")
-    rows = compare(models, Path("runs/digits"), parser.parse_args().seeds)
-    Console().print(table_of(rows, COLUMNS))
+def main(args: list[str]) -> int:
+    """Run the demo; return the exit code."""
+    return compare(models, COLUMNS, Path("runs/digits"), 1, args, __doc__)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,12 @@
-"""Compares losses on the long-tailed digits, over `--seeds` seeds, and prints one table."""
+"""Compare losses on the long-tailed digits over `--seeds` seeds, and print one table."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import sys
 from pathlib import Path
 
-from comparison import HERE, LAST, Run, compare, table_of
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from comparison import Model, compare
 
 COLUMNS = {
     "top-1 (%)": "test/top1",
@@ -19,28 +19,25 @@ WITHOUT_TRG = "--model.heads.trg=null"
 BALANCED = "--model.task.head=LogitAdjustment"
 
 
-def models(root: Path) -> list[Run]:
-    """The teacher, and the student with less and more terms of the loss."""
-    config = ["--config", str(HERE / "longtail.yaml")]
-    student = [*config, f"--model.teacher.weights={root / 'teacher' / LAST}"]
+def models(root: Path) -> list[Model]:
+    """Return the teacher, and the student with different terms of the loss."""
+    config = "--config=experiments/digits/longtail.yaml"
+    student = (config, f"--model.teacher.weights={root}/teacher/checkpoints/last.ckpt")
     return [
-        Run("teacher", "teacher", [*config, "--config", str(HERE / "longtail_teacher.yaml")]),
-        Run("CE", "ce", [*student, WITHOUT_KD, WITHOUT_TRG]),
-        Run("CE + KD", "kd", [*student, WITHOUT_TRG]),
-        Run("CE + TRG", "trg", [*student, WITHOUT_KD]),
-        Run("CE + KD + TRG", "kd_trg", student),
-        Run("balanced softmax", "balanced", [*student, WITHOUT_KD, WITHOUT_TRG, BALANCED]),
-        Run("balanced softmax + TRG", "balanced_trg", [*student, WITHOUT_KD, BALANCED]),
+        Model("teacher", "teacher", (config, "--config=experiments/digits/longtail_teacher.yaml")),
+        Model("CE", "ce", (*student, WITHOUT_KD, WITHOUT_TRG)),
+        Model("CE + KD", "kd", (*student, WITHOUT_TRG)),
+        Model("CE + TRG", "trg", (*student, WITHOUT_KD)),
+        Model("CE + KD + TRG", "kd_trg", student),
+        Model("balanced softmax", "balanced", (*student, WITHOUT_KD, WITHOUT_TRG, BALANCED)),
+        Model("balanced softmax + TRG", "balanced_trg", (*student, WITHOUT_KD, BALANCED)),
     ]
 
 
-def main() -> None:
-    """Run the comparison."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 on")
-    rows = compare(models, Path("runs/digits_longtail"), parser.parse_args().seeds)
-    Console().print(table_of(rows, COLUMNS))
+def main(args: list[str]) -> int:
+    """Run the comparison; return the exit code."""
+    return compare(models, COLUMNS, Path("runs/digits_longtail"), 5, args, __doc__)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

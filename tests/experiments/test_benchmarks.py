@@ -1,4 +1,4 @@
-"""The benchmark's statistics, and that every part of it runs."""
+"""The benchmarks' statistics, and a run of every part."""
 
 import random
 import re
@@ -44,7 +44,7 @@ def test_every_contender_runs_once_a_round_and_the_warm_up_does_not_count(timing
     run = timing.Run(torch.device("cpu"))
     seconds = timing.interleaved(contenders, 4, run, "")
     assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys("abc", 4)
-    rounds = [calls[place : place + 3] for place in range(0, len(calls), 3)]
+    rounds = [calls[start : start + 3] for start in range(0, len(calls), 3)]
     assert len(rounds) == 4 + run.warm_up
     assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
     assert len({tuple(each) for each in rounds}) > 1
@@ -57,12 +57,12 @@ def test_what_is_timed_is_the_contender_alone(timing):
     assert min(seconds["fast"]) < 0.01
 
 
-def test_peak_memory_is_what_is_held_at_a_time(timing):
+def test_peak_memory_is_what_is_allocated_at_a_time(timing):
     def work():
         for _ in range(3):
-            held = torch.empty(1 << 20)
-            other = torch.empty(1 << 19)
-            del held, other
+            large = torch.empty(1 << 20)
+            small = torch.empty(1 << 19)
+            del large, small
 
     assert timing.peak_bytes(work, torch.device("cpu")) == pytest.approx(4 * ((1 << 20) + (1 << 19)), rel=0.01)
 

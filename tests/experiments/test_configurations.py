@@ -1,4 +1,4 @@
-"""Every shipped configuration does what it says: it is understood, and trains, on generated data."""
+"""Shipped configurations: each is valid, and trains on generated data."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from tests.program import ROOT
 
 EXPERIMENTS = ROOT / "experiments"
 TRAINERS = sorted(f"trainer/{file.stem}" for file in (EXPERIMENTS / "trainer").glob("*.yaml"))
-"""How to train, to be composed with any configuration."""
+"""Settings of the trainer, to compose with any configuration."""
 PARTS = {
     *("cifar100/recipe", "cifar100/transfer", "digits/recipe", "imagenet/deit", "imagenet/resnet", "transfer/linear"),
     *("cifar100_lt/recipe", "imagenet_lt/recipe"),
     *TRAINERS,
 }
-"""Not whole: to be composed with others. Neither is what folders `pairs` and `methods` hold (`test_recipes.py`)."""
+"""Parts of configurations, besides those in folders `pairs` and `methods` (`test_recipes.py`)."""
 RUNS = {
     "imagenet/serkd_deit_tiny": "imagenet/deit",
     "imagenet/serkd_deit_small": "imagenet/deit",
@@ -42,7 +42,7 @@ RUNS = {
     "imagenet_lt/teacher": "imagenet_lt/recipe",
     "digits/longtail_teacher": "digits/longtail",
 }
-"""What is composed with what, which may itself be composed."""
+"""The configuration that each is composed with, which may itself be composed."""
 FILES = [
     str(file.relative_to(EXPERIMENTS).with_suffix(""))
     for file in sorted(EXPERIMENTS.rglob("*.yaml"))
@@ -64,7 +64,7 @@ def configs(name):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Folders like ImageNet (and a list of its images), CIFAR-100 and STL-10, where the configurations look."""
+    """Write small data sets in place of ImageNet (with a list of its images), CIFAR-100 and STL-10."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         for number in range(4):
@@ -80,7 +80,7 @@ def data(tmp_path, monkeypatch):
 
 
 def without_weights(name):
-    """Overrides for what is not at hand here: files of weights and downloads."""
+    """Iterate over overrides that turn off files of weights and downloads."""
     model = {}
     for config in configs(name):
         model |= yaml.safe_load(Path(config.removeprefix("--config=")).read_text()).get("model", {})
@@ -116,7 +116,7 @@ def test_a_configuration_trains_and_tests(name, data, capsys):
     if name == "transfer/tiny_imagenet":
         write_tiny_imagenet(data / "data")
     verify = ["--data.verify=false"] if name.startswith("cifar100") or name == "transfer/stl10" else []
-    tail = ["--data.longtail.imbalance=0.5"] if name.startswith("cifar100_lt/") else []  # two images a class here
+    tail = ["--data.longtail.imbalance=0.5"] if name.startswith("cifar100_lt/") else []  # two images per class here
     settings = [*configs(name), *SMALL, *verify, *tail, *without_weights(name), "--trainer.default_root_dir=run"]
     assert main(["fit", *settings]) == 0, capsys.readouterr().err
     assert main(["test", *settings, "--ckpt_path=run/checkpoints/last.ckpt"]) == 0, capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Each method trains on each pair: the parts of the CIFAR-100 recipes compose, instantiate and take a step."""
+"""CIFAR-100 recipes: each method composes with each pair, is built and takes a step."""
 
 import csv
 import shutil
@@ -24,7 +24,7 @@ SAME_CHANNELS = {
     "vgg13_vgg8",
     "wrn_40_2_wrn_16_2",
 }
-"""Where FSP can compare; the CRD benchmark has figures of it for these alone."""
+"""Pairs that FSP works with; the CRD benchmark has its figures for these alone."""
 ONE_STEP = [
     *("--data.batch_size=4", "--data.num_workers=0", "--data.verify=false", "--model.teacher_dtype=float32"),
     *("--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"),
@@ -39,7 +39,7 @@ def configs(pair, method):
 
 
 def settings(pair, method):
-    """The whole recipe but for its size, its memories', and the teacher's weights."""
+    """Return the recipe with small sizes and memories, and without the teacher's weights."""
     model = yaml.safe_load((CIFAR / "methods" / f"{method}.yaml").read_text())["model"]
     small = {"crd": ["samples=40", "negatives=8"], "rrd": ["size=16"]}
     given = [f"--model.heads.{head}.head.{value}" for head in model["heads"] for value in small.get(head, [])]
@@ -49,14 +49,14 @@ def settings(pair, method):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A folder with a small CIFAR-100 where the recipe looks for it."""
+    """Write a small CIFAR-100 where the recipe expects it."""
     monkeypatch.chdir(tmp_path)
     write_cifar100(tmp_path / "data", train=40, test=8)
     return tmp_path
 
 
 def understood(pair, method, capsys):
-    """The resolved configuration."""
+    """Return the resolved configuration."""
     with pytest.raises(SystemExit) as stop:
         main(["fit", *configs(pair, method), "--print_config"])
     printed = capsys.readouterr()
@@ -104,12 +104,12 @@ def test_the_taps_of_a_pair_are_the_benchmarks_features(pair):
         network = Timm(given["name"], taps=given["taps"])
         network.build(100, (3, 32, 32))
         layers = [f"stages.{number}" for number in range(len(network.model.stages))]
-        own = given["taps"]
-        assert [own[name] for name in own if name.startswith("stage")] == layers
-        assert tuple(own[name] for name in own if name.startswith("pre")) == network.model.pre_activations
-        assert (own["stem"], own["last"]) == ("stem", layers[-1])
+        given_taps = given["taps"]
+        assert [given_taps[name] for name in given_taps if name.startswith("stage")] == layers
+        assert tuple(given_taps[name] for name in given_taps if name.startswith("pre")) == network.model.pre_activations
+        assert (given_taps["stem"], given_taps["last"]) == ("stem", layers[-1])
         assert network.spec["parts"][1:] == (8, 8)
-        taps.append(list(own))
+        taps.append(list(given_taps))
     assert taps[0] == taps[1]
 
 
@@ -157,12 +157,12 @@ def test_every_method_takes_a_step_on_the_pair(pair, data, capsys):
     torch.set_num_threads(1)
     for method in METHODS:
         code = main(["fit", *settings(pair, method), "--trainer.default_root_dir=run"])
-        told = capsys.readouterr().err
+        message = capsys.readouterr().err
         if method == "fsp" and pair not in SAME_CHANNELS:
             assert code == 2
-            assert "FSP needs equal channels" in told
+            assert "FSP needs equal channels" in message
             continue
-        assert code == 0, f"{method}: {told}"
+        assert code == 0, f"{method}: {message}"
         metrics = Path("run/metrics.csv")
         assert metrics.is_file(), method
         assert "train/loss" in metrics.read_text(), method

@@ -1,4 +1,4 @@
-"""The study runner: one command, one table, and nothing lost when it is killed."""
+"""The study of a grid: one command, one table, and nothing lost when it is killed."""
 
 import csv
 import importlib
@@ -60,14 +60,16 @@ def test_a_row_has_mean_and_deviation_of_the_seeds(table):
 
 def test_the_table_is_written_as_csv_and_as_a_picture(table, tmp_path, capsys):
     finished = {(pair, "kd"): [result(73.0, 74.0, 90.0), result(75.0, 76.0, 80.0)] for pair in "abcd"}
-    table.write(table.summary(finished, {("a", "kd"): 73.33}), finished, tmp_path / "root", tmp_path / "made" / "x.png")
+    table.write(
+        table.summary(finished, {("a", "kd"): 73.33}), finished, tmp_path / "root", tmp_path / "pictures" / "x.png"
+    )
     with open(tmp_path / "root" / "study.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["pair"], row["last"], row["published"]) for row in rows][:2] == [
         ("a", "74.0", "73.33"),
         ("b", "74.0", ""),
     ]
-    assert (tmp_path / "made" / "x.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "pictures" / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_published_figures_are_read_by_pair_and_method(table, tmp_path):
@@ -77,7 +79,7 @@ def test_published_figures_are_read_by_pair_and_method(table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["digit"], "study: 'digit' is no study: "),
         (["digits", "--methods", "rdk"], "study: --methods cannot be 'rdk': did you mean 'rrd', 'rkd' or 'dkd'?"),
@@ -86,28 +88,11 @@ def test_published_figures_are_read_by_pair_and_method(table, tmp_path):
         (["digits", "--jobs", "0"], "study: --jobs must be at least 1, given 0"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused_in_one_sentence(args, told, study, tmp_path, capsys):
+def test_a_grid_that_cannot_be_is_refused_in_one_sentence(args, message, study, tmp_path, capsys):
     assert study.main([*args, "--root", str(tmp_path / "root")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(told)
+    assert line.startswith(message)
     assert not (tmp_path / "root").exists()
-
-
-def test_a_result_of_other_arguments_is_not_taken_for_this_one(study, tmp_path):
-    config = tmp_path / "recipe.yaml"
-    config.write_text("seed_everything: 0")
-    run = study.Run("pair", "kd", 0, tmp_path, (f"--config={config}", "--trainer.max_epochs=2"))
-    assert run.result is None
-    written = {"last": 1.0, "arguments": list(run.arguments), "configs": [{"seed_everything": 0}]}
-    (tmp_path / "result.json").write_text(json.dumps(written))
-    assert run.result == written
-    config.write_text("seed_everything: 1")
-    with pytest.raises(study.UserError, match="of a run with other arguments or configurations"):
-        _ = run.result
-    config.write_text("# a remark\nseed_everything: 0")
-    assert run.result == written
-    with pytest.raises(study.UserError, match="of a run with other arguments or configurations"):
-        _ = study.Run("pair", "kd", 0, tmp_path, (f"--config={config}", "--trainer.max_epochs=3")).result
 
 
 def command(root, *methods, passed):
@@ -119,35 +104,35 @@ def command(root, *methods, passed):
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_to_the_same_figures_and_keeps_what_is_finished(tmp_path):
+def test_a_killed_study_resumes_to_the_same_figures_and_keeps_what_is_finished(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     passed = ["--trainer.max_epochs=10", "--trainer.limit_train_batches=6"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     given = command(whole, "kd", "student", passed=passed)
     found = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert found.returncode == 0, found.stdout + found.stderr
-    place = "resnet10t_test_resnet/kd/seed-0"
-    expected = json.loads((whole / place / "result.json").read_text())
+    cell = "resnet10t_test_resnet/kd/seed-0"
+    expected = json.loads((whole / cell / "test.json").read_text())
 
-    shutil.copytree(whole / "teacher", killed / "teacher")  # its result names the same teacher
+    shutil.copytree(whole / "teacher", killed / "teacher")
     given = command(killed, "kd", passed=passed)
     process = subprocess.Popen(given, cwd=tmp_path, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
-    checkpoint = killed / place / "checkpoints" / "last.ckpt"
+    checkpoint = killed / cell / "checkpoints" / "last.ckpt"
     end = time.monotonic() + 300
     while not checkpoint.exists() and time.monotonic() < end:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert checkpoint.exists()
-    assert not (killed / place / "result.json").exists()
+    assert not (killed / cell / "test.json").exists()
 
     found = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert found.returncode == 0, found.stdout + found.stderr
-    resumed = json.loads((killed / place / "result.json").read_text())
-    assert (killed / place / "resumed-1").is_dir()
-    assert [resumed[key] for key in ("last", "best", "agreement")] == [
-        expected[key] for key in ("last", "best", "agreement")
-    ]
+    resumed = json.loads((killed / cell / "test.json").read_text())
+    assert [resumed[key] for key in ("last", "best")] == [expected[key] for key in ("last", "best")]
+    assert sorted(path.name for path in (killed / cell).iterdir()) == sorted(
+        path.name for path in (whole / cell).iterdir()
+    ), "the run resumed in its own folder"
 
     before = {file: file.stat().st_mtime_ns for file in whole.rglob("*.ckpt")}
     given = command(whole, "kd", "student", passed=passed)

@@ -1,4 +1,4 @@
-"""Each sweep file gives command lines that `distill` understands, as wandb's own agent builds them."""
+"""Sweep files: the command lines that wandb's agent builds of them are valid for `distill`."""
 
 import os
 import random
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
 
 
 def sampled(parameters, seed):
-    """One draw from a sweep's parameters, as the server sends it."""
+    """Draw from a sweep's parameters, as the server does."""
     draw = random.Random(seed)
     found = {}
     for key, rule in parameters.items():
@@ -37,7 +37,7 @@ def sampled(parameters, seed):
 
 
 def command_line(file, arguments, folder, monkeypatch):
-    """What wandb's agent runs for `arguments`: its `python` is here one that writes down its own command line."""
+    """Return the command line that wandb's agent runs for `arguments`, written down by a fake `python`."""
     from wandb.wandb_agent import Agent
 
     spy = folder / "bin/python"
@@ -46,7 +46,7 @@ def command_line(file, arguments, folder, monkeypatch):
     spy.chmod(0o755)
     monkeypatch.setenv("PATH", f"{spy.parent}{os.pathsep}{os.environ['PATH']}")
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
-        monkeypatch.setenv(name, "")  # the agent sets them: afterwards they are as before
+        monkeypatch.setenv(name, "")  # so that what the agent sets is undone
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     sweep = yaml.safe_load(file.read_text())
     agent = SimpleNamespace(
@@ -65,11 +65,11 @@ def beside_the_project(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     yield
-    wandb.teardown()  # it remembers the sweep, also for the tests that follow
+    wandb.teardown()  # else it remembers the sweep in the next tests
 
 
-def attention_transfer(tree, key):
-    """The value at a dotted key of a resolved configuration."""
+def value_at(tree, key):
+    """Return the value at a dotted key of a resolved configuration."""
     for name in key.split("."):
         tree = tree["init_args"][name] if name in tree.get("init_args", {}) else tree[name]
     return tree
@@ -87,7 +87,7 @@ def test_every_parameter_reaches_its_key(file, tmp_path, monkeypatch, capsys):
     assert stop.value.code == 0, printed.err
     tree = yaml.safe_load(printed.out)
     for key, value in given.items():
-        assert attention_transfer(tree, key) == (yaml.safe_load(value) if isinstance(value, str) else value), key
+        assert value_at(tree, key) == (yaml.safe_load(value) if isinstance(value, str) else value), key
 
 
 @pytest.mark.slow
