@@ -21,7 +21,7 @@ _HOMES = {
     "UserError": "distill.errors",
     "TorchModule": "distill.networks",
 }
-__all__ = ["__version__", *_HOMES]  # made on demand, so that `import distill` stays light
+__all__ = ["__version__", *_HOMES]  # imported on first use, so that `import distill` stays light
 
 
 def __getattr__(name: str) -> Any:

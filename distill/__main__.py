@@ -1,4 +1,4 @@
-"""The program `distill`, also `python -m distill`."""
+"""Entry point of the `distill` program and of `python -m distill`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main(args: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, or 2 after a user's mistake, which is printed as one sentence.
+        The exit code: 0, or 2 after a user error, which is printed as one sentence.
     """
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     try:
@@ -23,7 +23,7 @@ def main(args: list[str] | None = None) -> int:
             print(f"distill {__version__}")
         elif name not in COMMANDS:
             kind = "option" if name.startswith("-") else "command"
-            raise UserError(f"there is no {kind} {name!r} here: {did_you_mean(name, [*COMMANDS, '--help'])}")
+            raise UserError(f"there is no {kind} {name!r}: {did_you_mean(name, [*COMMANDS, '--help'])}")
         else:
             COMMANDS[name].run(name, rest)
     except UserError as error:
@@ -33,7 +33,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _sentence(error: UserError) -> str:
-    """Return the error's sentence without the traceback that a data worker puts before it."""
+    """Return the error message without the traceback that a data worker prepends."""
     text = str(error)
     return text.rpartition(f"{type(error).__name__}: ")[2].rstrip() if "\n" in text else text
 

@@ -1,4 +1,4 @@
-"""A user's mistake, told in one sentence."""
+"""User errors and the checks that raise them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """An error that the user can fix.
 
     The message is one sentence that names the key, what was given and what would fit. The command line prints
-    it without a traceback and exits with 2.
+    it without a traceback and exits with code 2.
     """
 
     def at(self, key: str) -> UserError:
-        """The same sentence, said of the configuration key `key`."""
+        """Return the same error with the configuration key `key` in front of its message."""
         return type(self)(f"{key}: {self}")
 
 
 def did_you_mean(given: str, known: Iterable[str], limit: int = 8) -> str:
-    """What would have fitted instead of `given`: near matches if there are any, else the first known names.
+    """Suggest replacements for `given`: close matches if there are any, else the first known names.
 
     >>> did_you_mean("layr4", ["layer1", "layer4", "fc"])
     "did you mean 'layer4' or 'layer1'?"
@@ -28,7 +28,7 @@ def did_you_mean(given: str, known: Iterable[str], limit: int = 8) -> str:
     """
     names = sorted(set(known))
     near = get_close_matches(given, names, n=3, cutoff=0.6)
-    if not near:  # a different case, or a part of a name
+    if not near:  # names in another case or containing `given`
         near = [name for name in names if given.lower() in name.lower()][:3] if len(given) > 2 else []
     if near:
         return f"did you mean {_joined(near, 'or')}?"
@@ -40,10 +40,10 @@ def did_you_mean(given: str, known: Iterable[str], limit: int = 8) -> str:
 
 
 def one_of(name: str, given: str, known: Iterable[str]) -> str:
-    """`given` itself if it is among `known`.
+    """Return `given` after checking that it is one of `known`.
 
     Raises:
-        UserError: it is not; the sentence calls it `name`.
+        UserError: `given` is not known; the message calls it `name`.
     """
     names = list(known)
     if given not in names:
@@ -57,7 +57,7 @@ def require_at_least(least: float, **numbers: float | None) -> None:
     >>> require_at_least(1, width=128, chunk=None)
 
     Raises:
-        UserError: one is not; the sentence names it.
+        UserError: a number is too small; the message names it.
     """
     for name, number in numbers.items():
         if number is not None and not number >= least:
@@ -68,7 +68,7 @@ def require_above(bound: float, **numbers: float | None) -> None:
     """Require every given number to be above `bound`; `None` passes.
 
     Raises:
-        UserError: one is not; the sentence names it.
+        UserError: a number is too small; the message names it.
     """
     for name, number in numbers.items():
         if number is not None and not number > bound:
@@ -76,10 +76,10 @@ def require_above(bound: float, **numbers: float | None) -> None:
 
 
 def require_between(least: float, most: float, **numbers: float | None) -> None:
-    """Require every given number to lie between `least` and `most`, both included; `None` passes.
+    """Require every given number to lie between `least` and `most`, inclusive; `None` passes.
 
     Raises:
-        UserError: one does not; the sentence names it.
+        UserError: a number is out of range; the message names it.
     """
     for name, number in numbers.items():
         if number is not None and not least <= number <= most:

@@ -1,4 +1,4 @@
-"""The objective: the weighted sum of a student's loss terms, for any training loop."""
+"""Weighted sum of a student's loss terms, independent of the training loop."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from distill.networks import FrozenTeacher, Network
 from distill.schedules import Progress, Schedule, value_at
 
 TASK = "task"
-"""The name of the term that reads the labels."""
+"""Name of the term on the labels."""
 TEACHER = "teacher"
-"""The name of a teacher that is given without one."""
+"""Name given to a single, unnamed teacher."""
 _RESERVED = ("loss", "lr")
 
 Teachers: TypeAlias = Features | Mapping[str, Features] | None
-"""Features of the only teacher, features by teacher, or summaries by term."""
+"""Features of the only teacher, features by teacher name, or summaries by term name."""
 
 
 @dataclass
 class Term:
-    """A head with its weight in the sum.
+    """A head with its weight in the total loss.
 
     Args:
         head: the loss.
-        weight: a number, or a schedule over training. A head of constant weight 0 is not built at all.
-        teacher: name of the teacher that it compares with; the only one by default.
+        weight: a number, or a schedule over training. A head with the constant weight 0 is not built.
+        teacher: name of the teacher that the head compares with; defaults to the only teacher.
     """
 
     head: Head
@@ -41,23 +41,23 @@ class Term:
 
     @property
     def is_off(self) -> bool:
-        """Whether the weight is the constant 0."""
+        """True if the weight is the constant 0."""
         return not isinstance(self.weight, Schedule) and self.weight == 0
 
     def weight_at(self, progress: Progress) -> float:
-        """The weight at `progress`."""
+        """Return the weight at `progress`."""
         return value_at(self.weight, progress)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of one step.
+    """The losses of one step, by term name.
 
     Attributes:
-        total: scalar, the weighted sum, to be minimized.
-        values: by term, its value before the weight, with its graph.
-        weights: by term, its weight at this step (schedule x factor).
-        diagnostics: by term, further scalars of its head, without graph.
+        total: scalar, the weighted sum to minimize.
+        values: unweighted value of each term, attached to the graph.
+        weights: weight of each term at this step (schedule x factor).
+        diagnostics: further scalars of each term's head, detached from the graph.
     """
 
     total: Tensor
@@ -67,22 +67,22 @@ class Losses:
 
 
 class Objective(nn.Module):
-    """The weighted sum of loss terms.
+    """Weighted sum of loss terms.
 
     Args:
-        terms: by name; `None` and terms whose weight is the constant 0 are left out. The term named `task` is the loss
-            on the labels.
+        terms: terms by name; `None` and terms with the constant weight 0 are dropped. The term named `task` is the
+            loss on the labels.
         student: shapes of the student's features.
-        teachers: shapes of the teacher's features, or by name of several teachers'; `None` without a teacher.
+        teachers: shapes of the teacher's features, or of several teachers' features by name; `None` without a teacher.
 
     Attributes:
-        terms: those that take part.
-        heads: their heads, by name, as submodules.
-        factors: buffer `[terms]` by which the weights are multiplied, 1 unless `set_factors` changed it.
+        terms: the active terms by name.
+        heads: the heads of the active terms by name, as submodules.
+        factors: buffer `[terms]` that multiplies the weights; 1 unless changed by `set_factors`.
 
     Raises:
-        UserError: no term takes part, a name is reserved, or a head does not fit the networks; the sentence begins with
-            the term's key in a configuration.
+        UserError: no term is active, a name is reserved, or a head does not fit the networks; the message begins with
+            the term's configuration key.
     """
 
     factors: Tensor
@@ -99,7 +99,7 @@ class Objective(nn.Module):
         self.heads = nn.ModuleDict()
         for name, term in terms.items():
             if name in _RESERVED or "." in name or hasattr(nn.ModuleDict, name):
-                raise UserError(f"model.heads: a term cannot be called {name!r}, choose another name")
+                raise UserError(f"model.heads: a term cannot be called {name!r}; choose another name")
             if term is None or term.is_off:
                 continue
             try:
@@ -112,23 +112,23 @@ class Objective(nn.Module):
             self.heads[name] = term.head
         if not self.terms:
             raise UserError(
-                "model.task: no term of the loss has a weight; give the task or one of model.heads a weight"
+                "model.task: no term of the loss has a weight; set a weight for the task or for one of model.heads"
             )
         self.teacher_names = tuple(specs)
         self.register_buffer("factors", torch.ones(len(self.terms), dtype=torch.float64))
-        self._factors = dict.fromkeys(self.terms, 1.0)  # on the host, so that no step waits for the device
+        self._factors = dict.fromkeys(self.terms, 1.0)  # on the host, so that no step synchronizes
         self.register_load_state_dict_post_hook(_read_factors)  # type: ignore[no-untyped-call]  # torch's
 
     def set_factors(self, factors: Mapping[str, float]) -> None:
-        """Change the factors of terms by name; the others keep theirs."""
+        """Set the factors of the named terms; all others keep theirs."""
         self._factors |= factors
         self.factors.copy_(torch.tensor(list(self._factors.values())))
 
     def prepare(self, run: RunInfo) -> None:
-        """Check all terms against the run before step 0.
+        """Prepare all terms for a run and check that they fit it, before step 0.
 
         Raises:
-            UserError: a term cannot work in it; the sentence begins with its key in a configuration.
+            UserError: a term does not fit the run; the message begins with the term's configuration key.
         """
         for name, term in self.terms.items():
             try:
@@ -137,7 +137,7 @@ class Objective(nn.Module):
                 raise error.at(f"{key_of(name)}.weight") from None
             try:
                 for need in sorted(term.head.batch_needs - run.provides):
-                    remedy = _REMEDIES.get(need, "give data that have it")
+                    remedy = _REMEDIES.get(need, "use data that provide it")
                     raise UserError(f"{type(term.head).__name__} needs {need}: {remedy}")
                 term.head.progress = run.progress
                 term.head.prepare(run)
@@ -145,7 +145,7 @@ class Objective(nn.Module):
                 raise error.at(f"{key_of(name)}.head") from None
 
     def active(self, progress: Progress) -> Mapping[str, Sequence[str]]:
-        """By teacher, the terms that read it."""
+        """Return the names of the terms that read each teacher, by teacher name."""
         found: dict[str, list[str]] = {}
         for name, term in self.terms.items():
             if term.head.needs_teacher:
@@ -153,12 +153,16 @@ class Objective(nn.Module):
         return found
 
     def summarize(self, teachers: Teachers, batch: Batch, progress: Progress) -> dict[str, Summary]:
-        """By term, the teacher's features reduced to what its head compares.
+        """Reduce the teachers' features to what each head compares.
 
         Args:
-            teachers: features of the only teacher, or by teacher; summaries by term are passed on.
-            batch: what the networks looked at.
-            progress: how far training is.
+            teachers: features of the only teacher, or features by teacher name; summaries by term name are passed
+                through.
+            batch: the networks' input.
+            progress: training progress.
+
+        Returns:
+            Summaries by term name.
         """
         if teachers is None:
             return {}
@@ -174,13 +178,13 @@ class Objective(nn.Module):
         return summaries
 
     def forward(self, student: Features, teachers: Teachers, batch: Batch, progress: Progress) -> Losses:
-        """Compute all terms.
+        """Compute all terms and their weighted sum.
 
         Args:
             student: the student's features.
-            teachers: the teacher's features, features by teacher, or summaries by term.
-            batch: what the networks looked at.
-            progress: how far training is.
+            teachers: the teacher's features, features by teacher name, or summaries by term name.
+            batch: the networks' input.
+            progress: training progress.
         """
         summaries = self.summarize(teachers, batch, progress)
         values: dict[str, Tensor] = {}
@@ -196,18 +200,20 @@ class Objective(nn.Module):
     def _teacher_of(term: Term, names: Collection[str]) -> str:
         if term.teacher is None:
             if len(names) > 1:
-                raise UserError(f"there are several teachers, {', '.join(names)}: name one in the term's teacher")
+                raise UserError(
+                    f"there are several teachers, {', '.join(names)}: name one of them as the term's teacher"
+                )
             return next(iter(names))
         if term.teacher not in names:
-            raise UserError(f"there is no teacher {term.teacher!r}; there is {', '.join(names) or 'none'}")
+            raise UserError(f"there is no teacher {term.teacher!r}; available: {', '.join(names) or 'none'}")
         return term.teacher
 
 
 class Distiller(nn.Module):
-    """A student, its teachers and their objective as one module, to be wrapped in DDP and trained in any loop.
+    """A student, its teachers and their objective as one module that any training loop can wrap in DDP.
 
-    `distiller.parameters()` holds all that learns: the student's weights and the heads' projections. Teachers hold no
-    parameters that the module could reach::
+    `distiller.parameters()` contains everything trainable: the student's weights and the heads' projections. The
+    teachers' parameters are hidden from the module::
 
         optimizer = SGD(distiller.parameters(), lr=0.1)
         for step, batch in enumerate(loader):
@@ -217,8 +223,8 @@ class Distiller(nn.Module):
 
     Args:
         student: a built network.
-        teachers: a frozen teacher, or several by name; `None` without one.
-        objective: made for the shapes of these networks.
+        teachers: a frozen teacher, or several by name; `None` without a teacher.
+        objective: an objective built for the shapes of these networks.
     """
 
     def __init__(
@@ -231,14 +237,14 @@ class Distiller(nn.Module):
         self.objective = objective
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
-        """The losses of one batch; the teachers run first, without gradient."""
+        """Compute the losses of a batch; the teachers run first, without gradient."""
         image = batch["image"]
         teachers = {name: teacher(image) for name, teacher in self.teachers.items()}
         return self.objective(self.student(image), teachers, batch, progress)  # type: ignore[no-any-return]
 
 
 def key_of(name: str) -> str:
-    """The key of a term in a configuration."""
+    """Return the configuration key of a term."""
     return "model.task" if name == TASK else f"model.heads.{name}"
 
 

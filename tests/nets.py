@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class Branching(nn.Module):
-    """A network with a layer that returns two tensors."""
+    """Network with a layer that returns two tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Branching(nn.Module):
 
 
 class Split(nn.Module):
-    """Two halves of a projection."""
+    """Layer that returns the two halves of a projection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Split(nn.Module):
 
 
 class Plain(nn.Module):
-    """A perceptron: logits and an embedding, no tokens."""
+    """Perceptron with logits and an embedding but no tokens."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Plain(nn.Module):
 
 
 class Convolutional(nn.Module):
-    """A map of scores, and no linear layer."""
+    """Network without a linear layer, which averages a map of scores."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs the command line, in this process or in one of its own."""
+"""Options of a tiny training run, and the program in a subprocess."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-logging.raiseExceptions = False  # Lightning's log holds on to the standard error that pytest has closed
+logging.raiseExceptions = False  # Lightning logs to a standard error that pytest has closed
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +31,7 @@ RKD = ["--model.heads.rkd.head=RKD"]
 
 
 def in_a_process(*args, cwd, **environment):
-    """`distill ARGS` as a user runs it: a real program in a process of its own."""
+    """Run `distill ARGS` in a subprocess, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "distill", *args],
         cwd=cwd,

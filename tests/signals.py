@@ -1,4 +1,4 @@
-"""Callbacks that send this process a signal in the middle of a run, as a scheduler would, or watch it."""
+"""Callbacks that send SIGTERM to this process in the middle of a run, and one that records checkpoints."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 
 
 class TermAfterBatch(Callback):
-    """SIGTERM after an optimizer step."""
+    """Sends SIGTERM after an optimizer step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -20,7 +20,7 @@ class TermAfterBatch(Callback):
 
 
 class TermInValidation(Callback):
-    """SIGTERM after the first of the validation batches that follow an optimizer step."""
+    """Sends SIGTERM in the first validation batch after an optimizer step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -31,7 +31,7 @@ class TermInValidation(Callback):
 
 
 class TermAtEpochEnd(Callback):
-    """SIGTERM at the end of the epoch that ends with an optimizer step."""
+    """Sends SIGTERM at the end of the epoch that ends with an optimizer step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -42,7 +42,7 @@ class TermAtEpochEnd(Callback):
 
 
 class StepsOfLast(Callback):
-    """Writes the step of `last.ckpt` into a file as every step begins."""
+    """Appends the step of `last.ckpt` to a file at the start of every step."""
 
     def __init__(self, file: str) -> None:
         self.file = file

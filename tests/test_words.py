@@ -54,7 +54,7 @@ BRITISH = re.compile(
     r"tokenis|behaviour|labelled|grey",
     re.IGNORECASE,
 )
-DIALECT_OPENINGS = re.compile(r"(What|How|Where|Whom|Whose|Whether|Which|Who|When)\b")
+DIALECT_OPENINGS = re.compile(r"(What|How|Where|Whom|Whose)\b")
 
 
 def identifiers(tree):

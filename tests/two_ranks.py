@@ -1,4 +1,4 @@
-"""Two processes in one gloo group, started once a session: a call costs milliseconds."""
+"""Pool of processes in one gloo group, started once per session, so that a call takes milliseconds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import torch.distributed as dist
 
 
 class RankPool:
-    """Runs functions on all ranks of a group. The processes start with the first call.
+    """Runs functions on all ranks of a process group, which starts with the first call.
 
     Args:
         ranks: number of processes.
-        timeout: seconds that a call may take before it fails; the start of the processes is not counted.
+        timeout: seconds that a call may take before it fails, not including the start of the processes.
     """
 
     def __init__(self, ranks: int = 2, timeout: float = 60.0) -> None:
@@ -34,7 +34,7 @@ class RankPool:
 
         Args:
             function: a function of an importable module (not of `conftest`), which may use collectives.
-            args: what can be pickled.
+            args: arguments that can be pickled.
 
         Returns:
             The results, by rank.
@@ -42,7 +42,7 @@ class RankPool:
         Raises:
             Exception: what the function raised on any rank, or a TimeoutError; the next call starts new processes.
         """
-        # Bytes, since torch would otherwise put tensors into memory that both ranks share.
+        # Bytes, since torch would otherwise put tensors into memory shared by the ranks.
         jobs = [pickle.dumps((function, args))] * self.ranks
         try:
             if self._pool is None:
@@ -51,7 +51,7 @@ class RankPool:
         except BaseException:
             self.close()
             raise
-        return [result for _, result in sorted((pickle.loads(found) for found in results), key=lambda item: item[0])]
+        return [result for _, result in sorted((pickle.loads(item) for item in results), key=lambda item: item[0])]
 
     def close(self) -> None:
         """End the processes."""
@@ -62,11 +62,11 @@ class RankPool:
 
     def _start(self) -> Pool:
         context = get_context("spawn")
-        places = context.Queue()
-        for place in range(self.ranks):
-            places.put(place)
-        self._directory = tempfile.TemporaryDirectory()  # a file needs no free port, so pools do not meet
-        pool = context.Pool(self.ranks, _join, (places, self.ranks, Path(self._directory.name) / "group", self.timeout))
+        ranks = context.Queue()
+        for rank in range(self.ranks):
+            ranks.put(rank)
+        self._directory = tempfile.TemporaryDirectory()  # unlike ports, files cannot collide between pools
+        pool = context.Pool(self.ranks, _join, (ranks, self.ranks, Path(self._directory.name) / "group", self.timeout))
         try:
             pool.map_async(_ready, range(self.ranks), chunksize=1).get(300)
         except BaseException:
@@ -75,13 +75,13 @@ class RankPool:
         return pool
 
 
-def _join(places: Queue[int], ranks: int, file: Path, timeout: float) -> None:
-    import distill.heads  # noqa: F401  # once here, not in the first call's time
+def _join(ranks: Queue[int], world_size: int, file: Path, timeout: float) -> None:
+    import distill.heads  # noqa: F401  # here, so that it does not count towards the first call
 
     torch.set_num_threads(1)
-    # A rank whose partner failed gives up before the caller does, so that the caller learns the partner's error.
+    # A rank waiting for a failed one gives up before the caller does, so that the caller gets the actual error.
     give_up = timedelta(seconds=timeout / 2)
-    dist.init_process_group("gloo", f"file://{file}", give_up, world_size=ranks, rank=places.get())
+    dist.init_process_group("gloo", f"file://{file}", give_up, world_size=world_size, rank=ranks.get())
 
 
 def _ready(_: int) -> None:

@@ -1,4 +1,4 @@
-"""What rides along with the Trainer."""
+"""Callbacks for the Trainer."""
 
 from distill.callbacks.checkpoint import RunCheckpoint
 from distill.callbacks.exact_resume import ExactResume

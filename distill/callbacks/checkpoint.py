@@ -1,4 +1,4 @@
-"""The checkpoints of a run: its last state at any time, and the best by a monitored figure."""
+"""Checkpoints of a run: its latest state, and the best by a monitored metric."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from distill.training.lightning_internals import is_stopping, validation_is_due
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Saves `last.ckpt`, which is always the last, and the best by a monitored figure.
+    """Saves the latest state as `last.ckpt`, and the best checkpoints by a monitored metric.
 
     `last.ckpt` is written when training begins, at the end of every epoch (after its validation), after a validation
-    within an epoch, at each interval that is asked for, at SIGTERM and at the end, whatever the monitor says. It can
-    always be resumed. The other files are those of Lightning's `ModelCheckpoint`: the best `save_top_k` by `monitor`,
-    compared at the end of every epoch and after a validation; without a monitor, one at each of these moments.
+    within an epoch, at each configured interval, at SIGTERM and at the end, independent of the monitored metric. It
+    can always be resumed. The other files are those of Lightning's `ModelCheckpoint`: the best `save_top_k` by
+    `monitor`, compared at the end of every epoch and after each validation; without a monitor, one file each time.
 
     An interval (`every_n_train_steps`, `train_time_interval`) adds to the saves at the ends of epochs and replaces
-    none. A figure of the validation is not compared there, since it would be that of an earlier step; where all are
-    kept (`save_top_k` -1), the interval adds a file.
+    none of them. Validation metrics are not compared at an interval, since they belong to an earlier step; if all
+    checkpoints are kept (`save_top_k` -1), the interval adds a file.
 
     Args:
-        dirpath: the folder; `checkpoints` in the run's folder on the command line.
-        filename: of the best, without the suffix; figures may stand in it, as `{epoch}` and `{step}`.
-        monitor: the figure that is compared; `null` for none.
-        mode: whether its best is the `max` or the `min`.
-        save_top_k: how many of the best are kept; -1 for all, 0 for none.
-        every_n_train_steps: an interval in optimizer steps.
-        train_time_interval: an interval in time.
-        every_n_epochs: how many epochs apart the figure is compared.
-        save_weights_only: whether the best are without the state of training.
-        verbose: whether each save is told.
-        auto_insert_metric_name: whether names of figures are put into file names.
+        dirpath: the folder; on the command line, defaults to `checkpoints` in the run's folder.
+        filename: name of the best checkpoints without the suffix; may contain metrics such as `{epoch}` and `{step}`.
+        monitor: the metric to compare; `null` for none.
+        mode: `max` or `min`, whichever is better.
+        save_top_k: number of best checkpoints to keep; -1 for all, 0 for none.
+        every_n_train_steps: interval in optimizer steps; `null` for none.
+        train_time_interval: interval in time; `null` for none.
+        every_n_epochs: number of epochs between two comparisons of the metric.
+        save_weights_only: whether the best checkpoints omit the training state.
+        verbose: whether to report each save.
+        auto_insert_metric_name: whether to put the names of metrics into file names.
         save_on_exception: whether to save when training fails.
     """
 
@@ -72,26 +72,26 @@ class RunCheckpoint(ModelCheckpoint):
             save_last=True,
             enable_version_counter=False,
         )
-        self._steps_apart = every_n_train_steps or 0
-        self._time_apart = train_time_interval
-        self._last_step: int | None = None  # the optimizer step of `last.ckpt`
+        self._step_interval = every_n_train_steps or 0
+        self._time_interval = train_time_interval
+        self._last_step: int | None = None  # optimizer step of `last.ckpt`
         self._validated_step: int | None = None
 
     @property
     def state_key(self) -> str:
-        """The key of the state in a checkpoint: the same for all intervals, so that these may change on a resume."""
+        """Key of this callback's state in a checkpoint; it omits the intervals, which a resumed run may change."""
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume with the best so far, also if the run's folder was moved."""
-        before, here = state_dict.get("dirpath"), self.dirpath
+        """Restore the best checkpoints so far, even if the run's folder was moved."""
+        old_folder, folder = state_dict.get("dirpath"), self.dirpath
         best = state_dict.get("best_model_path")
-        if before and here and before != here and best and (Path(here) / Path(best).name).exists():
-            state_dict = {name: _moved(value, str(before), str(here)) for name, value in state_dict.items()}
+        if old_folder and folder and old_folder != folder and best and (Path(folder) / Path(best).name).exists():
+            state_dict = {name: _moved(value, str(old_folder), str(folder)) for name, value in state_dict.items()}
         super().load_state_dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save before the first step, so that a run which is killed at any moment can be resumed."""
+        """Save before the first step, so that a run killed at any moment can be resumed."""
         super().on_train_start(trainer, pl_module)
         self._last_step = None if trainer.global_step == 0 else trainer.global_step
         if trainer.global_step == 0:
@@ -100,20 +100,20 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save at an interval, at SIGTERM, and where training stops within an epoch."""
-        if self._last_step == trainer.global_step:  # of an accumulation that goes on
+        """Save at an interval, at SIGTERM, and when training stops within an epoch."""
+        if self._last_step == trainer.global_step:  # gradients are still being accumulated
             return
         is_final = is_stopping(trainer)
         if is_final and validation_is_due(trainer):
-            return  # what is saved of the last step comes after its validation
+            return  # the last step is saved after its validation
         signalled = trainer.received_sigterm and trainer.world_size == 1
         if self._is_interval_over(trainer) or signalled or (is_final and not trainer.is_last_batch):
-            if not signalled and (self.save_top_k == -1 or not self._is_of_validation):
+            if not signalled and (self.save_top_k == -1 or not self._monitors_validation):
                 self._save_best(trainer)
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after a validation within an epoch; `on_train_epoch_end` saves after the one at its end."""
+        """Save after a validation within an epoch; `on_train_epoch_end` saves after one at the end."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validated_step = trainer.global_step
@@ -126,17 +126,17 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of an epoch, after its validation."""
         if not trainer.is_last_batch and self._last_step == trainer.global_step:
-            return  # the epoch goes on when the run is made longer: it was saved before its end
-        is_known = not self._is_of_validation or self._validated_step == trainer.global_step
+            return  # saved within the epoch, which continues if the run is extended
+        is_known = not self._monitors_validation or self._validated_step == trainer.global_step
         if is_known and self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0:
             self._save_best(trainer)
         self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave all as it is: every end of training is that of an epoch."""
+        """Do nothing: training always ends with the end of an epoch, which has been saved."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save at a SIGTERM that was noticed between two steps, on several ranks always here."""
+        """Save at a SIGTERM noticed between two steps; with several ranks, this is the only place."""
         if isinstance(exception, SIGTERMException):
             if trainer.training and self._last_step != trainer.global_step:
                 self._save_last(trainer)
@@ -144,28 +144,28 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_exception(trainer, pl_module, exception)
 
     @property
-    def _is_of_validation(self) -> bool:
+    def _monitors_validation(self) -> bool:
         return self.monitor is not None and self.monitor.startswith("val/")
 
     def _is_interval_over(self, trainer: Trainer) -> bool:
-        over = self._steps_apart > 0 and trainer.global_step % self._steps_apart == 0 and trainer.global_step > 0
-        if self._time_apart is not None:
+        is_over = self._step_interval > 0 and trainer.global_step % self._step_interval == 0 and trainer.global_step > 0
+        if self._time_interval is not None:
             now = time.monotonic()
-            late = now - (self._last_time_checked or now) >= self._time_apart.total_seconds()
-            if trainer.strategy.broadcast(late):
+            is_late = now - (self._last_time_checked or now) >= self._time_interval.total_seconds()
+            if trainer.strategy.broadcast(is_late):
                 self._last_time_checked = now
                 return True
-        return over
+        return is_over
 
     def _save_best(self, trainer: Trainer) -> None:
-        """Save the files besides `last.ckpt`, unless they were saved at this step."""
+        """Save the checkpoints other than `last.ckpt`, unless already saved at this step."""
         if self._should_skip_saving_checkpoint(trainer):
             return
-        figures = self._monitor_candidates(trainer)
-        if self.save_top_k == -1 and self.monitor not in figures:  # all are kept, whatever they will be worth
-            self._save_none_monitor_checkpoint(trainer, figures)
+        metrics = self._monitor_candidates(trainer)
+        if self.save_top_k == -1 and self.monitor not in metrics:  # all are kept, so no metric is needed
+            self._save_none_monitor_checkpoint(trainer, metrics)
         else:
-            self._save_topk_checkpoint(trainer, figures)
+            self._save_topk_checkpoint(trainer, metrics)
 
     def _save_last(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning's Trainer has it
@@ -181,10 +181,10 @@ class RunCheckpoint(ModelCheckpoint):
         self._save_last(trainer)
 
 
-def _moved(value: Any, before: str, here: str) -> Any:
-    """The paths in a saved state, below another folder."""
+def _moved(value: Any, old_folder: str, folder: str) -> Any:
+    """Move the paths in a saved state to another folder."""
     if isinstance(value, dict):
-        return {_moved(name, before, here): score for name, score in value.items()}
-    if isinstance(value, str) and (value == before or value.startswith(before + os.sep)):
-        return here + value[len(before) :]
+        return {_moved(name, old_folder, folder): score for name, score in value.items()}
+    if isinstance(value, str) and (value == old_folder or value.startswith(old_folder + os.sep)):
+        return folder + value[len(old_folder) :]
     return value

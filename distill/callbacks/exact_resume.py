@@ -1,4 +1,4 @@
-"""Mends how Lightning resumes a run, so that it goes on exactly where it was."""
+"""Corrections that make Lightning resume a run exactly."""
 
 from __future__ import annotations
 
@@ -11,63 +11,64 @@ from distill.training import lightning_internals as internals
 
 
 class ExactResume(Callback):
-    """Makes a resumed run go on exactly where it was, and validates at the run's last step.
+    """Resumes a run exactly where it stopped, and validates at its last step.
 
-    A SIGTERM during a validation waits for its end. (The averaged weights of an EMA are in the module's place then.)
-    Lightning leaves out two things when it resumes a run, which come here: the validation that was about to begin,
-    and the step of a `ReduceLROnPlateau` at the end of the epoch. With `max_steps` it would also begin the epoch after
-    the one that was over at the end of it. And where `max_steps` ends a run within an epoch, it would not validate.
+    Lightning skips two things when it resumes a run, which this callback adds: a validation that was about to begin,
+    and the step of a `ReduceLROnPlateau` at the end of an epoch. With `max_steps`, Lightning would also resume from
+    the end of an epoch by going through that epoch again without batches, and would not validate if `max_steps` ends
+    the run within an epoch. A SIGTERM during a validation is deferred to its end, since the module may hold the
+    averaged weights of an EMA until then.
     """
 
     def __init__(self) -> None:
         self._validation_is_due = False
         self._epoch_is_over = False
-        self._figures: dict[str, float] = {}
-        self._signalled = False
+        self._metrics: dict[str, float] = {}
+        self._sigterm_deferred = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note where in the epoch the run is, and the figures that schedulers look at."""
+        """Add the position within the epoch and the metrics that schedulers monitor."""
         checkpoint["interrupted"] = {
             "validation_is_due": self._validation_is_due,
             "epoch_is_over": self._epoch_is_over,
-            "figures": {name: float(figure) for name, figure in trainer.callback_metrics.items()},
+            "figures": {name: float(value) for name, value in trainer.callback_metrics.items()},
         }
         internals.count_step_before_validation(trainer, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the validation come first, if it is due."""
-        place = checkpoint.get("interrupted")
-        if place is None or trainer.state.fn != "fit":
+        """Restore the position within the epoch; a validation that is due comes first."""
+        position = checkpoint.get("interrupted")
+        if position is None or trainer.state.fn != "fit":
             return
-        self._epoch_is_over, self._figures = place["epoch_is_over"], place["figures"]
-        if not place["validation_is_due"]:
+        self._epoch_is_over, self._metrics = position["epoch_is_over"], position["figures"]
+        if not position["validation_is_due"]:
             return
         internals.let_validation_come_first(checkpoint)
         self._validation_is_due = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the next epoch if the last one was over, after the step of a scheduler that looks at its figures."""
+        """Begin the next epoch if the last one is complete, after the step of a plateau scheduler on its metrics."""
         internals.begin_next_epoch_if_resumed_after_one(trainer)
-        trainer.callback_metrics.update({name: torch.tensor(figure) for name, figure in self._figures.items()})
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._metrics.items()})
         if self._epoch_is_over:
             internals.step_plateau_schedulers(trainer)
-        self._figures = {}
+        self._metrics = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the batch that stood for a validation that was begun."""
+        """Reset the batch count that made Lightning begin with the validation."""
         if self._validation_is_due and not trainer.sanity_checking:
             internals.forget_begun_validation(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """A validation that was due is over, or was none."""
+        """Note that no validation is due any more."""
         self._validation_is_due = self._epoch_is_over = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask for a validation at the run's last step, and note whether one is due."""
+        """Request a validation at the run's last step, and note whether one is due."""
         if internals.is_stopping(trainer):
-            trainer.should_stop = True  # Lightning then validates within an epoch, too
+            trainer.should_stop = True  # then Lightning also validates within an epoch
         self._validation_is_due = internals.validation_is_due(trainer)
 
     def on_validation_batch_end(
@@ -79,21 +80,21 @@ class ExactResume(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hold a signal back, which would end the validation in the middle."""
+        """Defer a SIGTERM, which would interrupt the validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.received_sigterm:
             internals.set_sigterm(trainer, False)
-            self._signalled = True
+            self._sigterm_deferred = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a signal through that was held back."""
+        """Deliver a deferred SIGTERM."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validation_is_due = False
-        if self._signalled:
+        if self._sigterm_deferred:
             internals.set_sigterm(trainer, True)
-            self._signalled = False
+            self._sigterm_deferred = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let schedulers look at the figures after the first epoch of a resumed run, too."""
+        """Note that the epoch is complete, and let plateau schedulers step after a resumed run's first epoch, too."""
         self._epoch_is_over = True
         internals.end_resuming(trainer)

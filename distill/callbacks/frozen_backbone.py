@@ -1,4 +1,4 @@
-"""A linear probe: nothing learns but the classifier."""
+"""Linear probing: training of the classifier on a frozen backbone."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from distill.training.classification import ClassificationModule
 
 
 class FrozenBackbone(Callback):
-    """Trains the student's classifier alone: a linear probe of the rest.
+    """Trains only the student's classifier, as a linear probe of its backbone.
 
-    The rest is always in eval mode and without gradient, so that neither its weights nor the statistics of its
-    BatchNorms change, and no dropout or stochastic depth is drawn. Give the student the `weights` of the network to be
-    probed and `drop_classifier: true`, for a new classifier; checkpoints, tests and exports are those of any student.
+    The whole student stays in eval mode and the backbone gets no gradient, so that neither its weights nor its
+    BatchNorm statistics change, and dropout and stochastic depth are off. Give the student the `weights` of the
+    network to probe and `drop_classifier: true` for a new classifier. The result is checkpointed, tested and exported
+    like any student.
 
     Raises:
-        UserError: the student has no classifier that could be told from its backbone.
+        UserError: the student has no linear classifier.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Freeze the backbone before the optimizer is made."""
+        """Freeze the backbone before the optimizer is created."""
         if stage != "fit":
             return
         assert isinstance(pl_module, ClassificationModule)
@@ -34,6 +35,6 @@ class FrozenBackbone(Callback):
             raise UserError(f"trainer.callbacks: FrozenBackbone finds no linear classifier in {student.name}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the student in eval mode, whatever ran before."""
+        """Put the student into eval mode, which Lightning may have changed."""
         assert isinstance(pl_module, ClassificationModule)
         pl_module.student.eval()

@@ -1,4 +1,4 @@
-"""Draws what the heads compare: every few epochs, or once."""
+"""Plots of what the heads compare, during training or once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 
 class HeadPictures(Callback):
-    """Lets every head that can `plot` draw a few samples of the epoch's first batch.
+    """Plots a few samples of an epoch's first batch with every head that implements `plot`.
 
-    The pictures go into `pictures/` beside the checkpoints, and to wandb where that is the logger.
+    The pictures are saved in `pictures/` beside the checkpoints, and logged to wandb if that is a logger.
 
     Args:
-        every_n_epochs: how often.
+        every_n_epochs: number of epochs between two plots.
+
+    Raises:
+        UserError: `every_n_epochs` is below 1.
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
@@ -35,12 +38,12 @@ class HeadPictures(Callback):
         self._batch: dict[str, Any] | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the first batch that the epoch begins with."""
+        """Keep the epoch's first batch."""
         if batch_idx == 0 or self._batch is None:
             self._batch = batch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, with the student as it is now and in eval mode."""
+        """Plot with the current student in eval mode."""
         if self._batch is None or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         batch, self._batch = self._batch, None
@@ -56,14 +59,14 @@ class HeadPictures(Callback):
 
 
 class PicturesOnce(Callback):
-    """Lets every head that can `plot` draw the first batch of an evaluation.
+    """Plots the first batch of an evaluation with every head that implements `plot`.
 
     Args:
-        folder: where the pictures go, each under its term's name.
-        images: how many images each shows.
+        folder: folder of the pictures, which are named after the terms.
+        images: number of images per picture.
 
     Attributes:
-        written: the files.
+        written: paths of the written pictures.
     """
 
     def __init__(self, folder: str | Path, images: int) -> None:
@@ -80,20 +83,20 @@ class PicturesOnce(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw."""
+        """Plot the first batch."""
         if not self.written and trainer.is_global_zero:
             for name, figure in _pictures(pl_module, batch, images=self.images):
                 self.written.append(_write(figure, self.folder / f"{name}.png"))
 
 
 def can_plot(head: Head) -> bool:
-    """Whether a head overrides `plot`."""
+    """Return True if a head implements `plot`."""
     return type(head).plot is not Head.plot
 
 
 @torch.no_grad()
 def _pictures(module: LightningModule, batch: dict[str, Any], **options: int) -> Iterator[tuple[str, Figure]]:
-    """The pictures of all heads that have one, by the names of their terms; training goes on as if nothing had been."""
+    """Yield the name and figure of each term whose head can plot, without any effect on training."""
     assert isinstance(module, ClassificationModule)
     was_training = module.student.training
     module.student.eval()
@@ -101,7 +104,7 @@ def _pictures(module: LightningModule, batch: dict[str, Any], **options: int) ->
     module.student.train(was_training)
     if features[1] is None:
         return
-    student, teacher = (part.apply(Tensor.float) for part in features if part is not None)
+    student, teacher = (output.apply(Tensor.float) for output in features if output is not None)
     for name, term in module.terms.items():
         if can_plot(term.head) and (figure := term.head.plot(student, teacher, batch, **options)) is not None:
             yield name, figure

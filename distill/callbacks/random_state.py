@@ -1,4 +1,4 @@
-"""Keeps the global random states in the checkpoints, so that a resumed run draws what it would have drawn."""
+"""Global random states in checkpoints."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from distill.randomness import get_states, set_states
 
 
 class RandomState(Callback):
-    """Saves the global random states of Python, NumPy and torch, and sets them before the first step after a resume.
+    """Saves the global random states of Python, NumPy and torch, and restores them before a resumed run's first step.
 
-    Data order and augmentation do not depend on them (see `distill.data`); dropout and drop-path do.
+    Dropout and drop-path depend on these states; data order and augmentation do not (see `distill.data`).
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states as they are now."""
+        """Return the current states."""
         return get_states()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until the first step: what comes before may draw."""
-        self._waiting = state_dict
+        """Keep the states until the first step, since random numbers may be drawn before it."""
+        self._loaded = state_dict
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the states once."""
-        if self._waiting is not None:
-            set_states(self._waiting)
-            self._waiting = None
+        """Restore the states once."""
+        if self._loaded is not None:
+            set_states(self._loaded)
+            self._loaded = None

@@ -1,4 +1,4 @@
-"""What came of a run, in one file."""
+"""Summary of a run in one JSON file."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ _PACKAGES = ("torch", "lightning", "timm", "torchmetrics", "torchvision", "wandb
 
 
 class Results(Callback):
-    """Writes `results.json` when training ends: the last and the best epoch, and all that led there.
+    """Writes `results.json` when training ends: metrics of the last and best epoch, and how they were obtained.
 
-    The best epoch is by the checkpoints' `monitor`. Of a run with validations both have the validation's figures, else
-    those of training. Where the run went on after its last validation, `last` tells by `validation_step` when that was.
-    What it knows is saved in the checkpoints, so that a resumed run reports the whole; the wall time
-    is without what was lost between the last checkpoint and a kill.
+    The best epoch is determined by the checkpoints' `monitor`. Both epochs have the metrics of validation, or those of
+    training in a run without validation. If the run continued after its last validation, `last` contains the step of
+    that validation as `validation_step`. The state is saved in checkpoints, so that a resumed run reports the whole
+    run; its wall time does not include steps that were lost between the last checkpoint and a kill.
+
+    Args:
+        folder: folder of the file; on the command line, the run's folder. Without one, nothing is written.
+        configuration: configuration of the run, as a tree.
 
     Attributes:
-        folder: where the file goes; the run's folder on the command line. Without one, nothing is written.
-        configuration: the run's, as a tree.
-        last: figures of the last epoch, after an `epoch` and a `step`.
-        best: those of the best.
-        summary: the content of the file, once it is written.
+        last: `epoch`, `step` and metrics of the last epoch.
+        best: `epoch`, `step` and metrics of the best epoch.
+        summary: content of the file, once it is written.
     """
 
     def __init__(self, folder: str | Path | None = None, configuration: dict[str, Any] | None = None) -> None:
@@ -43,71 +45,71 @@ class Results(Callback):
         self.last: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self.summary: dict[str, Any] | None = None
-        self._seconds = 0.0  # of the runs before this one
+        self._seconds = 0.0  # before this run was resumed
         self._has_trained = False
         self._started = perf_counter()
         self._git: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """Return the metrics and the wall time so far."""
         return {"last": self.last, "best": self.best, "seconds": self._wall_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the metrics and the wall time so far."""
         self.last, self.best, self._seconds = state_dict["last"], state_dict["best"], state_dict["seconds"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and see which revision of the working folder runs."""
+        """Start the clock and read the Git revision of the working directory."""
         self._started = perf_counter()
         if self.folder is not None and trainer.is_global_zero:
             self._git = _git()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """See that there is something new to report."""
+        """Note that there is something new to report."""
         self._has_trained = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the figures."""
+        """Record the metrics of a validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._note(trainer, "val/")
+            self._record(trainer, "val/")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the figures of a run without validation."""
+        """Record the metrics of an epoch in a run without validation."""
         if not trainer.enable_validation:
-            self._note(trainer, "")
+            self._record(trainer, "")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
         if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]  # Lightning has it
             return
         file = self.folder / "results.json"
-        if not self._has_trained and file.exists():  # the run was over
+        if not self._has_trained and file.exists():  # the run was already complete
             self.summary = json.loads(file.read_text())
             return
         if self.last is None or self.last["step"] != trainer.global_step:
-            figures = {name: figure for name, figure in (self.last or {}).items() if name not in ("epoch", "step")}
+            metrics = {name: value for name, value in (self.last or {}).items() if name not in ("epoch", "step")}
             validated = {} if self.last is None else {"validation_step": self.last["step"]}
-            epoch = max(trainer.current_epoch - 1, 0)  # by now Lightning counts the one that would be next
-            self.last = {"epoch": epoch, "step": trainer.global_step, **validated, **figures}
+            epoch = max(trainer.current_epoch - 1, 0)  # Lightning already counts the next epoch
+            self.last = {"epoch": epoch, "step": trainer.global_step, **validated, **metrics}
         self.summary = self._summary(trainer)
         write_atomic(file, (json.dumps(self.summary, indent=2) + "\n").encode())
 
-    def _note(self, trainer: Trainer, prefix: str) -> None:
-        figures = {
-            name: _finite(float(figure))
-            for name, figure in sorted(trainer.callback_metrics.items())
+    def _record(self, trainer: Trainer, prefix: str) -> None:
+        metrics = {
+            name: _finite_or_none(float(value))
+            for name, value in sorted(trainer.callback_metrics.items())
             if name.startswith(prefix)
         }
-        self.last = {"epoch": trainer.current_epoch, "step": trainer.global_step, **figures}
+        self.last = {"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics}
         monitor, mode = _monitored(trainer)
-        now, before = figures.get(monitor), (self.best or {}).get(monitor)
-        if now is not None and (before is None or (now > before if mode == "max" else now < before)):
+        value, best = metrics.get(monitor), (self.best or {}).get(monitor)
+        if value is not None and (best is None or (value > best if mode == "max" else value < best)):
             self.best = self.last
 
     def _summary(self, trainer: Trainer) -> dict[str, Any]:
         monitor, mode = _monitored(trainer)
         images = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
-        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning keeps it
+        seed = os.environ.get("PL_GLOBAL_SEED")  # set by Lightning
         return {
             "last": self.last,
             "best": self.best,
@@ -137,12 +139,12 @@ def _monitored(trainer: Trainer) -> tuple[str, str]:
     return checkpoint.monitor or "", checkpoint.mode
 
 
-def _finite(figure: float) -> float | None:
-    return figure if math.isfinite(figure) else None  # JSON knows no others
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no other numbers
 
 
 def _git() -> dict[str, Any] | None:
-    """The revision of the working folder, and whether tracked files differ from it; `None` where there is none."""
+    """Return the Git revision of the working directory and whether tracked files differ from it; `None` without Git."""
     try:
         revision, changed = (
             subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Adds superpixel segments to the batch, on the fly."""
+"""Superpixel segmentation of each batch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ from distill.training.classification import ClassificationModule
 
 
 class SuperpixelSegments(Callback):
-    """Puts `segments` `[B, H, W]` into each batch where a head reads them.
+    """Adds SLIC superpixels as `segments` `[B, H, W]` to each batch if a head reads them.
 
-    They are found on the device, in the images as the networks get to see them: after augmentation and mixing, before
-    any normalization. Without a head that reads them it does nothing. The milliseconds it takes are logged.
+    Segments are computed on the device from the images that the networks receive: after augmentation and mixing,
+    before normalization. The time is logged as `train/superpixels_ms`. If no head reads segments, the callback does
+    nothing.
 
-    With many CPU cores, the data's workers can find them instead, after augmentation. Then CutMix pastes segments with
-    the pixels, which can double their number, and for batches that mixup has blended they are found here all the same.
+    With many CPU cores, the data workers can compute the segments instead, after augmentation. CutMix then pastes
+    segments together with the pixels, which can double their number; batches blended by mixup are still segmented on
+    the device.
 
     Args:
-        segments: how many there are at most; not more than the head's `count`.
-        compactness: how much place counts against color.
-        iterations: how often the segments' centers are moved.
-        connected: whether each segment is made one piece.
-        backend: `auto` takes fast-slic for images in CPU memory if it is installed, and torch else.
-        in_workers: whether the data's workers find them.
+        segments: maximum number of segments per image; at most the head's `count`.
+        compactness: weight of the spatial distance relative to the color distance.
+        iterations: number of updates of the segments' centers.
+        connected: whether to enforce that each segment is connected.
+        backend: `auto` uses fast-slic, if installed, for images in CPU memory and torch otherwise.
+        in_workers: whether the data workers compute the segments.
+
+    Raises:
+        UserError: a setting is out of range, or a head accepts fewer segments.
     """
 
     adds_to_batch = "segments"
@@ -57,23 +62,23 @@ class SuperpixelSegments(Callback):
         }
         self.in_workers = in_workers
         self.is_needed = False
-        self._events: tuple[Any, Any] | None = None  # the CUDA events around an earlier step
+        self._events: tuple[Any, Any] | None = None  # CUDA events before and after an earlier segmentation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out who reads segments, and try the settings on an image of the data's size."""
+        """Find the heads that read segments, and try the settings on an image of the data's size."""
         assert isinstance(pl_module, ClassificationModule)
         readers = {name: term.head for name, term in pl_module.terms.items() if "segments" in term.head.batch_needs}
         self.is_needed = bool(readers)
         if not self.is_needed:
             return
-        most = self._prepare_workers(trainer) if self.in_workers else self.settings["segments"]
+        maximum = self._prepare_workers(trainer) if self.in_workers else self.settings["segments"]
         for name, head in readers.items():
-            count = getattr(head, "count", most)
-            if most > count:
-                twice = ", twice as many after CutMix" if most > self.settings["segments"] else ""
+            count = getattr(head, "count", maximum)
+            if maximum > count:
+                twice = ", twice as many after CutMix" if maximum > self.settings["segments"] else ""
                 raise UserError(
                     f"trainer.callbacks: SuperpixelSegments makes {self.settings['segments']} segments{twice}, but "
-                    f"model.heads.{name}.head.count is {count}: give it {most}"
+                    f"model.heads.{name}.head.count is {count}: set it to {maximum}"
                 )
         try:
             slic(torch.rand(1, *pl_module.image_shape, generator=torch.Generator().manual_seed(0)), **self.settings)
@@ -81,18 +86,18 @@ class SuperpixelSegments(Callback):
             raise error.at("trainer.callbacks: SuperpixelSegments") from None
 
     def _prepare_workers(self, trainer: Trainer) -> int:
-        """Let the data's workers find segments; returns how many there may be in a batch."""
+        """Let the data workers compute segments; return the maximum number of segments per image."""
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, ImageData):
             raise UserError(
-                f"trainer.callbacks: SuperpixelSegments.in_workers needs a data module of distill, given is {data!r}"
+                f"trainer.callbacks: SuperpixelSegments.in_workers needs a data module of distill, given {data!r}"
             )
         data.extra_fields = partial(_segments_of, settings=self.settings)
         pasted = data.mixing is not None and data.mixing.cutmix > 0
         return (2 if pasted else 1) * int(self.settings["segments"])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Add the segments of a training batch, and log what they cost."""
+        """Add the segments of a training batch, and log the time."""
         if not self.is_needed or "segments" in batch:
             return
         if batch["image"].device.type != "cuda":
@@ -100,7 +105,7 @@ class SuperpixelSegments(Callback):
             self._add(batch)
             pl_module.log("train/superpixels_ms", 1e3 * (perf_counter() - started), batch_size=len(batch["image"]))
             return
-        if self._events is not None and self._events[1].query():  # of an earlier step: nothing waits
+        if self._events is not None and self._events[1].query():  # an earlier step has finished: no synchronization
             pl_module.log(
                 "train/superpixels_ms", self._events[0].elapsed_time(self._events[1]), batch_size=len(batch["image"])
             )
@@ -137,5 +142,5 @@ class SuperpixelSegments(Callback):
 
 
 def _segments_of(image: Tensor, settings: dict[str, Any]) -> dict[str, Tensor]:
-    """What a worker adds to a sample."""
+    """Return the fields that a worker adds to a sample."""
     return {"segments": slic(image.unsqueeze(0), **settings).squeeze(0)}

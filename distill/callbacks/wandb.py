@@ -1,4 +1,4 @@
-"""What wandb gets besides the curves and pictures, and how it never holds up a run."""
+"""Reports to wandb, and its offline mode if there is no API key."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from distill.training.classification import ClassificationModule
 
 
 class WandbReport(Callback):
-    """Gives wandb, where it is a logger, the configuration, the final table, and the student as an artifact.
+    """Logs the configuration, the final results and the student to wandb, if it is a logger.
 
-    The artifact `student-<id of the run>` holds `student.safetensors`, as `distill export` writes it. The id of wandb's
-    run is kept in the checkpoints, so that a resumed run goes on with its curves.
+    The student is the artifact `student-<wandb run id>` with the file `student.safetensors`, as written by
+    `distill export`. The id of wandb's run is saved in checkpoints, so that a resumed run continues it.
     """
 
     def __init__(self) -> None:
         self._id: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The id of wandb's run."""
+        """Return the id of wandb's run."""
         return {"id": self._id}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,18 +40,18 @@ class WandbReport(Callback):
                 logger.log_hyperparams(results.configuration)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the table and the student."""
+        """Log the results and the student."""
         for logger in _loggers(trainer):
             if (results := _results(trainer)) is not None and results.last is not None:
                 best = results.best or {}
-                rows = [[name, figure, best.get(name)] for name, figure in results.last.items()]
+                rows = [[name, value, best.get(name)] for name, value in results.last.items()]
                 logger.log_table("results", columns=["figure", "last epoch", "best epoch"], data=rows)
             assert isinstance(pl_module, ClassificationModule)
             _log_student(logger, pl_module)
 
 
 def go_offline_without_a_key() -> None:
-    """Let wandb log offline, with a warning, where it would ask for a key."""
+    """Switch wandb to offline mode, with a warning, if it would prompt for an API key."""
     if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return
     import wandb
@@ -59,9 +59,9 @@ def go_offline_without_a_key() -> None:
     if wandb.run is not None:
         return
     settings = wandb.setup().settings
-    found = settings.mode not in (None, "online") or settings.api_key or _in_netrc(settings.base_url)
-    wandb.teardown()  # it reads the environment anew when it begins
-    if not found:
+    has_key = settings.mode not in (None, "online") or settings.api_key or _in_netrc(settings.base_url)
+    wandb.teardown()  # so that it reads the environment again when it starts
+    if not has_key:
         os.environ["WANDB_MODE"] = "offline"
         warnings.warn(
             "wandb has no API key, so this run is logged offline: send it later with `wandb sync`, or set "
@@ -92,7 +92,7 @@ def _log_student(logger: WandbLogger, module: ClassificationModule) -> None:
 
 
 def _loggers(trainer: Trainer) -> Iterator[WandbLogger]:
-    """Wandb's loggers, on the one rank that logs."""
+    """Yield wandb's loggers, on the rank that logs."""
     if trainer.is_global_zero:
         yield from (logger for logger in trainer.loggers if isinstance(logger, WandbLogger))
 

@@ -1,4 +1,4 @@
-"""The set-up check: what would be trained with what, as tables."""
+"""Tables of a training set-up: networks, loss terms, data and optimizer step."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from distill.training.optimizer import EffectiveBatch
 def print_set_up(
     module: LightningModule, data: LightningDataModule | None, trainer: Trainer, console: Console | None = None
 ) -> None:
-    """Print the networks with the shapes of their features, the heads with their weights, and the data.
+    """Print the networks with their feature shapes, the heads with their weights, and the data.
 
     Args:
-        module: the module, built and so already checked.
-        data: its data.
-        trainer: gives devices and accumulation.
-        console: where to print; standard output by default.
+        module: the module; building it has already checked the configuration.
+        data: the module's data.
+        trainer: provides the number of devices and accumulation steps.
+        console: the console to print to; standard output by default.
     """
     console = console or Console()
     if isinstance(module, DistillationModule):
@@ -39,7 +39,7 @@ def print_set_up(
         console.print(_data(data, trainer))
         if (batch := _effective_batch(data, trainer)) is not None:
             console.print(_step(module, batch))
-    console.print("The set-up is sound.")
+    console.print("The set-up is valid.")
 
 
 def _networks(module: DistillationModule) -> Table:
@@ -102,12 +102,12 @@ def _data(data: LightningDataModule, trainer: Trainer) -> Table:
     ):
         table.add_row(f"{split} images", f"{len(loader().dataset):,}")
     if hasattr(data, "class_counts"):
-        table.add_row("train images of each class", _class_counts(data.class_counts()))
+        table.add_row("train images per class", _class_counts(data.class_counts()))
     return table
 
 
 def _step(module: LightningModule, batch: EffectiveBatch) -> Table:
-    table = Table(title="One step of the optimizer", title_justify="left", show_header=False)
+    table = Table(title="Optimizer step", title_justify="left", show_header=False)
     table.add_row("effective batch", str(batch))
     if isinstance(module, ClassificationModule):
         table.add_row("learning rate", module.make_optimizer(batch)[1])
@@ -124,7 +124,7 @@ def _scope(head: Head) -> str:
 
 
 def _class_counts(counts: list[int], shown: int = 20) -> str:
-    """Every class's count in order, of many classes the first and the last ones; and how unequal they are."""
+    """Format the image counts per class and their imbalance; a long list is cut to its ends."""
     numbers = [str(count) for count in counts]
     if len(numbers) > shown:
         numbers = [*numbers[: shown // 4], "...", *numbers[-shown // 4 :]]

@@ -1,4 +1,4 @@
-"""The commands of the program, by name."""
+"""Table of the program's commands."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from importlib import import_module
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the program.
+    """Description of a command and of the function that runs it.
 
     Args:
         summary: one line for `distill --help`.
-        example: a command line that `distill <command> --help` shows.
-        runner: `module:function`, called with all arguments; it is imported when the command runs.
+        example: command line shown by `distill <command> --help`.
+        runner: `module:function`, called with the command name and its arguments; imported when the command runs.
     """
 
     summary: str
@@ -21,7 +21,7 @@ class Command:
     runner: str = "distill.cli.program:run"
 
     def run(self, name: str, args: list[str]) -> None:
-        """Import the command's code and run it."""
+        """Import the runner and call it with `[name, *args]`."""
         module, _, function = self.runner.partition(":")
         getattr(import_module(module), function)([name, *args])
 
@@ -30,23 +30,23 @@ _DIGITS = "--config experiments/digits/distill.yaml"
 _LAST = "--ckpt_path runs/digits/distill/checkpoints/last.ckpt"
 
 COMMANDS = {
-    "fit": Command("Train a student, or a teacher to be.", f"distill fit {_DIGITS} --model.heads.kd.weight=0.5"),
+    "fit": Command("Train a student, with or without a teacher.", f"distill fit {_DIGITS} --model.heads.kd.weight=0.5"),
     "validate": Command("Evaluate a checkpoint on the validation images.", f"distill validate {_DIGITS} {_LAST}"),
     "test": Command("Evaluate a checkpoint on the test images.", f"distill test {_DIGITS} {_LAST}"),
-    "predict": Command("Predict the test images' classes.", f"distill predict {_DIGITS} {_LAST}"),
-    "check": Command("Check a configuration and show what it would train.", f"distill check {_DIGITS}"),
+    "predict": Command("Predict the classes of the test images.", f"distill predict {_DIGITS} {_LAST}"),
+    "check": Command("Check a configuration and show its networks, heads and data.", f"distill check {_DIGITS}"),
     "plot": Command(
         "Draw what the heads compare.",
         "distill plot --config experiments/digits/serkd.yaml --ckpt_path runs/digits/serkd/checkpoints/last.ckpt "
         "--output runs/digits/serkd/pictures",
     ),
     "export": Command(
-        "Write the student of a checkpoint alone.",
+        "Export the student of a checkpoint.",
         f"distill export {_LAST} --output student.safetensors",
         "distill.cli.export:run_export",
     ),
     "probe": Command(
-        "Classify by the nearest neighbors in a student's embeddings.",
+        "Evaluate a student's embeddings by k-nearest-neighbor classification.",
         f"distill probe {_LAST} --data Digits",
         "distill.cli.probe:run_probe",
     ),
@@ -54,13 +54,13 @@ COMMANDS = {
 
 
 def help_text() -> str:
-    """The text of `distill --help`."""
+    """Return the text of `distill --help`."""
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: distill COMMAND [OPTIONS]\n\n"
         "Relation distillation for image models.\n\n"
         f"commands:\n{lines}\n\n"
-        "`distill COMMAND --help` lists a command's options. Every key of a configuration is one:\n"
+        "`distill COMMAND --help` lists a command's options. Every configuration key is an option:\n"
         f"  {COMMANDS['fit'].example}"
     )

@@ -1,4 +1,4 @@
-"""Turns the parser's complaints into one sentence that names the key, what was given and what would fit."""
+"""One-sentence messages for the errors of the parser and of Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MISSING = re.compile(r'Key "([^"]+)" is required')
 _ONE_OF = re.compile(r"Expected an? typing\.Literal(\[.+\])")
 _EXPECTED = re.compile(r"Expected an? (?!dot import|path|<class 'NoneType'>)(?:<class '([^']+)'>|(\S+))", re.M)
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (\S+)")
-_NO_GPU = "trainer.accelerator: there is no GPU here: give trainer.accelerator=cpu or auto"
+_NO_GPU = "trainer.accelerator: no GPU is available: set trainer.accelerator to cpu or auto"
 _TOO_MANY = re.compile(r"You requested gpu: (\[.*\])\s+But your machine only has: (\[.*\])")
 _NO_ACCELERATOR = re.compile(r"No supported gpu backend|can not run on your system since the accelerator")
 _DEVICES = re.compile(r"`Trainer\(devices='?(.+?)'?\)` value is not|`devices` selected with `\w+` should be")
@@ -29,10 +29,10 @@ _GIVEN = re.compile(r"Given value: (.+)")
 
 
 def parser_message(complaint: str, flags: Iterable[str]) -> str:
-    """The parser's complaint in one sentence.
+    """Rewrite an error of the parser as one sentence that names the key, what was given and what would fit.
 
     Args:
-        complaint: what the parser says, often many nested lines.
+        complaint: the parser's message, often many nested lines.
         flags: the options that the parser knows.
     """
     if found := _UNKNOWN_FLAG.search(complaint):
@@ -50,7 +50,7 @@ def parser_message(complaint: str, flags: Iterable[str]) -> str:
         return f"{key}: {found[1]}"
     given = _GIVEN.search(complaint)
     if given and (found := _ONE_OF.search(complaint)):
-        return f"{key}: it cannot be {given[1]!r}: {did_you_mean(given[1], ast.literal_eval(found[1]))}"
+        return f"{key} cannot be {given[1]!r}: {did_you_mean(given[1], ast.literal_eval(found[1]))}"
     expected = sorted({first or second for first, second in _EXPECTED.findall(complaint)})
     if expected and given:
         return f"{key}: expected {' or '.join(expected)}, given {_short(given[1])}"
@@ -59,12 +59,12 @@ def parser_message(complaint: str, flags: Iterable[str]) -> str:
 
 
 def trainer_message(complaint: str) -> str | None:
-    """What Lightning's Trainer refuses of its devices, in one sentence; `None` if it is about something else."""
+    """Rewrite an error of Lightning's Trainer about devices as one sentence; `None` for any other error."""
     if found := _TOO_MANY.search(complaint):
-        given, there = (ast.literal_eval(numbers) for numbers in found.groups())
-        if not there:
+        requested, available = (ast.literal_eval(numbers) for numbers in found.groups())
+        if not available:
             return _NO_GPU
-        return f"trainer.devices: GPUs {given} were asked for, but there are {len(there)}: {there}"
+        return f"trainer.devices: GPUs {requested} were requested, but only {available} are available"
     if _NO_ACCELERATOR.search(complaint):
         return _NO_GPU
     if found := _DEVICES.search(complaint):
@@ -73,19 +73,19 @@ def trainer_message(complaint: str) -> str | None:
 
 
 def key_of(config: Mapping[str, Any], message: str) -> str | None:
-    """The configuration key that a class complains about in `message` ("temperature must be ..., given -1")."""
+    """Find the configuration key that a class names in its message ("temperature must be ..., given -1")."""
     name = message.split(" ", 1)[0]
     hits = [key for key, value in _leaves(config) if key.rsplit(".", 1)[-1] == name and f"given {value}" in message]
     return hits[0].replace(".init_args.", ".") if len(hits) == 1 else None
 
 
 def _key(complaint: str) -> str:
-    """The dotted key that the complaint is about."""
+    """Return the dotted key that the complaint is about."""
     sections = _SECTIONS.findall(complaint)
     if not sections:
         return "configuration"
     key: str = sections[0]
-    if found := _GIVEN_KEY.search(complaint):  # from the command line: the key within a mapping is spelled out
+    if found := _GIVEN_KEY.search(complaint):  # from the command line, which spells out the key within a mapping
         return f"{key}.{found[1].replace('init_args.', '')}"
     name = _entry(complaint) if len(sections) > 1 or _CLASS.search(complaint) else None
     inner = [section for section in sections[1:] if section not in key.split(".")]
@@ -93,7 +93,7 @@ def _key(complaint: str) -> str:
 
 
 def _entry(complaint: str) -> str | None:
-    """Within a mapping that came from a file, the name of the entry that is wrong."""
+    """Return the name of the invalid entry of a mapping that was read from a file."""
     values = []
     for text in _GIVEN.findall(complaint):
         try:
@@ -107,7 +107,7 @@ def _entry(complaint: str) -> str | None:
 
 
 def _owner(complaint: str) -> type | None:
-    """The innermost class that the complaint speaks of."""
+    """Return the innermost class that the complaint names."""
     paths = _CLASS.findall(complaint)
     if not paths:
         return None
@@ -126,7 +126,7 @@ def _fitting_classes(given: str, key: str) -> str:
 
 
 def _bases(key: str) -> list[type]:
-    """The classes of which a key takes subclasses."""
+    """Return the base classes that a key accepts subclasses of."""
     from lightning.pytorch import Callback, LightningDataModule
     from lightning.pytorch.loggers import Logger
     from torch.optim import Optimizer

@@ -1,4 +1,4 @@
-"""The argument parser of all commands."""
+"""Argument parser shared by all commands."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from distill.errors import UserError
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """The help of options as jsonargparse formats it, after a description as it is written."""
+    """Help formatter that keeps the line breaks of the description and shows defaults like jsonargparse."""
 
 
 class Parser(LightningArgumentParser):
-    """A parser that raises its errors as a `UserError` of one sentence."""
+    """Parser that raises each error as a one-sentence `UserError`."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a `UserError`; within a class's arguments, leave the error to the parser of the whole."""
+        """Raise a `UserError`; the nested parser of a class's arguments leaves its errors to the outer parser."""
         if not self.exit_on_error:
             super().error(message, ex)
         flags = [flag for action in self._actions for flag in action.option_strings]
@@ -32,18 +32,18 @@ class Parser(LightningArgumentParser):
 
 
 def description(name: str) -> str:
-    """The description of a command in its help."""
+    """Return the description for a command's help."""
     command = COMMANDS[name]
     return f"{command.summary}\n\nexample:\n  {command.example}"
 
 
 def command_parser(name: str) -> Parser:
-    """A parser for a command that is none of the trainer's."""
+    """Return a parser for a command that does not run the Trainer."""
     return Parser(prog=f"distill {name}", description=description(name), formatter_class=HelpFormatter)
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """Return the user's mistake that an error was raised from, if there is one."""
+    """Return the `UserError` in an error's chain of causes, if there is one."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
@@ -51,16 +51,17 @@ def find_user_error(error: BaseException | None) -> UserError | None:
 
 @contextmanager
 def fresh_arguments_on_class_change() -> Iterator[None]:
-    """Start a swapped class from its own defaults, within this context.
+    """Context in which replacing a class resets its arguments to the new class's defaults.
 
-    jsonargparse would keep every argument that both classes have: a weight decay meant for AdamW would reach SGD.
+    By default, jsonargparse keeps every argument that both classes accept: a weight decay set for AdamW would reach
+    SGD.
     """
-    before = jsonargparse_typehints.discard_init_args_on_class_path_change
+    original = jsonargparse_typehints.discard_init_args_on_class_path_change
     jsonargparse_typehints.discard_init_args_on_class_path_change = _drop_arguments
     try:
         yield
     finally:
-        jsonargparse_typehints.discard_init_args_on_class_path_change = before
+        jsonargparse_typehints.discard_init_args_on_class_path_change = original
 
 
 def _drop_arguments(parser: object, before: Any, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""`distill probe`: what a trained student's embeddings are worth on a data set, by its nearest neighbors."""
+"""The `distill probe` command."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from distill.networks import Network
 
 
 def run_probe(args: list[str]) -> None:
-    """Run `distill probe`: classify the test images by a weighted kNN vote and print the accuracy."""
+    """Classify the test images by a weighted kNN vote over a student's embeddings and print the accuracy."""
     import_named_classes()
     parser = command_parser("probe")
     parser.add_argument("--ckpt_path", type=str, required=True, help="A checkpoint of `distill fit`.")
     parser.add_subclass_arguments(ImageData, "data", required=True, help="The data set to probe on.")
-    parser.add_argument("--neighbors", type=int, default=20, help="How many training images vote.")
+    parser.add_argument("--neighbors", type=int, default=20, help="Number of training images that vote.")
     parser.add_argument(
-        "--temperature", type=float, default=0.07, help="Of a vote's weight, exp(cosine / temperature)."
+        "--temperature", type=float, default=0.07, help="Temperature of a vote's weight, exp(cosine / temperature)."
     )
-    given = parser.parse_args(args[1:])
-    if "augment" in given.data.init_args:
-        given.data.init_args.augment = False  # the memory is of images as they are
-    student = load_student(given.ckpt_path)
+    options = parser.parse_args(args[1:])
+    if "augment" in options.data.init_args:
+        options.data.init_args.augment = False  # the training images are embedded without augmentation
+    student = load_student(options.ckpt_path)
     try:
-        data: ImageData = parser.instantiate_classes(given).data
-    except ValueError as error:  # the parser wraps what a class raises
+        data: ImageData = parser.instantiate_classes(options).data
+    except ValueError as error:  # the parser wraps errors raised by a class
         raise find_user_error(error) or error from None
-    Console().print(_table(student, data, probe(student, data, given.neighbors, given.temperature)))
+    Console().print(_table(student, data, probe(student, data, options.neighbors, options.temperature)))
 
 
 def _table(student: Network, data: ImageData, result: ProbeResult) -> Table:

@@ -1,4 +1,4 @@
-"""The configuration of a run, saved with it."""
+"""Callback that saves a run's configuration."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from distill.runs.files import write_atomic
 
 
 class SaveConfiguration(SaveConfigCallback):
-    """Saves a run's configuration beside its results and in its checkpoints."""
+    """Saves a run's configuration in its folder and in its checkpoints."""
 
     folder: Path
 
     def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
-        """Write nothing yet: the run may still be refused."""
+        """Write nothing yet: the run may still be rejected."""
 
     def on_train_start(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
         """Write `config.yaml` into the run's folder."""
@@ -28,12 +28,12 @@ class SaveConfiguration(SaveConfigCallback):
     def on_save_checkpoint(
         self, trainer: LightningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the configuration, so that `distill export` needs no other file."""
+        """Add the configuration, so that `distill export` needs only the checkpoint."""
         checkpoint["distill_config"] = self.text
 
     @property
     def text(self) -> str:
-        """The configuration, without what resumed the run."""
+        """The configuration as YAML, without `resume` and the checkpoint it found."""
         config = self.config.clone()
         if config.get("resume"):
             config.resume, config.ckpt_path = False, None

@@ -1,4 +1,4 @@
-"""The classes that a configuration may name without their module."""
+"""Classes that a configuration may name without their module."""
 
 from importlib import import_module
 
@@ -13,6 +13,6 @@ _MODULES = (
 
 
 def import_named_classes() -> None:
-    """Import the classes: jsonargparse finds subclasses by their short names once they are imported."""
+    """Import the classes, since jsonargparse resolves short names of imported subclasses only."""
     for module in _MODULES:
         import_module(module)

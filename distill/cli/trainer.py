@@ -1,4 +1,4 @@
-"""Lightning's Trainer with this project's own commands."""
+"""Lightning's Trainer with the commands `check` and `plot`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from distill.training.classification import ClassificationModule
 
 
 class Trainer(LightningTrainer):
-    """Lightning's Trainer, which can also check a set-up without training."""
+    """Lightning's Trainer, extended by `check` and `plot`."""
 
     def check(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
-        """Check the configuration and print networks, layers, heads and data, without training."""
+        """Check the configuration and print networks, heads and data, without training."""
         print_set_up(model, datamodule, self)
 
     def plot(
@@ -27,21 +27,24 @@ class Trainer(LightningTrainer):
         images: int = 4,
         ckpt_path: str | None = None,
     ) -> None:
-        """Draw what the heads compare on the first validation images.
+        """Plot what the heads compare on the first validation images.
 
         Args:
             model: the module.
-            datamodule: its data.
-            output: the folder for the pictures, one for each term that can be drawn.
-            images: how many images each picture shows.
-            ckpt_path: a checkpoint with the student to look at; without one it is untrained.
+            datamodule: the module's data.
+            output: the folder for the pictures, one per term whose head can plot.
+            images: number of images per picture.
+            ckpt_path: a checkpoint with the student to plot; without one, the student is untrained.
+
+        Raises:
+            UserError: no head can plot, or `images` is below 1.
         """
         terms = model.terms.values() if isinstance(model, ClassificationModule) else []
         if images < 1:
             raise UserError(f"images must be at least 1, given {images}")
         if not any(can_plot(term.head) for term in terms):
-            drawn = ", ".join(name for name, head in shipped().items() if head.plot is not Head.plot)
-            raise UserError(f"model.heads: none of the heads has a picture; those that have are {drawn}")
+            plotting = ", ".join(name for name, head in shipped().items() if head.plot is not Head.plot)
+            raise UserError(f"model.heads: none of the heads can plot; those that can are {plotting}")
         pictures = PicturesOnce(output, images)
         self.callbacks.append(pictures)  # type: ignore[attr-defined]  # Lightning's Trainer has them
         self.limit_val_batches = 1

@@ -1,1 +1,1 @@
-"""What a run leaves on the disk, and how it is taken up: its folder, whole files, checkpoints, curves."""
+"""Files of a run: its folder, atomic writes, checkpoints, metrics, and the rules for resuming it."""

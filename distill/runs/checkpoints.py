@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: writing them, reading them, finding the newest."""
+"""Atomic checkpoint I/O, and the search for the newest valid checkpoint."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from distill.runs.files import write_atomic
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is on the disk.
+    """Checkpoint plugin that writes to a temporary file beside the target and then renames it.
 
-    (Lightning's writes to the temporary folder and copies where that is on another disk.) Paths with a protocol, as
-    `s3://`, are left to Lightning.
+    Lightning's own plugin writes to the system's temporary folder, which is not atomic if that is on another disk.
+    Paths with a protocol, such as `s3://`, are left to Lightning.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write it.
+        """Write a checkpoint atomically.
 
         Raises:
-            UserError: the disk is full, or refuses for another reason; checkpoints that are there stay.
+            UserError: the file cannot be written, for example because the disk is full; existing checkpoints stay.
         """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -37,46 +37,46 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             raise UserError(
                 f"checkpoint: {str(path)!r} ({content.tell() / 2**20:.1f} MiB) could not be written "
-                f"({error.strerror}), what was saved before is whole: make room and go on with --resume"
+                f"({error.strerror}), earlier checkpoints are intact: free some space and continue with --resume"
             ) from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of a run of this project, on the CPU.
+    """Read a checkpoint of this project onto the CPU.
 
     Raises:
-        UserError: it is missing, broken, or of something else.
+        UserError: the file is missing, damaged, or not a checkpoint of this project.
     """
     if not Path(path).is_file():
         raise UserError(f"ckpt_path: there is no file {str(path)!r}; a run keeps its checkpoints in <run>/checkpoints")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
+    except Exception as error:  # torch raises many types for invalid files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"ckpt_path: {str(path)!r} is cut short or no checkpoint ({reason[:80]})") from None
+        raise UserError(f"ckpt_path: {str(path)!r} is truncated or not a checkpoint ({reason[:80]})") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "distill" not in checkpoint:
         raise UserError(
-            f"ckpt_path: {str(path)!r} holds no run of distill; weights alone are loaded with model.student.weights"
+            f"ckpt_path: {str(path)!r} is not a checkpoint of distill; load plain weights with model.student.weights"
         )
     if "version" not in checkpoint["distill"]:
         raise UserError(
-            f"ckpt_path: {str(path)!r} was written by distill 0.1, whose checkpoints this version does not read; "
-            "give its student's weights alone as model.student.weights"
+            f"ckpt_path: {str(path)!r} was written by distill 0.1, whose checkpoints this version cannot read; "
+            "load its student's weights with model.student.weights"
         )
     return checkpoint
 
 
 def latest_valid_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in a folder that training can go on from, and its content; `None` if there is none.
+    """Return the path and content of the newest checkpoint in a folder that can be resumed; `None` if there is none.
 
-    One that cannot be read is passed over with a warning that names it; one of weights alone is passed over.
+    Unreadable checkpoints are skipped with a warning that names them, checkpoints of weights only without one.
     """
     paths = [path for path in Path(folder).glob("*.ckpt") if path.is_file()]
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             checkpoint = read_checkpoint(path)
         except UserError as error:
-            rank_zero_warn(f"{str(error).removeprefix('ckpt_path: ')}: it is passed over")
+            rank_zero_warn(f"{str(error).removeprefix('ckpt_path: ')}: skipping it")
             continue
         if "loops" in checkpoint and "distill_config" in checkpoint:
             return path, checkpoint

@@ -1,4 +1,4 @@
-"""The curves of a run in a CSV file, which a resumed run goes on with."""
+"""CSV logger that continues the file of a resumed run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from distill.runs.files import write_atomic
 
 
 class ResumableCSVLogger(CSVLogger):
-    """Lightning's CSV logger, which can keep the rows of a run that is taken up.
+    """Lightning's CSV logger, extended to keep the earlier rows of a resumed run.
 
     Args:
-        folder: where `metrics.csv` lies.
-        step: the optimizer step at which the run is taken up: later rows come again and are dropped; 0 drops all.
-        validation_is_due: whether the run is taken up before the validation that follows that step.
+        folder: folder of `metrics.csv`.
+        step: optimizer step from which the run resumes. Later rows are dropped, since they will be logged again;
+            0 drops all rows.
+        validation_is_due: whether the run resumes before the validation that follows `step`.
     """
 
     def __init__(self, folder: str | Path, step: int = 0, validation_is_due: bool = False) -> None:
@@ -32,11 +33,11 @@ class ResumableCSVLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """The writer, which knows the rows of before."""
+        """The writer, initialized with the rows to keep."""
         if self._experiment is not None or self._step == 0:
             return cast(ExperimentWriter, super().experiment)
-        aside = self._file.with_name(self._file.name + ".before")
-        source = self._file if self._file.exists() else aside  # aside already if the last resume was killed here
+        backup = self._file.with_name(self._file.name + ".before")
+        source = self._file if self._file.exists() else backup  # if the last resume was killed in this method
         names: list[str] = []
         if source.exists():
             names, rows = self._rows(source)
@@ -44,22 +45,22 @@ class ResumableCSVLogger(CSVLogger):
             table = csv.DictWriter(text, names)
             table.writeheader()
             table.writerows(rows)
-            write_atomic(aside, text.getvalue().encode())
-        writer = cast(ExperimentWriter, super().experiment)  # it removes the file
+            write_atomic(backup, text.getvalue().encode())
+        writer = cast(ExperimentWriter, super().experiment)  # creating it removes the file
         if names:
-            aside.replace(self._file)
+            backup.replace(self._file)
             writer.metrics_keys = names
         return writer
 
     def _rows(self, path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-        """The header, and the whole rows from before the step."""
+        """Read the header and the rows to keep."""
         with path.open(newline="") as file:
             table = csv.DictReader(file)
             rows = [row for row in table if self._is_kept(row)]
         return list(table.fieldnames or []), rows
 
     def _is_kept(self, row: dict[Any, Any]) -> bool:
-        if None in row or None in row.values() or not row["step"].isdigit():  # cut short
+        if None in row or None in row.values() or not row["step"].isdigit():  # truncated
             return False
-        again = self._validation_is_due and any(value for name, value in row.items() if name.startswith("val/"))
-        return int(row["step"]) < self._step - (1 if again else 0)
+        is_repeated = self._validation_is_due and any(value for name, value in row.items() if name.startswith("val/"))
+        return int(row["step"]) < self._step - (1 if is_repeated else 0)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from contextlib import suppress
 from pathlib import Path
 
 PART = ".part"
-"""What the name of a file ends with while it is being written."""
+"""Suffix of a file that is still being written."""
 
 
 def write_atomic(path: str | Path, data: bytes | memoryview) -> None:
-    """Write a file so that at any moment, after a power cut too, the old one or the new one is there whole.
+    """Write a file atomically, so that even a power failure leaves either the old or the new content.
 
-    The bytes go to `<path>.part` in the same folder, onto the disk, and then take the name in one step.
+    The data are written to `<path>.part` in the same folder, flushed to disk and then renamed.
 
     Args:
-        path: the file; its folder is made if need be.
-        data: its content.
+        path: the file; its folder is created if needed.
+        data: the new content.
 
     Raises:
-        OSError: they cannot be written; what was there before is untouched, and nothing half-written stays.
+        OSError: the file cannot be written; an existing file stays as it is, and the partial file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def write_atomic(path: str | Path, data: bytes | memoryview) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # not every file system can; the name then comes with its next write
+    with suppress(OSError):  # not every file system can flush a folder; the rename then reaches the disk later
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

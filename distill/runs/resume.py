@@ -1,4 +1,4 @@
-"""What a resumed run may change in its configuration, and what it may not."""
+"""Rules for the configuration changes that a resumed run allows."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 _ABSENT = object()
 
 
-def _longer(before: Any, now: Any) -> bool:
-    """Whether a run's length has not shrunk; `None` and -1 are no limit."""
+def _is_not_shorter(before: Any, now: Any) -> bool:
+    """Return True if a run's length has not become shorter; `None` and -1 mean no limit."""
     return now in (None, -1) or (before not in (None, -1) and now >= before)
 
 
-def _doing(callbacks: Any) -> list[Any]:
-    """The callbacks that may change the result."""
-    listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    return [callback for callback in listed if callback["class_path"].rsplit(".", 1)[-1] not in _LOOKING_ON]
+def _influential(callbacks: Any) -> list[Any]:
+    """Return the callbacks that may influence training."""
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    return [callback for callback in callbacks if callback["class_path"].rsplit(".", 1)[-1] not in _OBSERVERS]
 
 
-_LOOKING_ON = (
+_OBSERVERS = (  # callbacks that do not influence training
     "DeviceStatsMonitor",
     "HeadPictures",
     "LearningRateMonitor",
@@ -27,7 +27,7 @@ _LOOKING_ON = (
     "RichProgressBar",
     "TQDMProgressBar",
 )
-_FREE = (  # nothing of these reaches the weights; the module itself holds the teacher to the one of before
+_FREE = (  # keys that do not influence training; the module itself compares the teacher's weights
     "ckpt_path",
     "resume",
     "weights_only",
@@ -48,20 +48,20 @@ _FREE = (  # nothing of these reaches the weights; the module itself holds the t
     "trainer.strategy",
 )
 _RULES: dict[str, Callable[[Any, Any], bool]] = {
-    "trainer.callbacks": lambda before, now: _doing(before) == _doing(now),
-    "trainer.max_epochs": _longer,
-    "trainer.max_steps": _longer,
+    "trainer.callbacks": lambda before, now: _influential(before) == _influential(now),
+    "trainer.max_epochs": _is_not_shorter,
+    "trainer.max_steps": _is_not_shorter,
 }
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two configurations and changes the result, as "KEY is X, was Y".
+    """List the differences between two configurations that influence training, as "KEY is X, was Y".
 
-    A longer run is no change, nor is what only says where the run is, what it shows and what it runs on.
+    Ignored are a longer run and settings of only the folder, the output or the hardware.
 
     Args:
-        before: the configuration of a run, as a tree.
-        now: that with which it is to be resumed.
+        before: the configuration of the run, as a tree.
+        now: the configuration to resume it with.
     """
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return [

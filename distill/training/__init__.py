@@ -1,1 +1,1 @@
-"""Training with Lightning: the modules, and what optimizer, schedulers and ranks need."""
+"""Training with Lightning: modules, optimizer, schedulers and DDP."""

@@ -1,4 +1,4 @@
-"""The LightningModule of a network trained with labels."""
+"""LightningModule for training with labels."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ from distill.training.optimizer import EffectiveBatch, LRScaling, WeightDecayOn,
 from distill.training.run_info import progress_of, run_info
 
 STUDENT = "distiller.student."
-"""Prefix of the student's tensors in a checkpoint."""
+"""Prefix of the student's tensor names in a checkpoint."""
 
 
 class ClassificationModule(LightningModule):
-    """A network trained with labels: a teacher to be, or a baseline.
+    """Module that trains a network with labels, such as a baseline or a future teacher.
 
     Args:
-        student: the network that is trained.
+        student: the network to train.
         optimizer: any optimizer of torch or timm, as a function of the parameters.
-        num_classes: K; on the command line it comes from the data.
-        image_shape: (C, H, W) of the images; on the command line it comes from the data.
-        task: the loss on the labels and its weight; cross-entropy of weight 1 if not given.
-        scheduler: the learning rate over time: one of torch's schedulers, stepped every `scheduler_interval`; or a
-            `distill.schedules.Schedule`, a factor at every step that knows the length of the run.
-        scheduler_interval: what steps a torch scheduler.
-        weight_decay_on: parameters that the optimizer's weight decay applies to: `all`, or `matrices`: none of one
-            dimension (biases, norms) and none that the network itself exempts, as in timm.
-        lr_scaling: multiplies the optimizer's learning rate by effective batch / `lr_base_size`, `linear`, or by its
-            square root, `sqrt`. Rates that a scheduler has of its own stay, and a resumed run keeps its checkpoint's.
-        lr_base_size: the effective batch that the learning rate was chosen for.
+        num_classes: number of classes K; on the command line, taken from the data.
+        image_shape: image shape (C, H, W); on the command line, taken from the data.
+        task: the loss on the labels with its weight; defaults to cross-entropy with weight 1.
+        scheduler: a torch learning-rate scheduler, stepped every `scheduler_interval`, or a
+            `distill.schedules.Schedule`, a factor of the learning rate at every step that knows the length of the run.
+        scheduler_interval: whether a torch scheduler steps every epoch or every optimizer step.
+        weight_decay_on: parameters with weight decay: `all`, or `matrices`, which exempts parameters of one dimension
+            (biases, norms) and those that the network itself exempts, as in timm.
+        lr_scaling: rule that scales the optimizer's learning rate to the effective batch: `linear` multiplies it by
+            effective batch / `lr_base_size`, `sqrt` by the square root of that ratio. Learning rates set in the
+            scheduler are not scaled, and a resumed run keeps those of its checkpoint.
+        lr_base_size: effective batch that the learning rate was chosen for.
 
     Raises:
-        UserError: the network cannot be made, or the task's head does not fit it.
+        UserError: the network cannot be built, or the task's head does not fit it.
     """
 
     def __init__(
@@ -85,17 +86,17 @@ class ClassificationModule(LightningModule):
         self._guard = NonFiniteGuard()
 
     def make_distiller(self, student: Network, terms: dict[str, Term | None]) -> Distiller:
-        """Put the student, its teachers and its objective together.
+        """Combine the student, its teachers and the objective.
 
         Args:
-            student: built.
-            terms: the task.
+            student: the built student.
+            terms: the task's term, by name.
         """
         return Distiller(student, None, Objective(terms, student.spec))
 
     @property
     def student(self) -> Network:
-        """The network that is trained."""
+        """The network being trained."""
         return self.distiller.student
 
     @property
@@ -110,38 +111,38 @@ class ClassificationModule(LightningModule):
         return self.distiller.objective.terms
 
     def forward(self, image: Tensor) -> Tensor:
-        """Class scores `[B, K]` of images `[B, C, H, W]` in [0, 1]."""
+        """Compute the logits `[B, K]` of images `[B, C, H, W]` in [0, 1]."""
         logits: Tensor = self.student(image)["logits"]
         return logits
 
     def extract_features(self, image: Tensor) -> tuple[Features, Features | None]:
-        """The student's features of images `[B, C, H, W]`, and the teacher's if there is one."""
+        """Compute the student's features of images `[B, C, H, W]`, and the teacher's if there is one."""
         teacher = self.teacher
         return self.student(image), None if teacher is None else teacher(image)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The weighted sum of all terms on one batch."""
+        """Compute the weighted sum of all terms on a batch."""
         losses: Losses = self.distiller(batch, self._progress())
         self._guard.check(self.global_step, losses.values)
         self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=len(batch["image"]))
-        if trainer_of(self) is not None and self._is_shown():
+        if trainer_of(self) is not None and self._is_logged():
             self._log_terms(losses, len(batch["image"]))
         return losses.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch into the validation metrics."""
+        """Update the validation metrics."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch into the test metrics."""
+        """Update the test metrics."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities `[B, K]` and the `index` of each sample."""
+        """Compute the class probabilities `[B, K]`; `index` identifies the samples."""
         return {"index": batch["index"], "probability": self(batch["image"]).float().softmax(dim=1)}
 
     def setup(self, stage: str) -> None:
-        """Settle what many ranks ask for, before the strategy does, and prepare what a test on a long tail reports."""
+        """Prepare the module for DDP before the strategy wraps it, and the metrics of a test on long-tailed data."""
         prepare_ranks(self, self.trainer)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
         self.longtail_metrics = None
@@ -149,11 +150,11 @@ class ClassificationModule(LightningModule):
             self.longtail_metrics = LongTailAccuracy(self.num_classes, data.longtail.groups(data.class_counts()))
 
     def configure_optimizers(self) -> Any:
-        """The optimizer of all that learns: the student and the heads' own parameters."""
+        """Create the optimizer of the student's and heads' parameters, and the scheduler."""
         batch = None if self.lr_scaling == "none" else effective_batch(self.trainer)
-        optimizer, told = self.make_optimizer(batch)
+        optimizer, description = self.make_optimizer(batch)
         if batch is not None:
-            rank_zero_info(f"learning rate: {told}")
+            rank_zero_info(f"learning rate: {description}")
         if self.scheduler is None:
             return optimizer
         scheduler: Any
@@ -163,37 +164,43 @@ class ClassificationModule(LightningModule):
         else:
             scheduler, interval = self.scheduler(optimizer), self.scheduler_interval
         settings = {"scheduler": scheduler, "interval": interval}
-        if hasattr(scheduler, "monitor"):  # the ReduceLROnPlateau of Lightning names what it looks at
+        if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau
             settings["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def make_optimizer(self, batch: EffectiveBatch | None) -> tuple[Optimizer, str]:
-        """The optimizer, with its learning rate scaled to the effective batch, and in words what became of the rate."""
+        """Create the optimizer with its scaled learning rate, and a description of the scaling.
+
+        Raises:
+            UserError: the learning rate is to be scaled, but the batch size is unknown.
+        """
         if batch is None and self.lr_scaling != "none":
-            raise UserError(f"model.lr_scaling is {self.lr_scaling!r}, but the data have no batch_size: set it to none")
+            raise UserError(
+                f"model.lr_scaling is {self.lr_scaling!r}, but the data have no batch_size: set it to 'none'"
+            )
         exempt: set[str] = getattr(self.student.model, "no_weight_decay", set)()
         groups = parameter_groups(self, self.weight_decay_on, {f"{STUDENT}model.{name}" for name in exempt})
         optimizer = self.optimizer(groups)
         return optimizer, scale_learning_rate(optimizer, self.lr_scaling, batch, self.lr_base_size)
 
     def on_fit_start(self) -> None:
-        """Check ranks and terms against the run: what cannot work stops it before step 0."""
+        """Align the ranks and check that all terms fit the run, before step 0."""
         align_ranks(self, self.trainer.train_dataloader)
         self.distiller.objective.prepare(run_info(self.trainer))
 
     def on_test_epoch_end(self) -> None:
-        """Report on many-, medium- and few-shot classes, if the data are long-tailed."""
+        """Log the accuracy of many-, medium- and few-shot classes if the data are long-tailed."""
         if self.longtail_metrics is not None:
-            found = self.longtail_metrics.compute()
-            self.log_dict({f"test/{name}": value for name, value in found.items()}, sync_dist=True)
+            accuracies = self.longtail_metrics.compute()
+            self.log_dict({f"test/{name}": value for name, value in accuracies.items()}, sync_dist=True)
             self.longtail_metrics.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Wait for the last verdicts on the epoch's losses."""
+        """Wait for the pending checks of the epoch's losses."""
         self._guard.flush()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the student without this run; save nothing after a loss that was not finite."""
+        """Add the facts needed to rebuild the student; raise instead of saving after a non-finite loss."""
         self._guard.flush()
         checkpoint["distill"] = {
             "version": __version__,
@@ -202,7 +209,7 @@ class ClassificationModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Outside of training only the student must fit: the heads of that run may be others than those of this one."""
+        """Outside of training, load only what fits besides the student, since the heads may differ."""
         if trainer_of(self) is not None and self.trainer.state.fn != "fit":
             saved = checkpoint["state_dict"]
             student = {name: tensor for name, tensor in saved.items() if name.startswith(STUDENT)}
@@ -211,17 +218,21 @@ class ClassificationModule(LightningModule):
             checkpoint["state_dict"] = student | rest | same
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights; raise a `UserError` in one sentence if they are not this module's."""
+        """Load weights.
+
+        Raises:
+            UserError: their names or shapes are not those of this module.
+        """
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            ours = self.state_dict()
-            strange = sorted(
-                name for name in {*ours, *state_dict} if _shape(ours.get(name)) != _shape(state_dict.get(name))
+            current = self.state_dict()
+            different = sorted(
+                name for name in {*current, *state_dict} if _shape(current.get(name)) != _shape(state_dict.get(name))
             )
-            shown = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
+            shown = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
             raise UserError(
-                f"ckpt_path: the checkpoint is not of this model, they differ in {shown}; give the configuration "
+                f"ckpt_path: the checkpoint does not fit this model, they differ in {shown}; use the configuration "
                 "that it was trained with"
             ) from error
 
@@ -240,10 +251,10 @@ class ClassificationModule(LightningModule):
         trainer = trainer_of(self)
         return Progress() if trainer is None else progress_of(trainer, self.global_step)
 
-    def _is_shown(self) -> bool:
-        """Whether anything reads this step's terms: a logger, or what looks at the end of an epoch or of the run.
+    def _is_logged(self) -> bool:
+        """Return True if this step's terms are logged: at the logging interval and at the end of an epoch or run.
 
-        Lightning takes a third of a millisecond for each value, and throws it away on the steps between.
+        Logging a value takes Lightning about 0.3 ms, even on the steps whose values it discards.
         """
         step = self.global_step + 1
         last = self.trainer.is_last_batch or step == self.trainer.max_steps or self.trainer.should_stop
@@ -257,12 +268,12 @@ class ClassificationModule(LightningModule):
             shown[f"train/{name}"] = raw
             shown[f"train/{name}_weight"] = losses.weights[name]
             shown[f"train/{name}_weighted"] = losses.weights[name] * raw
-            shown |= {f"train/{name}/{key}": figure for key, figure in losses.diagnostics[name].items()}
+            shown |= {f"train/{name}/{key}": scalar for key, scalar in losses.diagnostics[name].items()}
         self.log_dict(shown, batch_size=batch_size)
 
 
 def build(network: Network, key: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
-    """Build a network; a mistake in it is one of the configuration key `key`."""
+    """Build a network; an error in it names the configuration key `key`."""
     try:
         network.build(num_classes, image_shape)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What training on many ranks asks of data and networks, held against them before step 0."""
+"""Preparation and checks of training with DDP, before step 0."""
 
 from __future__ import annotations
 
@@ -19,71 +19,70 @@ from distill.training.optimizer import EffectiveBatch
 
 
 class SyncBatchNorms(LayerSync):
-    """Makes BatchNorm compute its statistics over all ranks, and puts the old layers back after training.
+    """Synchronizes BatchNorm statistics over all ranks during training, and restores the original layers afterwards.
 
-    Unlike Lightning's own, it keeps the activation that many of timm's BatchNorm layers hold.
+    Unlike Lightning's own plugin, it keeps the activations inside timm's BatchNorm layers.
     """
 
     def __init__(self) -> None:
-        self.before: Mapping[str, nn.Module] = {}
+        self.originals: Mapping[str, nn.Module] = {}
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Replace every BatchNorm."""
+        """Replace all BatchNorm layers."""
         from timm.layers.norm_act import convert_sync_batchnorm
 
-        self.before = {name: layer for name, layer in model.named_modules() if _is_batch_norm(layer)}
+        self.originals = {name: layer for name, layer in model.named_modules() if _is_batch_norm(layer)}
         converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # timm's has no types
         return converted
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Put the old layers back, with the weights and statistics that the new ones have now."""
-        for name, layer in self.before.items():
+        """Restore the original layers with the current weights and statistics."""
+        for name, layer in self.originals.items():
             trained = model.get_submodule(name)
             layer._parameters, layer._buffers = trained._parameters, trained._buffers
             layer.train(trained.training)
             model.set_submodule(name, layer)
-        self.before = {}
+        self.originals = {}
         return model
 
 
 def prepare_ranks(module: nn.Module, trainer: Trainer) -> None:
-    """Settle what becomes of BatchNorm and of the heads' memories, before the strategy wraps the module.
+    """Prepare BatchNorm and the heads' memories, before the strategy wraps the module.
 
-    The heads' buffers are left out of what DDP sends from rank 0 to all ranks before every step: all ranks hold the
-    same memories anyway, and some are large.
+    The heads' buffers are excluded from the broadcast from rank 0 before every step: all ranks hold the same memories
+    anyway, and some are large.
 
     Args:
-        module: holds a `distiller`.
-        trainer: whose strategy will wrap it.
+        module: a module with a `distiller`.
+        trainer: the trainer whose strategy will wrap the module.
 
     Raises:
-        UserError: a static graph with accumulation, at which torch's DDP fails; or synchronized BatchNorm on CPUs,
-            which torch has not.
+        UserError: DDP has a static graph together with accumulation, which torch does not support, or synchronized
+            BatchNorm on CPUs, which torch does not implement.
     """
     strategy: Any = trainer.strategy
     if internals.ddp_options(strategy).get("static_graph") and trainer.accumulate_grad_batches > 1:
         raise UserError(
-            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but DDP accumulates nothing with a "
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but DDP cannot accumulate with a "
             "static graph: set static_graph of trainer.strategy to false"
         )
     names = [name for name, _ in module.named_buffers() if name.startswith("distiller.objective.")]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]  # torch's
     if isinstance(internals.layer_sync(strategy), TorchSyncBatchNorm):
         if strategy.root_device.type == "cpu" and any(map(_is_batch_norm, module.modules())):
-            raise UserError("trainer.sync_batchnorm works on GPUs only, given a CPU: set it to false")
+            raise UserError("trainer.sync_batchnorm works only on GPUs, given a CPU: set it to false")
         internals.set_layer_sync(strategy, SyncBatchNorms())
 
 
 def align_ranks(module: nn.Module, loader: Any) -> None:
-    """Make sure that the ranks can train together, and begin with the same memories, those of rank 0.
+    """Check that all ranks have equally many batches, and copy the heads' memories from rank 0 to all ranks.
 
     Args:
-        module: on its device, holds a `distiller`.
-        loader: this rank's training data; a loader without a length is taken on trust.
+        module: a module with a `distiller`, on its device.
+        loader: this rank's training data; a loader without a length is not checked.
 
     Raises:
-        UserError: on every rank, if they have different numbers of batches or samples, for which DDP would wait for
-            ever.
+        UserError: on every rank, if the ranks have different numbers of batches or samples, since DDP would hang.
     """
     if world_size() == 1:
         return
@@ -93,22 +92,22 @@ def align_ranks(module: nn.Module, loader: Any) -> None:
 
 
 def effective_batch(trainer: Trainer) -> EffectiveBatch | None:
-    """What one step of the optimizer sees in a run; `None` if the data, which this loads, have no batch size."""
+    """Return the effective batch of a run, after loading its data; `None` if these have no batch size."""
     trainer.fit_loop.setup_data()
     images = getattr(trainer.train_dataloader, "batch_size", None)
     return None if images is None else EffectiveBatch(images, trainer.world_size, trainer.accumulate_grad_batches)
 
 
 def _require_equal_data(loader: Any) -> None:
-    """DDP never returns where one rank has fewer batches than another."""
-    own = (_length(loader), _length(getattr(loader, "sampler", None)), getattr(loader, "batch_size", None))
-    every: list[Any] = [None] * world_size()
-    dist.all_gather_object(every, own)
-    for place, other in enumerate(every):
-        if other != every[0]:
+    """Raise on every rank if the ranks have different amounts of data, since DDP would hang."""
+    sizes = (_length(loader), _length(getattr(loader, "sampler", None)), getattr(loader, "batch_size", None))
+    all_sizes: list[Any] = [None] * world_size()
+    dist.all_gather_object(all_sizes, sizes)
+    for rank, rank_sizes in enumerate(all_sizes):
+        if rank_sizes != all_sizes[0]:
             raise UserError(
-                f"data: rank 0 has {_data_in_words(*every[0])}, but rank {place} has {_data_in_words(*other)}: deal "
-                "equally many to every rank, as a DistributedSampler does"
+                f"data: rank 0 has {_describe(*all_sizes[0])}, but rank {rank} has {_describe(*rank_sizes)}: give "
+                "every rank equally many, as a DistributedSampler does"
             )
 
 
@@ -119,9 +118,9 @@ def _is_batch_norm(layer: nn.Module) -> bool:
 def _length(sized: Any) -> int | None:
     try:
         return len(sized)
-    except TypeError:  # an IterableDataset's loader, or no sampler at all
+    except TypeError:  # loader of an IterableDataset, or no sampler
         return None
 
 
-def _data_in_words(batches: int | None, samples: int | None, size: int | None) -> str:
+def _describe(batches: int | None, samples: int | None, size: int | None) -> str:
     return f"{batches} batches of {size} from {samples} samples"

@@ -1,4 +1,4 @@
-"""The LightningModule of a student trained with a frozen teacher."""
+"""LightningModule for distillation from a frozen teacher."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Compiled = Literal["none", "student", "teacher", "both"]
 
 
 class DistillationModule(ClassificationModule):
-    """A student trained with labels and with the heads' comparisons with a frozen teacher.
+    """Module that trains a student with labels and with heads that compare it with a frozen teacher.
 
-    Without a teacher and heads it is a `ClassificationModule`.
+    Without a teacher and heads, it is a `ClassificationModule`.
 
     Args:
-        teacher: the network that is imitated: always in eval mode, without gradient, in no checkpoint.
-        heads: the terms by name, each a head and its weight; `null` or weight 0 takes one off.
-        teacher_dtype: the type that the teacher computes in; the trainer's precision if not given.
-        compile: what `torch.compile` makes faster: the `student`'s passes, the `teacher`'s, or `both`. The heads are
-            not compiled, and checkpoints stay as they are.
-        training: what a `ClassificationModule` takes.
+        teacher: the teacher network: always in eval mode, without gradient, in no checkpoint.
+        heads: terms by name, each a head with its weight; `null` or weight 0 removes a term.
+        teacher_dtype: dtype that the teacher computes in; defaults to the trainer's precision.
+        compile: networks to compile with `torch.compile`: `student`, `teacher` or `both`. Heads are not compiled, and
+            the names in checkpoints stay the same.
+        training: arguments of `ClassificationModule`.
 
     Raises:
-        UserError: a network cannot be made, or a head does not fit the networks.
+        UserError: a network cannot be built, or a head does not fit the networks.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DistillationModule(ClassificationModule):
         compile: Compiled = "none",
         **training: Any,
     ) -> None:
-        self._teacher_network = [teacher]  # in a list, as nn.Module takes no modules before its own __init__
+        self._teacher_network = [teacher]  # in a list, as nn.Module accepts no submodules before its __init__
         self._teacher_dtype = teacher_dtype
         self._heads = heads or {}
         super().__init__(**training)
@@ -56,37 +56,41 @@ class DistillationModule(ClassificationModule):
             self.test_teacher_metrics = teacher_metrics("test")
 
     def make_distiller(self, student: Network, terms: dict[str, Term | None]) -> Distiller:
-        """Put the student, the teacher and the objective of task and heads together."""
+        """Combine the student, the teacher and the objective of the task and the heads."""
         teacher = None
         if (network := self._teacher_network.pop()) is not None:
             build(network, "model.teacher", self.num_classes, self.image_shape)
             teacher = FrozenTeacher(network, getattr(torch, self._teacher_dtype) if self._teacher_dtype else None)
         if TASK in self._heads:
-            raise UserError(f"model.heads: a term cannot be called {TASK!r}, choose another name")
+            raise UserError(f"model.heads: a term cannot be called {TASK!r}; choose another name")
         spec = None if teacher is None else teacher.spec
         return Distiller(student, teacher, Objective({**terms, **self._heads}, student.spec, spec))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add which teacher the student was trained with; its weights stay out."""
+        """Add the teacher's name and fingerprint, but not its weights."""
         super().on_save_checkpoint(checkpoint)
         if self.teacher is not None:
             checkpoint["distill"]["teacher"] = [self.teacher.name, self.teacher.fingerprint]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on training with another teacher."""
+        """Refuse to resume training with another teacher.
+
+        Raises:
+            UserError: the teacher's weights differ from those of the checkpoint's teacher.
+        """
         super().on_load_checkpoint(checkpoint)
-        before = checkpoint.get("distill", {}).get("teacher")
-        if before is None or self.teacher is None or trainer_of(self) is None or self.trainer.state.fn != "fit":
+        saved_teacher = checkpoint.get("distill", {}).get("teacher")
+        if saved_teacher is None or self.teacher is None or trainer_of(self) is None or self.trainer.state.fn != "fit":
             return
-        name, fingerprint = before
+        name, fingerprint = saved_teacher
         if fingerprint != self.teacher.fingerprint:
             raise UserError(
-                f"model.teacher: the checkpoint was trained with {name} (weights {fingerprint[:12]}), given is "
+                f"model.teacher: the checkpoint was trained with {name} (weights {fingerprint[:12]}), given "
                 f"{self.teacher.name} (weights {self.teacher.fingerprint[:12]}): resume with the same teacher"
             )
 
     def _compile(self, which: Compiled) -> None:
-        """Compile in place, so that no key of a checkpoint changes; torch does it at the first pass."""
+        """Compile in place, so that the names in checkpoints stay the same; compilation runs in the first pass."""
         if which in ("student", "both"):
             self.student.compile()
         if which in ("teacher", "both"):

@@ -1,8 +1,8 @@
-"""Every read and write of Lightning's private state, as functions named for what is wanted.
+"""Functions for all access to Lightning's private state.
 
-They hold for the Lightning versions that `pyproject.toml` allows, and `tests/training/test_lightning_internals.py`
-checks them. Private methods that a subclass overrides stay in that subclass: in `distill.cli.program` (the parser) and
-`distill.callbacks.checkpoint` (`ModelCheckpoint`).
+They work with the Lightning versions that `pyproject.toml` allows, checked by
+`tests/training/test_lightning_internals.py`. Overrides of private methods stay in their subclasses:
+`distill.cli.program` (the parser) and `distill.callbacks.checkpoint` (`ModelCheckpoint`).
 """
 
 from __future__ import annotations
@@ -16,87 +16,91 @@ from lightning.pytorch.strategies import Strategy
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
-    """The trainer that a module is attached to, where Lightning's own property would raise without one."""
+    """Return the trainer that a module is attached to, or `None`, for which Lightning's own property raises."""
     return module._trainer
 
 
 def is_stopping(trainer: Trainer) -> bool:
-    """Whether the step that was just made is the run's last one."""
+    """Return True if the step just made is the run's last."""
     if 0 <= trainer.max_steps <= trainer.global_step:
         return True
     return trainer.should_stop and trainer.fit_loop._can_stop_early
 
 
 def is_accumulating(trainer: Trainer) -> bool:
-    """Whether the batch that was just trained on made no optimizer step."""
+    """Return True if the last batch made no optimizer step."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that was just trained on."""
+    """Return True if a validation follows the last batch."""
     fetcher = trainer.fit_loop._data_fetcher
     return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def begin_next_epoch_if_resumed_after_one(trainer: Trainer) -> None:
-    """Begin with the next epoch where a run is resumed from the end of one.
+    """Begin the next epoch if a run is resumed from the end of one; call this in `on_train_start`.
 
-    Lightning does so by itself, but for a run with `max_steps`: it would go through the ended epoch once more, without
-    batches. Call it in `on_train_start`.
+    Lightning does so itself, except in a run with `max_steps`, which would repeat the complete epoch without batches.
     """
     loop = trainer.fit_loop
     epochs: Any = loop.epoch_progress.current
     if loop.restarting and epochs.ready == epochs.started == epochs.processed:
-        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # FitLoop's own setter undoes it with max_steps
+        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # FitLoop's own setter reverts it with max_steps
         loop.reset()
         epochs.completed = epochs.processed
 
 
 def end_resuming(trainer: Trainer) -> None:
-    """Let schedulers that read figures take their step at the end of a resumed run's first epoch, too."""
+    """End Lightning's restarting state, so that plateau schedulers also step after a resumed run's first epoch."""
     trainer.fit_loop._restarting = False
 
 
 def count_step_before_validation(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Count the last step in a checkpoint that is saved in a validation: Lightning counts it after that."""
+    """Count the last step in a checkpoint saved during a validation, since Lightning counts it only afterwards."""
     if trainer.validating and not is_accumulating(trainer):
         checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
 
 
 def let_validation_come_first(checkpoint: dict[str, Any]) -> None:
-    """Change a checkpoint of a step before a validation so that the resumed run begins with it."""
+    """Change a checkpoint saved before a validation so that the resumed run begins with that validation."""
     loops = checkpoint["loops"]["fit_loop"]
     for batches in (loops["epoch_loop.batch_progress"][count] for count in ("total", "current")):
         batches["completed"] = batches["processed"]
-    begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # Lightning's counts in a begun validation
-    loops["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": dict(begun), "is_last_batch": False}
+    started = {
+        "ready": 1,
+        "started": 1,
+        "processed": 0,
+        "completed": 0,
+    }  # Lightning's counts at the start of a validation
+    loops["epoch_loop.val_loop.batch_progress"] |= {"total": started, "current": dict(started), "is_last_batch": False}
 
 
 def forget_begun_validation(trainer: Trainer) -> None:
-    """Drop the batch that `let_validation_come_first` counted."""
+    """Reset the count of validation batches that `let_validation_come_first` has set."""
     trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
 
 
 def step_plateau_schedulers(trainer: Trainer) -> None:
-    """Let `ReduceLROnPlateau` take the step at the end of an epoch."""
+    """Make the step of `ReduceLROnPlateau` at the end of an epoch."""
     trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
 
 
 def set_sigterm(trainer: Trainer, received: bool) -> None:
-    """Change whether Lightning believes that a SIGTERM was received."""
+    """Set Lightning's flag of a received SIGTERM."""
     trainer._signal_connector.received_sigterm = received
 
 
 def ddp_options(strategy: Strategy) -> dict[str, Any]:
-    """Arguments that a strategy passes to `DistributedDataParallel`; empty for other strategies."""
+    """Return a strategy's arguments of `DistributedDataParallel`; empty for other strategies."""
     return getattr(strategy, "_ddp_kwargs", {})
 
 
 def layer_sync(strategy: Strategy) -> LayerSync | None:
-    """The replacement of layers by synchronized ones (`sync_batchnorm`) that a strategy will make."""
+    """Return the plugin that replaces layers by synchronized ones (`sync_batchnorm`), or `None`."""
     return getattr(strategy, "_layer_sync", None)
 
 
 def set_layer_sync(strategy: Any, sync: LayerSync) -> None:
-    """Change it."""
+    """Set the plugin that replaces layers by synchronized ones."""
     strategy._layer_sync = sync

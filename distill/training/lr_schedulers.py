@@ -1,4 +1,4 @@
-"""timm's learning-rate schedulers as a torch one."""
+"""Torch wrapper of timm's learning-rate schedulers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class TimmScheduler(LRScheduler):
-    """A learning-rate scheduler of timm by its name, stepped once an epoch.
+    """A timm learning-rate scheduler, selected by name and stepped once per epoch.
 
     Args:
-        optimizer: whose learning rate it moves.
+        optimizer: the optimizer whose learning rate is scheduled.
         sched: `cosine`, `tanh`, `step`, `multistep` or `poly`.
-        num_epochs: length of the run without cooldown.
-        warmup_epochs: length of the linear warm-up.
-        warmup_lr: learning rate at its start.
-        min_lr: learning rate at the end.
+        num_epochs: length of the run in epochs, without cooldown.
+        warmup_epochs: length of the linear warm-up in epochs.
+        warmup_lr: learning rate at the start of the warm-up.
+        min_lr: final learning rate.
         decay_epochs: epochs between two decays (`step`).
         decay_milestones: epochs of the decays (`multistep`).
-        decay_rate: factor of each decay.
+        decay_rate: factor of the learning rate at each decay.
         warmup_prefix: whether the warm-up comes before the schedule instead of replacing its beginning.
     """
 
@@ -55,14 +55,14 @@ class TimmScheduler(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
-        """The learning rates of timm's scheduler after `last_epoch` epochs."""
+        """Return the learning rates of timm's scheduler after `last_epoch` epochs."""
         self.timm.step(self.last_epoch)
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch: all else follows from the arguments."""
+        """Return the epoch, which together with the arguments defines the state."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from that epoch."""
+        """Restore the epoch."""
         self.last_epoch = state_dict["last_epoch"]

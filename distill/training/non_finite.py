@@ -1,4 +1,4 @@
-"""Finds the term whose value is no longer finite, without making the device wait."""
+"""Detection of non-finite loss terms without synchronizing with the device."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ class NonFiniteLossError(UserError):
 
 
 class NonFiniteGuard:
-    """Watches the values of the terms, step by step.
+    """Checks that the values of all terms are finite in every step.
 
-    On a CPU a bad value raises at once, before its gradient is taken. On an accelerator the verdict is copied to the
-    host behind the step's other work and read when it has arrived, so that no step waits for it; the weights
-    may then have taken a few bad steps, but `flush` is asked before anything is saved.
+    On a CPU, a non-finite value raises before the backward pass. On an accelerator, the result of the check is copied
+    to the host asynchronously and read once it has arrived, so that no step waits for it. The weights may then have
+    taken a few invalid steps, but `flush` is called before anything is saved.
     """
 
     def __init__(self) -> None:
-        self._pending: deque[_Verdict] = deque()
+        self._pending: deque[_Result] = deque()
 
     def check(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Note the values of `step`, by the names of their terms (scalars), and read the verdicts that are in.
+        """Check the values of a step, and read the results that have arrived.
+
+        Args:
+            step: number of the step, for the error message.
+            values: value of each term, scalars, by term name.
 
         Raises:
-            NonFiniteLossError: a term was not finite, in this step or an earlier one.
+            NonFiniteLossError: a term was not finite in this or an earlier step.
         """
         finite = torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))
         arrived = None
@@ -40,11 +44,11 @@ class NonFiniteGuard:
             finite = finite.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types there
             arrived.record()
-        self._pending.append(_Verdict(step, list(values), finite, arrived))
+        self._pending.append(_Result(step, list(values), finite, arrived))
         self._read(wait=False)
 
     def flush(self) -> None:
-        """Read every verdict that is still under way.
+        """Wait for all pending results.
 
         Raises:
             NonFiniteLossError: a term was not finite.
@@ -53,24 +57,24 @@ class NonFiniteGuard:
 
     def _read(self, wait: bool) -> None:
         while self._pending:
-            verdict = self._pending[0]
-            if verdict.arrived is not None and not verdict.arrived.query():
+            result = self._pending[0]
+            if result.arrived is not None and not result.arrived.query():
                 if not wait:
                     return
-                verdict.arrived.synchronize()
+                result.arrived.synchronize()
             self._pending.popleft()
-            bad = [name for name, fine in zip(verdict.names, verdict.finite.tolist(), strict=True) if not fine]
+            bad = [name for name, is_finite in zip(result.names, result.finite.tolist(), strict=True) if not is_finite]
             if bad:
                 self._pending.clear()
                 raise NonFiniteLossError(
-                    f"the loss is not finite at step {verdict.step}: the term {' and '.join(map(repr, bad))} gave NaN "
-                    "or infinity; the last checkpoint is whole, try a smaller learning rate or weight"
+                    f"the loss is not finite at step {result.step}: the term {' and '.join(map(repr, bad))} gave NaN "
+                    "or infinity; the last checkpoint is intact, try a smaller learning rate or weight"
                 )
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class _Result:
     step: int
     names: list[str]
     finite: Tensor
-    arrived: Any  # torch.cuda.Event, or None where the verdict is on the host already
+    arrived: Any  # torch.cuda.Event, or None if the result is already on the host

@@ -1,4 +1,4 @@
-"""What the optimizer is given: which parameters decay, and a learning rate that goes with the batch."""
+"""Parameter groups for weight decay, and learning rates scaled to the effective batch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 WeightDecayOn = Literal["all", "matrices"]
-"""What weight decay is for: all parameters, or those of more than one dimension."""
+"""Parameters with weight decay: all, or those of more than one dimension."""
 LRScaling = Literal["none", "linear", "sqrt"]
-"""How a learning rate goes with the effective batch: in proportion, or with the square root of it."""
+"""Scaling of the learning rate with the effective batch or with its square root."""
 
 
 @dataclass(frozen=True)
 class EffectiveBatch:
-    """How many images one step of the optimizer sees.
+    """Number of images per optimizer step.
 
     Args:
-        images: on one device at a time.
-        devices: on which all ranks train.
-        accumulated: how many such batches go into one step.
+        images: images per batch and device.
+        devices: number of devices over all ranks.
+        accumulated: number of batches accumulated per step.
     """
 
     images: int
@@ -31,7 +31,7 @@ class EffectiveBatch:
 
     @property
     def total(self) -> int:
-        """The product of the three."""
+        """Number of images per step: the product of the three."""
         return self.images * self.devices * self.accumulated
 
     def __str__(self) -> str:
@@ -41,34 +41,37 @@ class EffectiveBatch:
 def parameter_groups(
     module: nn.Module, weight_decay_on: WeightDecayOn, exempt: AbstractSet[str] = frozenset()
 ) -> list[Any]:
-    """All that learns, in one group, or apart from what weight decay spares.
+    """Return a module's trainable parameters, in two groups if some are exempt from weight decay.
 
     Args:
-        module: whose parameters these are.
-        weight_decay_on: what weight decay is for.
-        exempt: names of parameters that it spares besides those of one dimension.
+        module: the module with the parameters.
+        weight_decay_on: parameters with weight decay.
+        exempt: for `matrices`, names of further parameters without weight decay.
+
+    Returns:
+        The parameters themselves for `all`; for `matrices`, a group with weight decay and one without.
     """
-    learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if weight_decay_on == "all":
-        return list(learning.values())
-    spared = {name for name, parameter in learning.items() if parameter.ndim <= 1 or name in exempt}
+        return list(trainable.values())
+    without_decay = {name for name, parameter in trainable.items() if parameter.ndim <= 1 or name in exempt}
     return [
-        {"params": [parameter for name, parameter in learning.items() if name not in spared]},
-        {"params": [learning[name] for name in learning if name in spared], "weight_decay": 0.0},
+        {"params": [parameter for name, parameter in trainable.items() if name not in without_decay]},
+        {"params": [trainable[name] for name in trainable if name in without_decay], "weight_decay": 0.0},
     ]
 
 
 def scale_learning_rate(optimizer: Optimizer, rule: LRScaling, batch: EffectiveBatch | None, reference: int) -> str:
-    """Multiply the learning rates of all parameter groups by what the rule makes of batch / reference.
+    """Scale the learning rates of all parameter groups to the effective batch.
 
     Args:
-        optimizer: fresh, before it gets a scheduler.
-        rule: `linear`: the ratio; `sqrt`: its square root; `none`: 1.
-        batch: the effective batch; without it nothing is scaled.
+        optimizer: a new optimizer without a scheduler.
+        rule: the factor: `linear` is batch / reference, `sqrt` its square root, `none` 1.
+        batch: the effective batch; `None` for no scaling.
         reference: the effective batch that the learning rate was chosen for.
 
     Returns:
-        What was done, in words.
+        A description of the scaling.
     """
     given = optimizer.param_groups[0]["lr"]
     if rule == "none" or batch is None:

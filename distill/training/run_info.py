@@ -1,4 +1,4 @@
-"""The facts of a run that schedules and heads ask for, read off a trainer."""
+"""Facts of a run for schedules and heads, read from the trainer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distill.schedules import Progress
 
 
 def progress_of(trainer: Trainer, step: int) -> Progress:
-    """How far training is after `step` optimizer steps."""
+    """Return the progress of training after `step` optimizer steps."""
     steps = trainer.estimated_stepping_batches
     steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     endless = steps == inf
@@ -26,7 +26,7 @@ def progress_of(trainer: Trainer, step: int) -> Progress:
 
 
 def run_info(trainer: Trainer) -> RunInfo:
-    """The facts of the run that a trainer is about to begin."""
+    """Return the facts of the run that a trainer is about to begin."""
     progress = progress_of(trainer, 0)  # first: Lightning loads the training data for it
     loader: Any = trainer.train_dataloader
     dataset = getattr(loader, "dataset", None)

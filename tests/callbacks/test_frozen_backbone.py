@@ -1,4 +1,4 @@
-"""A linear probe: of the student, nothing changes but the classifier."""
+"""Linear probing: only the student's classifier changes."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def weights(path):
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    """A checkpoint of a student whose BatchNorms have seen images."""
+    """A checkpoint of a student with trained BatchNorm statistics."""
     folder = tmp_path_factory.mktemp("student")
     run(["fit", *TINY, f"--trainer.default_root_dir={folder}"])
     return folder / "checkpoints/last.ckpt"
@@ -48,30 +48,30 @@ def student(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def probed(student, tmp_path_factory):
-    """The run of a probe, and its folder of checkpoints."""
+    """A linear-probing run, and the folder of its checkpoints."""
     folder = tmp_path_factory.mktemp("probe")
     cli = run(["fit", *PROBE, f"--model.student.weights={student}", f"--trainer.default_root_dir={folder}"])
     return cli, folder / "checkpoints"
 
 
-def assert_only_the_classifier_differs(one, other):
-    assert one.keys() == other.keys()
-    assert any(name.endswith("running_var") for name in one)
-    assert {name for name in one if not torch.equal(one[name], other[name])} == {"fc.weight", "fc.bias"}
+def assert_only_the_classifier_differs(actual, expected):
+    assert actual.keys() == expected.keys()
+    assert any(name.endswith("running_var") for name in actual)
+    assert {name for name in actual if not torch.equal(actual[name], expected[name])} == {"fc.weight", "fc.bias"}
 
 
-def test_no_tensor_of_the_backbone_changes_nor_do_its_statistics(student, probed):
+def test_neither_weights_nor_statistics_of_the_backbone_change(student, probed):
     before = weights(student)
     for step in (1, 2, 3, 4):
         assert_only_the_classifier_differs(before, weights(probed[1] / f"step={step}.ckpt"))
 
 
-def test_a_resumed_probe_keeps_it_too_and_ends_alike(student, probed, tmp_path):
+def test_a_resumed_probe_keeps_the_backbone_and_ends_with_the_same_weights(student, probed, tmp_path):
     resumed = [f"--model.student.weights={student}", f"--ckpt_path={probed[1] / 'step=1.ckpt'}"]
     run(["fit", *PROBE, *resumed, f"--trainer.default_root_dir={tmp_path}"])
-    ours, whole = weights(tmp_path / "checkpoints/last.ckpt"), weights(probed[1] / "last.ckpt")
-    assert_only_the_classifier_differs(weights(student), ours)
-    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+    actual, expected = weights(tmp_path / "checkpoints/last.ckpt"), weights(probed[1] / "last.ckpt")
+    assert_only_the_classifier_differs(weights(student), actual)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_only_the_classifier_is_in_the_optimizer(probed):
@@ -82,19 +82,19 @@ def test_only_the_classifier_is_in_the_optimizer(probed):
 
 
 def test_the_classifier_is_new(student, probed):
-    drifted = (weights(probed[1] / "step=1.ckpt")["fc.weight"] - weights(student)["fc.weight"]).norm()
-    learnt = (weights(probed[1] / "last.ckpt")["fc.weight"] - weights(probed[1] / "step=1.ckpt")["fc.weight"]).norm()
-    assert drifted > 2 * learnt
+    initial_difference = (weights(probed[1] / "step=1.ckpt")["fc.weight"] - weights(student)["fc.weight"]).norm()
+    learned = (weights(probed[1] / "last.ckpt")["fc.weight"] - weights(probed[1] / "step=1.ckpt")["fc.weight"]).norm()
+    assert initial_difference > 2 * learned
 
 
 class Modes(Callback):
-    """Notes in which steps any layer of the student is in train mode."""
+    """Records for each step whether any layer of the student is in train mode."""
 
     def __init__(self):
-        self.noted = []
+        self.records = []
 
     def on_before_zero_grad(self, trainer, pl_module, optimizer):
-        self.noted.append(any(layer.training for layer in pl_module.student.modules()))
+        self.records.append(any(layer.training for layer in pl_module.student.modules()))
 
 
 def test_no_layer_is_in_train_mode_in_any_step(student):
@@ -112,7 +112,7 @@ def test_no_layer_is_in_train_mode_in_any_step(student):
         callbacks=[FrozenBackbone(), modes],
     )
     trainer.fit(module, Digits(batch_size=16))
-    assert modes.noted == [False] * 4
+    assert modes.records == [False] * 4
 
 
 def test_a_probe_is_tested_and_exported_like_any_student(probed, student, tmp_path):

@@ -1,4 +1,4 @@
-"""The callback that finds segments on the fly, under the real command line."""
+"""The superpixel callback through the real command line."""
 
 import pytest
 import torch
@@ -27,12 +27,12 @@ CALLBACK = ["--trainer.callbacks=SuperpixelSegments", "--trainer.callbacks.segme
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
 class Reader(Head):
-    """Keeps the batches that it was given."""
+    """Keeps the batches that it receives."""
 
     batch_needs = frozenset({"segments"})
     needs = frozenset({"logits"})
@@ -46,7 +46,7 @@ class Reader(Head):
         return student["logits"].sum() * 0.0
 
 
-def test_segments_are_those_of_the_mixed_image():
+def test_segments_are_computed_from_the_mixed_image():
     mixing = ["--data.mixing.cutmix=1.0", "--data.mixing.mixup=0.5"]
     cli = run(["fit", *NETWORKS, "--model.heads.a.head=tests.callbacks.test_superpixels.Reader", *CALLBACK, *mixing])
     batches = cli.model.terms["a"].head.batches
@@ -57,7 +57,7 @@ def test_segments_are_those_of_the_mixed_image():
         assert torch.equal(batch["segments"], slic(batch["image"], 9))
 
 
-def test_workers_segments_are_pasted_by_cutmix_with_their_pixels():
+def test_cutmix_pastes_the_segments_of_workers_together_with_the_pixels():
     cli = run(
         [
             *("fit", *NETWORKS, "--model.heads.a.head=tests.callbacks.test_superpixels.Reader", *CALLBACK),
@@ -69,17 +69,17 @@ def test_workers_segments_are_pasted_by_cutmix_with_their_pixels():
         labels = batch["segments"]
         assert labels.dtype == torch.int64
         images = torch.stack([train[(0, int(index))]["image"] for index in batch["index"]])
-        own = slic(images, 9)
-        came_from_another = labels % 2 == 1
-        partners = own.roll(1, 0)
-        assert torch.equal(labels // 2, torch.where(came_from_another, partners, own))
-        assert torch.equal(batch["image"], torch.where(came_from_another.unsqueeze(1), images.roll(1, 0), images)), (
-            "labels moved with the pixels"
+        segments = slic(images, 9)
+        is_pasted = labels % 2 == 1
+        partner_segments = segments.roll(1, 0)
+        assert torch.equal(labels // 2, torch.where(is_pasted, partner_segments, segments))
+        assert torch.equal(batch["image"], torch.where(is_pasted.unsqueeze(1), images.roll(1, 0), images)), (
+            "segments move with the pixels"
         )
-        assert came_from_another.any(), "a box was pasted"
+        assert is_pasted.any(), "a box was pasted"
 
 
-def test_workers_segments_are_found_anew_in_what_mixup_has_blended():
+def test_images_blended_by_mixup_are_segmented_again():
     cli = run(
         [
             *("fit", *NETWORKS, "--model.heads.a.head=tests.callbacks.test_superpixels.Reader", *CALLBACK),
@@ -90,37 +90,38 @@ def test_workers_segments_are_found_anew_in_what_mixup_has_blended():
         assert torch.equal(batch["segments"], slic(batch["image"], 9))
 
 
-def test_workers_give_the_segments_that_the_callback_gives():
+def test_workers_compute_the_same_segments_as_the_callback():
     settings = ["fit", *NETWORKS, *SEGMENTS, *CALLBACK]
-    here = run([*settings, "--trainer.default_root_dir=here"])
-    there = run([*settings, "--trainer.default_root_dir=there", "--trainer.callbacks.in_workers=true"])
-    assert torch.equal(here.trainer.callback_metrics["train/serkd"], there.trainer.callback_metrics["train/serkd"])
-    assert "train/superpixels_ms" not in there.trainer.callback_metrics
+    by_callback = run([*settings, "--trainer.default_root_dir=here"])
+    by_workers = run([*settings, "--trainer.default_root_dir=there", "--trainer.callbacks.in_workers=true"])
+    metrics, worker_metrics = by_callback.trainer.callback_metrics, by_workers.trainer.callback_metrics
+    assert torch.equal(metrics["train/serkd"], worker_metrics["train/serkd"])
+    assert "train/superpixels_ms" not in by_workers.trainer.callback_metrics
 
 
-def test_it_does_nothing_where_no_head_reads_segments():
-    class Look(Callback):
-        seen = False
+def test_it_does_nothing_if_no_head_reads_segments():
+    class Recorder(Callback):
+        has_segments = False
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            Look.seen = "segments" in batch
+            Recorder.has_segments = "segments" in batch
 
     cli = run(["fit", *NETWORKS, "--model.heads.kd.head=KD", *CALLBACK, "--trainer.default_root_dir=a"])
-    cli.trainer.callbacks.append(Look())
+    cli.trainer.callbacks.append(Recorder())
     cli.trainer.fit_loop.max_epochs = 2
     cli.trainer.fit(cli.model, cli.datamodule)
-    assert not Look.seen
+    assert not Recorder.has_segments
     assert "train/superpixels_ms" not in cli.trainer.callback_metrics
 
 
-def test_serkd_trains_on_segments_and_logs_what_they_cost():
+def test_serkd_trains_on_segments_and_logs_their_time():
     cli = run(["fit", *NETWORKS, *SEGMENTS, *CALLBACK])
     assert cli.trainer.callback_metrics["train/superpixels_ms"] > 0
     assert torch.isfinite(cli.trainer.callback_metrics["train/serkd"])
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (SEGMENTS, "model.heads.serkd.head: SeRKD needs segments: add the callback SuperpixelSegments"),
         (
@@ -139,12 +140,12 @@ def test_serkd_trains_on_segments_and_logs_what_they_cost():
         ([*SEGMENTS, "--trainer.callbacks=SuperpixelSegments", "--trainer.callbacks.segments=0"], "given 0"),
         (
             [*SEGMENTS, *CALLBACK, "--trainer.callbacks.in_workers=true", "--data.mixing.cutmix=1.0"],
-            "makes 9 segments, twice as many after CutMix, but model.heads.serkd.head.count is 9: give it 18",
+            "makes 9 segments, twice as many after CutMix, but model.heads.serkd.head.count is 9: set it to 18",
         ),
     ],
-    ids=["no callback", "more than the head takes", "more than there are pixels", "none", "pasted ones besides"],
+    ids=["no callback", "more than the head accepts", "more than pixels", "none", "pasted segments"],
 )
-def test_what_cannot_work_is_refused_before_step_0(args, told, tmp_path, capsys):
+def test_invalid_settings_are_rejected_before_step_0(args, message, tmp_path, capsys):
     assert main(["fit", *NETWORKS, *args]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Bad input gets one sentence on stderr that names the key, what was given and what would fit; exit code 2."""
+"""Invalid input gives exit code 2 and one sentence on stderr: the key, what was given and what would fit."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ from tests.program import KD, RKD, TEACHER, TINY, in_a_process
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
 def refusal(capsys, *args, command="fit", tmp_path=None):
-    """The one sentence that a command is refused with."""
+    """Return the one-sentence error of a command."""
     code = main([command, *args])
     captured = capsys.readouterr()
     sentences = [line for line in captured.err.splitlines() if line.startswith("distill: ")]
@@ -43,13 +43,13 @@ CASES = {
         ["--model.student.taps=[layr4]"],
         "model.student: no layer 'layr4' in ResNet: did you mean 'layer4'",
     ),
-    "a tap that returns no tensor": (
+    "a tap that does not return a tensor": (
         ["--model.student=TorchModule", "--model.student.module=tests.nets.Branching", "--model.student.taps=[split]"],
         "model.student: layer 'split' returns tuple, not a tensor: tap a layer inside it",
     ),
     "a wrong choice": (
         [*TEACHER, "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.enqueue=befor"],
-        "model.heads.rrd.head.enqueue: it cannot be 'befor': did you mean 'before'?",
+        "model.heads.rrd.head.enqueue cannot be 'befor': did you mean 'before'?",
     ),
     "an unknown model": (
         ["--model.student.name=resnet1O"],
@@ -67,7 +67,7 @@ CASES = {
         ["--data.longtail=ExponentialTail", "--data.longtail.imbalance=1.5"],
         "data.longtail.imbalance: imbalance must be between 0 and 1, given 1.5",
     ),
-    "a class left without a training image": (
+    "a class without training images": (
         ["--data.longtail=ExponentialTail", "--data.longtail.imbalance=0.001"],
         "data.longtail: ExponentialTail leaves class 7, of 107 images, without a training image",
     ),
@@ -82,7 +82,7 @@ CASES = {
     ),
     "a value of the wrong type": (["--trainer.max_epochs=abc"], "trainer.max_epochs: expected int, given abc"),
     "a missing configuration file": (["--config=nowhere.yaml"], "nowhere.yaml"),
-    "a head that needs tokens from a network that has none": (
+    "a head that needs tokens of a network without tokens": (
         [
             *TEACHER,
             "--model.heads.rkd.head=RKD",
@@ -111,7 +111,7 @@ CASES = {
         "data.root: no class folders in nowhere/train; sort the images as nowhere/train/<class>/<image>",
     ),
     "too large a batch": (["--data.batch_size=5000"], "data.batch_size is 5000, more than the 1078 training images"),
-    "a term that takes the name of another": (
+    "a reserved term name": (
         [*TEACHER, "--model.heads.task.head=KD"],
         "model.heads: a term cannot be called 'task'",
     ),
@@ -124,12 +124,12 @@ CASES = {
         ],
         "model.heads.trg.head: neighbors is 16, but a batch has 16 nodes (1 tokens of each image)",
     ),
-    "GPUs where there are none": (
+    "missing GPUs": (
         ["--trainer.accelerator=gpu", "--trainer.devices=2"],
-        "trainer.accelerator: there is no GPU here: give trainer.accelerator=cpu or auto",
+        "trainer.accelerator: no GPU is available: set trainer.accelerator to cpu or auto",
     ),
     "no devices": (["--trainer.devices=0"], "trainer.devices: expected a number above 0, given 0"),
-    "a teacher to compile that is not there": (
+    "a missing teacher to compile": (
         ["--model.compile=both"],
         "model.compile is 'both', but model.teacher is not given",
     ),
@@ -138,29 +138,29 @@ CASES = {
 
 
 @pytest.mark.parametrize(("args", "expected"), CASES.values(), ids=CASES)
-def test_a_mistake_gets_its_sentence_and_leaves_nothing(args, expected, capsys, tmp_path):
+def test_a_user_error_is_one_sentence_and_leaves_no_files(args, expected, capsys, tmp_path):
     assert expected in refusal(capsys, *TINY, *args)
     assert not list(tmp_path.iterdir()), "something was written"
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("available", "message"),
     [
-        ([0], "trainer.devices: GPUs [0, 1] were asked for, but there are 1: [0]"),
-        ([], "trainer.accelerator: there is no GPU here: give trainer.accelerator=cpu or auto"),
+        ([0], "trainer.devices: GPUs [0, 1] were requested, but only [0] are available"),
+        ([], "trainer.accelerator: no GPU is available: set trainer.accelerator to cpu or auto"),
     ],
 )
-def test_more_gpus_than_there_are_get_one_sentence(there, told):
-    assert trainer_message(f"You requested gpu: [0, 1]\n But your machine only has: {there}") == told
+def test_requesting_too_many_gpus_is_one_sentence(available, message):
+    assert trainer_message(f"You requested gpu: [0, 1]\n But your machine only has: {available}") == message
 
 
-def test_lightning_still_words_too_many_gpus_like_that():
-    with pytest.raises(MisconfigurationException) as refused:
+def test_lightnings_message_about_too_many_gpus_is_recognized():
+    with pytest.raises(MisconfigurationException) as error:
         _sanitize_gpu_ids([98, 99], include_cuda=True)
-    assert trainer_message(str(refused.value)) is not None
+    assert trainer_message(str(error.value)) is not None
 
 
-def test_a_mistake_in_a_file_names_the_same_key(capsys, tmp_path):
+def test_an_error_in_a_file_names_the_same_key(capsys, tmp_path):
     (tmp_path / "a.yaml").write_text(
         "model:\n  heads:\n    kd: {head: {class_path: KD, init_args: {temperatur: 4}}}\n"
         "    rkd: {head: {class_path: RKD}}\n"
@@ -170,20 +170,20 @@ def test_a_mistake_in_a_file_names_the_same_key(capsys, tmp_path):
     )
 
 
-def test_broken_yaml_is_told_with_its_place(capsys, tmp_path):
+def test_invalid_yaml_is_reported_with_its_line(capsys, tmp_path):
     (tmp_path / "a.yaml").write_text("model:\n  heads: [\n")
     assert "line 3" in refusal(capsys, *TINY, "--config=a.yaml")
 
 
-@pytest.mark.parametrize("content", ["text", "cut", "foreign"])
-def test_a_broken_or_foreign_checkpoint_is_refused(content, capsys, tmp_path):
+@pytest.mark.parametrize("content", ["text", "truncated", "foreign"])
+def test_a_damaged_or_foreign_checkpoint_is_refused(content, capsys, tmp_path):
     path = tmp_path / "a.ckpt"
     torch.save({"weights": torch.zeros(1000)}, path)
-    if content == "cut":
+    if content == "truncated":
         path.write_bytes(path.read_bytes()[:2000])
     elif content == "text":
         path.write_text("no checkpoint")
-    expected = "holds no run of distill" if content == "foreign" else "is cut short or no checkpoint"
+    expected = "is not a checkpoint of distill" if content == "foreign" else "is truncated or not a checkpoint"
     assert expected in refusal(capsys, *TINY, "--ckpt_path=a.ckpt")
 
 
@@ -191,7 +191,7 @@ def test_an_existing_run_is_not_overwritten(capsys, tmp_path):
     args = [*TINY, "--trainer.default_root_dir=run"]
     assert main(["fit", *args]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert "trainer.default_root_dir: 'run' holds a run already" in refusal(capsys, *args)
+    assert "trainer.default_root_dir: 'run' already holds a run" in refusal(capsys, *args)
     after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert before == after
 
@@ -207,9 +207,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(c
         "--checkpoint.every_n_train_steps=1",
         "--checkpoint.monitor=null",
     ]
-    told = refusal(capsys, *args)
-    assert "the loss is not finite at step" in told
-    assert "'task'" in told
+    message = refusal(capsys, *args)
+    assert "the loss is not finite at step" in message
+    assert "'task'" in message
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
     assert saved["global_step"] >= 1
@@ -217,15 +217,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(c
 
 def test_a_checkpoint_of_another_model_is_refused(capsys, tmp_path):
     assert main(["fit", *TINY, "--trainer.default_root_dir=run"]) == 0
-    told = refusal(
+    message = refusal(
         capsys, *TINY, "--model.student.name=test_convnext", "--ckpt_path=run/checkpoints/last.ckpt", command="test"
     )
-    assert told.startswith("ckpt_path: the checkpoint is not of this model, they differ in distiller.student.model.")
+    assert message.startswith(
+        "ckpt_path: the checkpoint does not fit this model, they differ in distiller.student.model."
+    )
 
 
 def test_the_program_itself_prints_one_line_and_exits_with_2(tmp_path):
-    found = in_a_process("fit", *TINY, *TEACHER, "--model.heads.kd.head=KDD", cwd=tmp_path)
-    assert found.returncode == 2
-    assert [line for line in found.stderr.splitlines() if "Warning" not in line and not line.startswith("  ")] == [
+    process = in_a_process("fit", *TINY, *TEACHER, "--model.heads.kd.head=KDD", cwd=tmp_path)
+    assert process.returncode == 2
+    assert [line for line in process.stderr.splitlines() if "Warning" not in line and not line.startswith("  ")] == [
         "distill: model.heads.kd.head: there is no class 'KDD': did you mean 'KD', 'RKD' or 'DKD'?"
     ]

@@ -1,4 +1,4 @@
-"""The command line on real configurations: composing, overriding, resuming; the known traps of LightningCLI."""
+"""The command line on real configurations: composing, overriding, resuming, and known pitfalls of LightningCLI."""
 
 import re
 
@@ -32,14 +32,14 @@ model:
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+def _in_a_folder_with_configurations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "heads.yaml").write_text(HEADS)
 
 
 def checked(*args):
-    """The module that a configuration describes, by way of the set-up check."""
+    """Return the module that `distill check` builds from a configuration."""
     return run(["check", "--config=base.yaml", "--config=heads.yaml", *args]).model
 
 
@@ -73,11 +73,11 @@ def test_heads_are_added_swapped_and_removed_from_the_command_line():
     assert terms["dkd"].weight == 3.0
 
 
-def test_swapping_a_heads_class_carries_no_argument_over():
+def test_swapping_a_heads_class_resets_its_arguments():
     assert checked("--model.heads.kd.head=DKD").terms["kd"].head.temperature == 4.0
 
 
-def test_a_head_of_weight_0_is_not_built():
+def test_a_head_with_weight_0_is_not_built():
     model = checked("--model.heads.rkd.weight=0")
     assert list(model.terms) == ["task", "kd"]
     assert "rkd" not in model.distiller.objective.heads
@@ -89,7 +89,7 @@ def test_the_task_can_be_weighted_and_smoothed():
     assert task.head.label_smoothing == 0.2
 
 
-def test_swapping_an_optimizers_class_carries_no_argument_over():
+def test_swapping_an_optimizers_class_resets_its_arguments():
     model = checked("--model.optimizer=SGD", "--model.optimizer.lr=0.1")
     optimizer = model.optimizer(model.student.parameters())
     assert isinstance(optimizer, torch.optim.SGD)
@@ -97,13 +97,13 @@ def test_swapping_an_optimizers_class_carries_no_argument_over():
     assert optimizer.defaults["weight_decay"] == 0
 
 
-def test_swapping_an_optimizers_class_in_a_file_carries_no_argument_over(tmp_path):
+def test_swapping_an_optimizers_class_in_a_file_resets_its_arguments(tmp_path):
     (tmp_path / "sgd.yaml").write_text("model: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}}")
     model = checked("--config=sgd.yaml")
     assert model.optimizer(model.student.parameters()).defaults["weight_decay"] == 0
 
 
-def test_an_optimizer_of_timm_works_by_class_path():
+def test_a_timm_optimizer_is_given_by_its_class_path():
     model = checked("--model.optimizer=timm.optim.Lamb", "--model.optimizer.lr=0.1")
     assert type(model.optimizer(model.student.parameters())).__name__ == "Lamb"
 
@@ -118,14 +118,14 @@ def test_print_config_shows_the_resolved_tree(capsys):
     assert tree["model"]["task"]["head"]["class_path"].endswith("CrossEntropy")
 
 
-def test_a_saved_configuration_runs_again(tmp_path):
+def test_a_saved_configuration_reproduces_its_run(tmp_path):
     assert main(["fit", "--config=base.yaml", "--config=heads.yaml", "--trainer.default_root_dir=a"]) == 0
     assert main(["fit", "--config=a/config.yaml", "--trainer.default_root_dir=b"]) == 0
     first, second = (torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True) for run in "ab")
     assert all(torch.equal(first["state_dict"][name], tensor) for name, tensor in second["state_dict"].items())
 
 
-def test_a_run_keeps_configuration_curves_and_checkpoints_together(tmp_path):
+def test_a_run_saves_configuration_metrics_and_checkpoints_in_one_folder(tmp_path):
     args = [
         "--config=base.yaml",
         "--config=heads.yaml",
@@ -147,7 +147,7 @@ def test_a_run_keeps_configuration_curves_and_checkpoints_together(tmp_path):
     assert {"val/top1", "val/top5", "val/calibration_error", "val/agreement", "val/kl_to_teacher"} <= set(logged)
 
 
-def test_the_command_line_wins_over_what_a_checkpoint_remembers(tmp_path):
+def test_the_command_line_takes_precedence_over_a_checkpoint(tmp_path):
     configs = ["--config=base.yaml", "--config=heads.yaml"]
     assert main(["fit", *configs, "--trainer.default_root_dir=a"]) == 0
     last = "--ckpt_path=a/checkpoints/last.ckpt"
@@ -163,12 +163,12 @@ def test_the_command_line_wins_over_what_a_checkpoint_remembers(tmp_path):
     )
     assert resumed.model.terms["kd"].weight == 0.123
     assert resumed.trainer.global_step == 4
-    assert (tmp_path / "a/resumed-1/config.yaml").exists(), "a resumed run writes beside the first, not over it"
+    assert (tmp_path / "a/resumed-1/config.yaml").exists(), "a resumed run does not overwrite the first"
     tested = run(["test", *configs, last, "--model.heads.kd.weight=0.9"])
     assert tested.model.terms["kd"].weight == 0.9
 
 
-def test_a_checkpoint_tests_under_other_heads(tmp_path):
+def test_a_checkpoint_can_be_tested_with_other_heads(tmp_path):
     assert main(["fit", *TINY, "--trainer.default_root_dir=a"]) == 0
     tested = run(["test", *TINY, *TEACHER, *KD, *RKD, "--ckpt_path=a/checkpoints/last.ckpt"])
     assert 0 <= tested.trainer.callback_metrics["test/agreement"] <= 1
@@ -179,29 +179,29 @@ def test_validate_and_predict_run():
     assert main(["predict", *TINY, "--trainer.limit_predict_batches=1"]) == 0
 
 
-def test_check_prints_the_set_up_and_leaves_nothing(capsys, tmp_path):
+def test_check_prints_the_set_up_and_writes_no_files(capsys, tmp_path):
     before = sorted(tmp_path.iterdir())
     assert main(["check", "--config=base.yaml", "--config=heads.yaml", "--model.student.taps=[layer3]"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     names = "test_resnet", "test_efficientnet", "tap layer3", "embedding", "KD", "Warmup"
     for word in (*names, "1,078", "16 = 16 images x 1 devices"):
-        assert word in shown
+        assert word in output
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_schedule_of_distill_moves_the_learning_rate_every_step():
+def test_a_distill_schedule_changes_the_learning_rate_every_step():
     cli = run(["fit", *TINY, "--trainer.default_root_dir=a", "--model.scheduler=Warmup", "--model.scheduler.steps=4"])
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 2 / 4)
 
 
-def test_a_scheduler_of_torch_moves_it_every_epoch():
+def test_a_torch_scheduler_changes_the_learning_rate_every_epoch():
     cli = run(
         ["fit", *TINY, "--trainer.default_root_dir=a", "--model.scheduler=StepLR", "--model.scheduler.step_size=1"]
     )
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001)
 
 
-def test_a_scheduler_of_timm_moves_it_every_epoch():
+def test_a_timm_scheduler_changes_the_learning_rate_every_epoch():
     scheduler = [
         "--model.scheduler=TimmScheduler",
         "--model.scheduler.num_epochs=4",
@@ -211,25 +211,25 @@ def test_a_scheduler_of_timm_moves_it_every_epoch():
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005, rel=1e-3)
 
 
-def test_soft_labels_of_mixing_train_throughout():
+def test_all_label_losses_train_on_mixed_labels():
     args = ["--data.mixing.mixup=0.8", "--data.mixing.cutmix=1.0", "--model.task.head.label_smoothing=0.1"]
     assert main(["fit", *TINY, *TEACHER, *KD, "--model.heads.dkd.head=DKD", *args, "--trainer.default_root_dir=a"]) == 0
 
 
-def test_short_names_are_those_of_the_shipped_classes():
+def test_short_names_resolve_to_the_shipped_classes():
     assert isinstance(checked().terms["kd"].head, kd.KD)
 
 
-def test_help_teaches(capsys):
+def test_help_describes_the_options(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
-    shown = capsys.readouterr().out
-    assert "--model.heads" in shown
-    assert "the terms by name, each a head and its weight" in shown
-    assert "distill.heads" not in shown.split("usage")[0]
+    output = capsys.readouterr().out
+    assert "--model.heads" in output
+    assert "terms by name, each a head with its weight" in output
+    assert "distill.heads" not in output.split("usage")[0]
 
 
-def test_check_tells_the_effective_batch_the_learning_rate_and_what_depends_on_the_ranks(monkeypatch, capsys):
+def test_check_reports_the_effective_batch_the_learning_rate_and_rank_dependent_heads(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "240")
     checked(
         "--model.heads.rkd.head.scope=batch",
@@ -247,6 +247,6 @@ def test_check_tells_the_effective_batch_the_learning_rate_and_what_depends_on_t
     assert re.search(rf"learning rate .* x {images * 4 / 8:g} \(linear", printed)
 
 
-def test_the_set_up_check_tells_the_classes_of_a_long_tail(capsys):
+def test_check_reports_the_class_counts_of_a_long_tail(capsys):
     checked("--data.longtail=ExponentialTail", "--data.longtail.imbalance=0.02")
     assert "106 68 44 28 18 12 7 5 3 2 (imbalance 0.019)" in capsys.readouterr().out

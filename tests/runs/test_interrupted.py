@@ -1,4 +1,4 @@
-"""`--resume` goes on in the run's own folder, and what lies there in the end is what an undisturbed run leaves."""
+"""`--resume` continues in the run's folder, which ends with the same files as an uninterrupted run."""
 
 import json
 import resource
@@ -28,7 +28,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def stopped(undisturbed, tmp_path):
-    """Makes a run that was killed some time after a checkpoint."""
+    """Return a function that makes the folder of a run killed some time after a checkpoint."""
 
     def at(step):
         folder = tmp_path / "run"
@@ -43,9 +43,9 @@ def stopped(undisturbed, tmp_path):
 
 
 def figures(folder):
-    """What must not depend on interruptions."""
-    found = json.loads((folder / "results.json").read_text())
-    return {name: found[name] for name in ("last", "best", "steps", "epochs", "seed", "effective_batch", "monitor")}
+    """Return the results that must not depend on interruptions."""
+    content = json.loads((folder / "results.json").read_text())
+    return {name: content[name] for name in ("last", "best", "steps", "epochs", "seed", "effective_batch", "monitor")}
 
 
 def assert_alike(folder, undisturbed):
@@ -56,21 +56,23 @@ def assert_alike(folder, undisturbed):
 
 
 @pytest.mark.parametrize("step", [4, 12])  # in the middle of an epoch; before the validation at the end of one
-def test_a_resumed_run_leaves_what_an_undisturbed_one_leaves(undisturbed, stopped, step):
+def test_a_resumed_run_equals_an_uninterrupted_one(undisturbed, stopped, step):
     folder = stopped(step)
     run([*FIT, f"--trainer.default_root_dir={folder}"])
     assert_alike(folder, undisturbed)
 
 
 @pytest.mark.parametrize("step", [4, 6])  # in an epoch; at the end of one
-def test_a_scheduler_that_looks_at_a_figure_misses_no_step(step, tmp_path):
+def test_a_plateau_scheduler_misses_no_step(step, tmp_path):
     plateau = ["--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.scheduler.monitor=val/top1"]
     plateau += ["--model.scheduler.mode=max", "--model.scheduler.patience=0", "--model.scheduler.threshold=9"]
     fit = ["fit", *TINY, *plateau, "--trainer.max_epochs=4", "--trainer.limit_train_batches=3", "--resume"]
     fit += ["--checkpoint.save_top_k=-1", "--checkpoint.filename={step}", "--trainer.log_every_n_steps=1"]
     fit += ["--checkpoint.every_n_train_steps=2"] if step == 4 else []
     whole = run([*fit, f"--trainer.default_root_dir={tmp_path / 'whole'}"])
-    assert whole.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**3), "it moved three times"
+    assert whole.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**3), (
+        "the learning rate decayed three times"
+    )
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     for path in (tmp_path / "run/checkpoints").iterdir():
         if path.name != f"step={step}.ckpt":
@@ -79,16 +81,16 @@ def test_a_scheduler_that_looks_at_a_figure_misses_no_step(step, tmp_path):
     assert_alike(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_truncated_checkpoint_is_passed_over_with_a_warning_that_names_it(undisturbed, stopped):
+def test_a_truncated_checkpoint_is_skipped_with_a_warning_that_names_it(undisturbed, stopped):
     folder = stopped(16)
     newest = folder / "checkpoints/step=16.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1000])
-    with pytest.warns(UserWarning, match=r"step=16.ckpt' is cut short or no checkpoint .*: it is passed over"):
+    with pytest.warns(UserWarning, match=r"step=16.ckpt' is truncated or not a checkpoint .*: skipping it"):
         run([*FIT, f"--trainer.default_root_dir={folder}"])
     assert_alike(folder, undisturbed)
 
 
-def test_a_run_that_is_over_stays_as_it_is(undisturbed, tmp_path):
+def test_resuming_a_complete_run_changes_nothing(undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
     run([*FIT, f"--trainer.default_root_dir={folder}"])
@@ -100,7 +102,7 @@ def test_a_run_that_is_over_stays_as_it_is(undisturbed, tmp_path):
     [("TermAfterBatch", 3, 4), ("TermAfterBatch", 5, 6), ("TermInValidation", 6, 6)],
     ids=["in an epoch", "before a validation", "in a validation"],
 )
-def test_a_run_that_is_told_to_end_saves_where_it_is_and_goes_on_there(undisturbed, callback, step, saved, tmp_path):
+def test_a_run_saves_its_state_at_sigterm_and_resumes_there(undisturbed, callback, step, saved, tmp_path):
     folder = tmp_path / "run"
     command = [
         *FIT,
@@ -118,7 +120,7 @@ def test_a_run_that_is_told_to_end_saves_where_it_is_and_goes_on_there(undisturb
     assert_alike(folder, undisturbed)
 
 
-def test_a_full_disk_leaves_the_last_whole_checkpoint_and_ends_in_one_sentence(undisturbed, stopped, capsys):
+def test_a_full_disk_keeps_the_last_valid_checkpoint_and_is_reported_in_one_sentence(undisturbed, stopped, capsys):
     folder = stopped(12)
     before = {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -127,28 +129,28 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint_and_ends_in_one_sentence(u
         code = main([*FIT, f"--trainer.default_root_dir={folder}"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    told = capsys.readouterr().err
-    assert code == 2, told
-    assert "step=12.ckpt' (" in told
-    assert "could not be written (File too large), what was saved before is whole" in told
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert code == 2, message
+    assert "step=12.ckpt' (" in message
+    assert "could not be written (File too large), earlier checkpoints are intact" in message
+    assert "Traceback" not in message
     assert {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before
     run([*FIT, f"--trainer.default_root_dir={folder}"])
     assert_alike(folder, undisturbed)
 
 
-def test_a_resume_with_another_configuration_names_what_changed_and_touches_nothing(stopped, capsys):
+def test_resuming_with_another_configuration_names_the_changes_and_writes_nothing(stopped, capsys):
     folder = stopped(12)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    other = ["--model.heads.rrd.weight=2", "--data.batch_size=8", "--trainer.max_epochs=2"]
-    assert main([*FIT, *other, f"--trainer.default_root_dir={folder}"]) == 2
-    told = capsys.readouterr().err
+    different = ["--model.heads.rrd.weight=2", "--data.batch_size=8", "--trainer.max_epochs=2"]
+    assert main([*FIT, *different, f"--trainer.default_root_dir={folder}"]) == 2
+    message = capsys.readouterr().err
     for change in ("model.heads.rrd.weight is 2.0, was 1.0", "data.batch_size is 8, was 16", "max_epochs is 2, was 3"):
-        assert change in told
+        assert change in message
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_can_be_made_longer(stopped):
+def test_a_run_can_be_extended(stopped):
     folder = stopped(18)
     cli = run([*FIT, "--trainer.max_epochs=4", f"--trainer.default_root_dir={folder}"])
     assert cli.trainer.global_step == 24
@@ -165,12 +167,12 @@ def test_without_a_folder_the_latest_run_is_resumed(tmp_path, monkeypatch, undis
     assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
-def test_resume_and_a_checkpoint_are_not_given_together(undisturbed, capsys):
+def test_resume_excludes_ckpt_path(undisturbed, capsys):
     assert main([*FIT, f"--ckpt_path={undisturbed / 'checkpoints/last.ckpt'}"]) == 2
-    assert "resume: it finds the checkpoint by itself, but ckpt_path is given too" in capsys.readouterr().err
+    assert "resume: it finds the checkpoint itself, but ckpt_path is given too" in capsys.readouterr().err
 
 
-def tear(folder):
+def truncate(folder):
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:-1000])
 
@@ -184,12 +186,12 @@ def remove_checkpoints(folder):
     shutil.rmtree(folder / "checkpoints")
 
 
-def leave_curves_alone(folder):
+def keep_only_metrics(folder):
     remove_checkpoints(folder)
     (folder / "results.json").unlink()
 
 
-def leave_results_alone(folder):
+def keep_only_results(folder):
     remove_checkpoints(folder)
     for name in ("config.yaml", "metrics.csv"):
         (folder / name).unlink()
@@ -200,49 +202,52 @@ def make_results_foreign(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
-        (tear, "no checkpoint in '{0}/checkpoints' can be resumed (last.ckpt, step=10.ckpt, step=12.ckpt and 7 more)"),
+        (
+            truncate,
+            "no checkpoint in '{0}/checkpoints' can be resumed (last.ckpt, step=10.ckpt, step=12.ckpt and 7 more)",
+        ),
         (make_foreign, "no checkpoint in '{0}/checkpoints' can be resumed (last.ckpt, "),
-        (remove_checkpoints, "'{0}' holds a run without a checkpoint to resume (metrics.csv, results.json is left)"),
-        (leave_curves_alone, "'{0}' holds a run without a checkpoint to resume (metrics.csv is left)"),
-        (leave_results_alone, "'{0}' holds a run without a checkpoint to resume (results.json is left)"),
-        (make_results_foreign, "'{0}/results.json' was not written by a run of distill"),
+        (remove_checkpoints, "'{0}' holds a run without a checkpoint to resume (only metrics.csv, results.json)"),
+        (keep_only_metrics, "'{0}' holds a run without a checkpoint to resume (only metrics.csv)"),
+        (keep_only_results, "'{0}' holds a run without a checkpoint to resume (only results.json)"),
+        (make_results_foreign, "'{0}/results.json' was not written by distill"),
     ],
 )
-def test_a_run_that_cannot_be_resumed_is_refused_and_stays_untouched(undisturbed, damage, told, tmp_path, capsys):
+def test_a_run_that_cannot_be_resumed_is_rejected_and_not_changed(undisturbed, damage, message, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
     damage(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main([*FIT, f"--trainer.default_root_dir={folder}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.format(folder) in error
-    assert "to begin anew, give another trainer.default_root_dir or move what is there away" in error
+    assert message.format(folder) in error
+    assert "to start over, give another trainer.default_root_dir or move its files away" in error
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_the_checkpoints_of_another_run_are_not_overwritten(undisturbed, resume, tmp_path, capsys):
-    theirs = tmp_path / "theirs"
-    shutil.copytree(undisturbed / "checkpoints", theirs)
-    before = {path: path.read_bytes() for path in theirs.iterdir()}
-    folder = tmp_path / "mine"
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(undisturbed / "checkpoints", checkpoints)
+    before = {path: path.read_bytes() for path in checkpoints.iterdir()}
+    folder = tmp_path / "run"
     command = FIT if resume else FIT[:-1]
-    assert main([*command, f"--checkpoint.dirpath={theirs}", f"--trainer.default_root_dir={folder}"]) == 2
-    assert f"checkpoint.dirpath: '{theirs}' holds the checkpoints of another run" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in theirs.iterdir()} == before
+    assert main([*command, f"--checkpoint.dirpath={checkpoints}", f"--trainer.default_root_dir={folder}"]) == 2
+    assert f"checkpoint.dirpath: '{checkpoints}' holds the checkpoints of another run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in checkpoints.iterdir()} == before
     assert not folder.exists()
 
 
-def test_a_folder_with_the_results_of_something_else_is_not_written_to(tmp_path, capsys):
+def test_a_folder_with_foreign_results_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "results.json").write_text("{}")
     assert main([*FIT[:-1], f"--trainer.default_root_dir={tmp_path}"]) == 2
-    assert "holds a run already and is not overwritten" in capsys.readouterr().err
+    assert "already holds a run and is not overwritten" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_weights_alone_are_nothing_to_go_on_from(tmp_path):
+def test_a_checkpoint_of_weights_only_cannot_be_resumed(tmp_path):
     torch.save({"state_dict": {}, "distill": {}}, tmp_path / "new.ckpt")
     assert latest_valid_checkpoint(tmp_path) is None
     assert latest_valid_checkpoint(tmp_path / "nowhere") is None
@@ -252,7 +257,7 @@ BEFORE = {"trainer": {"max_epochs": 3, "max_steps": -1, "callbacks": None, "devi
 
 
 @pytest.mark.parametrize(
-    ("section", "now", "told"),
+    ("section", "now", "expected"),
     [
         ("trainer", {"max_epochs": 4}, []),
         ("trainer", {"max_epochs": -1}, []),
@@ -269,11 +274,11 @@ BEFORE = {"trainer": {"max_epochs": 3, "max_steps": -1, "callbacks": None, "devi
         ("model", {"heads": {"kd": {"weight": 1.0}}}, ["model.heads.kd.weight is 1.0, was absent"]),
     ],
 )
-def test_only_what_changes_the_result_is_a_change(section, now, told):
-    assert changes(BEFORE, {**BEFORE, section: {**BEFORE[section], **now}}) == told
+def test_only_settings_that_influence_training_are_changes(section, now, expected):
+    assert changes(BEFORE, {**BEFORE, section: {**BEFORE[section], **now}}) == expected
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     write_atomic(tmp_path / "kept", b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))

@@ -1,4 +1,4 @@
-"""A training process killed twenty times, at random moments, ends where an undisturbed one ends, bit for bit."""
+"""A run killed twenty times at random moments equals an uninterrupted run bit for bit."""
 
 import os
 import random
@@ -31,7 +31,7 @@ COMMAND = [
     *("--trainer.callbacks.decay=0.9", "--trainer.max_epochs=6", "--trainer.limit_train_batches=20"),
     *("--trainer.limit_val_batches=2", "--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=3"),
 ]
-NURSERY = """
+FORK_SERVER = """
 import os, sys
 import distill.cli.program, timm, torchvision, torch._dynamo
 from distill.__main__ import main
@@ -50,12 +50,12 @@ for line in sys.stdin:
 """
 
 
-class Nursery:
-    """Starts `distill` in processes that need not import everything anew: each is a fork of one that has."""
+class ForkServer:
+    """Starts `distill` in forks of a process that has already imported everything."""
 
     def __init__(self, folder):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY],
+            [sys.executable, "-c", FORK_SERVER],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.PIPE,
@@ -68,20 +68,20 @@ class Nursery:
         return self.process.stdout.readline().strip()
 
     def start(self, args):
-        """The id of a process that runs `distill ARGS`."""
+        """Start `distill ARGS` in a new process and return its id."""
         self.process.stdin.write("\0".join(args) + "\0\n")
         self.process.stdin.flush()
         return int(self.read())
 
     def code(self):
-        """The exit code of that process; minus the signal if one ended it."""
+        """Return the exit code of that process, or minus the signal that killed it."""
         return int(self.read())
 
 
-def wait_for(moment, process, limit=120):
-    """Whether a moment came before the process ended."""
+def wait_for(condition, process, limit=120):
+    """Wait for a condition; return False if the process ends first or the time limit is exceeded."""
     deadline = time.monotonic() + limit
-    while not moment():
+    while not condition():
         if time.monotonic() > deadline or is_over(process):
             return False
         time.sleep(0.0005)
@@ -97,42 +97,43 @@ def is_over(process):
 
 
 def test_twenty_kills_change_no_bit(tmp_path):
-    nursery = Nursery(tmp_path)
-    began = time.monotonic()
-    nursery.start([*COMMAND, "--trainer.default_root_dir=undisturbed"])
-    assert nursery.code() == 0, (tmp_path / "errors.log").read_text()[-3000:]
-    whole = time.monotonic() - began
-    draw = random.Random(7)
+    server = ForkServer(tmp_path)
+    start = time.monotonic()
+    server.start([*COMMAND, "--trainer.default_root_dir=undisturbed"])
+    assert server.code() == 0, (tmp_path / "errors.log").read_text()[-3000:]
+    duration = time.monotonic() - start
+    generator = random.Random(7)
     disturbed = [*COMMAND, "--trainer.default_root_dir=disturbed"]
     checkpoints = tmp_path / "disturbed/checkpoints"
     kills = during_a_write = 0
     while kills < KILLS:
-        process = nursery.start(disturbed)
-        if kills % 4 == 3:  # as soon as a checkpoint is being written
-            time.sleep(draw.uniform(0.0, 0.2) * whole)
+        process = server.start(disturbed)
+        if kills % 4 == 3:  # during the write of a checkpoint
+            time.sleep(generator.uniform(0.0, 0.2) * duration)
             wait_for(lambda: any(checkpoints.glob("*.part")), process)
         else:
-            time.sleep(draw.uniform(0.0, 0.4) * whole)
+            time.sleep(generator.uniform(0.0, 0.4) * duration)
         if not is_over(process):
             os.killpg(process, signal.SIGKILL)
-        code = nursery.code()
+        code = server.code()
         assert code in (0, -signal.SIGKILL), (tmp_path / "errors.log").read_text()[-3000:]
-        if code == 0:  # it came to its end before the kill: begin again
+        if code == 0:  # the run ended before the kill: start again
             os.rename(tmp_path / "disturbed", tmp_path / f"whole-{kills}")
             assert_same(tmp_path / f"whole-{kills}", tmp_path / "undisturbed")
             continue
         kills += 1
         during_a_write += any(checkpoints.glob("*.part"))
-    nursery.start(disturbed)
-    assert nursery.code() == 0, (tmp_path / "errors.log").read_text()[-3000:]
-    nursery.process.stdin.close()
+    server.start(disturbed)
+    assert server.code() == 0, (tmp_path / "errors.log").read_text()[-3000:]
+    server.process.stdin.close()
     assert during_a_write >= 1
     assert_same(tmp_path / "disturbed", tmp_path / "undisturbed")
 
 
-def assert_same(one, other):
-    ours, expected = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (one, other))
-    for part in ("state_dict", "current_model_state"):
-        different = [name for name in expected[part] if not torch.equal(ours[part][name], expected[part][name])]
-        assert not different, f"{part}: {different[:3]} and {len(different)} in all differ"
-    assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+def assert_same(folder, undisturbed):
+    paths = (run / "checkpoints/last.ckpt" for run in (folder, undisturbed))
+    actual, expected = (torch.load(path, weights_only=True) for path in paths)
+    for key in ("state_dict", "current_model_state"):
+        different = [name for name in expected[key] if not torch.equal(actual[key][name], expected[key][name])]
+        assert not different, f"{key}: {len(different)} tensors differ, among them {different[:3]}"
+    assert (folder / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()

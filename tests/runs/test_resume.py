@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed ends with the weights of a run that was never killed, bit for bit."""
+"""A killed and resumed run ends with the weights of an uninterrupted run bit for bit."""
 
 import os
 import signal
@@ -39,10 +39,10 @@ def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-def assert_equal_bits(one, other):
-    assert one.keys() == other.keys()
-    different = [name for name in one if not torch.equal(one[name], other[name])]
-    assert not different, f"{len(different)} of {len(one)} tensors differ, among them {different[:3]}"
+def assert_equal_bits(actual, expected):
+    assert actual.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(actual[name], expected[name])]
+    assert not different, f"{len(different)} of {len(expected)} tensors differ, among them {different[:3]}"
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +53,20 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [2, 4, 6, 8, 14])
-def test_a_run_resumed_from_any_checkpoint_ends_bit_for_bit_alike(undisturbed, step, tmp_path):
+def test_a_run_resumed_from_any_checkpoint_ends_with_the_same_bits(undisturbed, step, tmp_path):
     checkpoint = undisturbed / f"step={step}.ckpt"
-    torch.rand(step)  # the global state at the time of the resume is another
+    torch.rand(step)  # a different global random state when the run resumes
     run(["fit", *RUN, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={checkpoint}"])
-    ours, expected = weights(tmp_path / "checkpoints/last.ckpt"), weights(undisturbed / "last.ckpt")
-    assert "distiller.objective.heads.rrd.queue.rows" in ours
+    actual, expected = weights(tmp_path / "checkpoints/last.ckpt"), weights(undisturbed / "last.ckpt")
+    assert "distiller.objective.heads.rrd.queue.rows" in actual
     current = torch.load(undisturbed / "last.ckpt", weights_only=True)["current_model_state"]
-    assert any(not torch.equal(current[name], expected[name]) for name in current), "the averages differ from these"
-    assert_equal_bits(ours, expected)
+    assert any(not torch.equal(current[name], expected[name]) for name in current), (
+        "the averaged weights differ from the current ones"
+    )
+    assert_equal_bits(actual, expected)
 
 
-def test_a_run_killed_in_the_middle_of_an_epoch_is_taken_up_where_it_was(undisturbed, tmp_path):
+def test_a_run_killed_within_an_epoch_resumes_where_it_stopped(undisturbed, tmp_path):
     command = [sys.executable, "-m", "distill", "fit", *RUN, f"--trainer.default_root_dir={tmp_path}"]
     process = subprocess.Popen(
         command,
@@ -87,16 +89,16 @@ def test_a_run_killed_in_the_middle_of_an_epoch_is_taken_up_where_it_was(undistu
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("option", "message"),
     [
         ("--model.heads.rrd.head.size=50", "the queue (size x width) is 100 x 128 in the checkpoint and 50 x 128"),
         ("--model.heads.rrd.head.width=64", "is 100 x 128 in the checkpoint and 100 x 64 in the configuration"),
     ],
 )
-def test_a_resume_with_another_memory_is_refused_and_nothing_is_lost(undisturbed, other, told, tmp_path, capsys):
+def test_resuming_with_another_memory_size_is_rejected_without_changes(undisturbed, option, message, tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in undisturbed.iterdir()}
     checkpoint = f"--ckpt_path={undisturbed / 'step=8.ckpt'}"
-    assert main(["fit", *RUN, checkpoint, other, f"--trainer.default_root_dir={tmp_path / 'new'}"]) == 2
-    assert told in capsys.readouterr().err
+    assert main(["fit", *RUN, checkpoint, option, f"--trainer.default_root_dir={tmp_path / 'new'}"]) == 2
+    assert message in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in undisturbed.iterdir()} == before
     assert not (tmp_path / "new").exists()

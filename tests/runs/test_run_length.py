@@ -1,4 +1,4 @@
-"""A run is as long as was asked for, and `last.ckpt` is its last step, whatever the monitor says."""
+"""A run has the requested length, and `last.ckpt` is its last step whatever the monitored metric."""
 
 import json
 import shutil
@@ -36,9 +36,9 @@ def ten_steps(tmp_path_factory):
     return folder
 
 
-def test_max_steps_beyond_one_epoch_are_all_made_and_the_last_one_is_validated_and_saved(tmp_path):
-    told = in_a_process(*FIT, "--trainer.max_epochs=-1", "--trainer.max_steps=10", cwd=tmp_path, OMP_NUM_THREADS="1")
-    assert told.returncode == 0, told.stderr
+def test_max_steps_beyond_one_epoch_all_run_and_the_last_is_validated_and_saved(tmp_path):
+    process = in_a_process(*FIT, "--trainer.max_epochs=-1", "--trainer.max_steps=10", cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert process.returncode == 0, process.stderr
     folder = tmp_path / "runs/run-1"
     found = results(folder)
     assert (found["steps"], found["epochs"], found["last"]["step"]) == (10, 4, 10)
@@ -47,8 +47,10 @@ def test_max_steps_beyond_one_epoch_are_all_made_and_the_last_one_is_validated_a
     assert step_of(folder / "checkpoints/last.ckpt") == 10
 
 
-@pytest.mark.parametrize("step", [3, 7, 9])  # at the end of an epoch; within one; before the last, begun epoch
-def test_a_run_of_max_steps_resumed_anywhere_equals_the_undisturbed_one(ten_steps, step, tmp_path):
+@pytest.mark.parametrize(
+    "step", [3, 7, 9]
+)  # at the end of an epoch; within one; at the end before the last, partial epoch
+def test_a_run_of_max_steps_resumed_anywhere_equals_an_uninterrupted_one(ten_steps, step, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(ten_steps, folder)
     (folder / "results.json").unlink()
@@ -59,8 +61,8 @@ def test_a_run_of_max_steps_resumed_anywhere_equals_the_undisturbed_one(ten_step
     assert_alike(folder, ten_steps)
 
 
-def test_a_run_resumed_from_the_end_of_its_epoch_goes_on_with_the_next(ten_steps, tmp_path):
-    """`last.ckpt` of an epoch's end, not that of its last step: Lightning would begin an epoch without batches."""
+def test_a_run_resumed_from_the_end_of_an_epoch_continues_with_the_next(ten_steps, tmp_path):
+    """From `last.ckpt` of the end of an epoch, Lightning itself would start an epoch without batches."""
     folder, command = tmp_path / "run", [*TEN, f"--trainer.default_root_dir={tmp_path / 'run'}"]
     run([*command, "--trainer.max_steps=6"])
     assert step_of(folder / "checkpoints/last.ckpt") == 6
@@ -68,7 +70,7 @@ def test_a_run_resumed_from_the_end_of_its_epoch_goes_on_with_the_next(ten_steps
     assert_equal_bits(weights(folder / "checkpoints/last.ckpt"), weights(ten_steps / "checkpoints/last.ckpt"))
 
 
-def test_a_run_that_ended_within_an_epoch_can_be_made_longer(ten_steps, tmp_path):
+def test_a_run_that_ended_within_an_epoch_can_be_extended(ten_steps, tmp_path):
     folder, command = tmp_path / "run", [*TEN, f"--trainer.default_root_dir={tmp_path / 'run'}"]
     run([*command, "--trainer.max_steps=5"])
     assert results(folder)["last"]["step"] == 5
@@ -77,7 +79,7 @@ def test_a_run_that_ended_within_an_epoch_can_be_made_longer(ten_steps, tmp_path
     assert results(folder)["steps"] == 10
 
 
-def test_the_last_checkpoint_is_of_the_last_epoch_though_the_monitor_never_improved(tmp_path):
+def test_the_last_checkpoint_is_of_the_last_epoch_even_if_the_metric_never_improves(tmp_path):
     run([*FIT, *NEVER_BETTER, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'run'}"])
     assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 9 == results(tmp_path / "run")["last"]["step"]
     assert step_of(tmp_path / "run/checkpoints/best.ckpt") == 3
@@ -88,7 +90,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch_though_the_monitor_never_impro
     [(["--trainer.check_val_every_n_epoch=2"], 6), (["--trainer.limit_val_batches=0"], None)],
     ids=["validation every second epoch", "no validation"],
 )
-def test_the_last_checkpoint_is_of_the_last_epoch_without_a_validation_at_its_end(options, validated, tmp_path):
+def test_the_last_checkpoint_is_of_the_last_epoch_even_without_a_final_validation(options, validated, tmp_path):
     run([*FIT, *options, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'run'}"])
     last = results(tmp_path / "run")["last"]
     assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 9 == last["step"]
@@ -96,18 +98,18 @@ def test_the_last_checkpoint_is_of_the_last_epoch_without_a_validation_at_its_en
 
 
 @pytest.mark.parametrize("interval", ["every_n_train_steps=2", "train_time_interval=00:00:00"])
-def test_an_interval_saves_before_the_first_validation_and_the_ends_of_epochs_stay(interval, tmp_path):
+def test_an_interval_saves_before_the_first_validation_and_in_addition_to_epoch_ends(interval, tmp_path):
     log = ["--trainer.callbacks=tests.signals.StepsOfLast", f"--trainer.callbacks.file={tmp_path / 'steps'}"]
     fit = [*FIT, "--trainer.max_epochs=3", f"--checkpoint.{interval}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     run([*fit, *log])
     every = [1, 2, 3, 4, 5, 6, 7, 8] if "time" in interval else [2, 3, 4, 6, 8]
-    # as each step began: what `last.ckpt` was, 0 before the first
-    seen = [int(line) for line in (tmp_path / "steps").read_text().split()]
-    assert seen == [max([0, *(step for step in every if step <= begun)]) for begun in range(9)]
+    # step of `last.ckpt` at the start of each step, 0 before the first
+    steps = [int(line) for line in (tmp_path / "steps").read_text().split()]
+    assert steps == [max([0, *(step for step in every if step <= current)]) for current in range(9)]
     assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 9
 
 
-def test_a_signal_while_a_callback_draws_at_the_end_of_an_epoch_loses_nothing(tmp_path):
+def test_sigterm_at_the_end_of_an_epoch_loses_no_step(tmp_path):
     fit = [*FIT, *NEVER_BETTER, "--trainer.max_epochs=3", "--resume", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     fit += ["--trainer.callbacks=tests.signals.TermAtEpochEnd", "--trainer.callbacks.step=6"]
     with pytest.raises(SystemExit) as end:

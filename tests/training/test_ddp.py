@@ -1,4 +1,4 @@
-"""The module on two ranks under the Trainer and its DDP."""
+"""Training on two ranks with the Trainer's DDP."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ QUEUE = "distiller.objective.heads.rrd.queue.rows"
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RankPool]:
-    """Processes of their own: the first call waits until they have loaded Lightning and timm."""
+    """A separate pool with a long timeout, since its first call loads Lightning and timm."""
     ranks = RankPool(timeout=240.0)
     yield ranks
     ranks.close()
 
 
 class InPool(LightningEnvironment):
-    """The ranks that there are, for Lightning."""
+    """Lightning environment for the existing ranks of a pool."""
 
     creates_processes_externally = True
 
@@ -63,12 +63,12 @@ class InPool(LightningEnvironment):
 def _fit(
     folder: Path, seeds: tuple[int, int] = (0, 0), static_graph: bool = False, **settings: Any
 ) -> dict[str, Tensor]:
-    """The state after four batches of 16 images in float64: under Lightning's DDP, or in one process."""
+    """Return the state after four batches of 16 images in float64, with Lightning's DDP or in one process."""
     module, trainer = _set_up(folder, seeds[rank()], static_graph, **settings)
     trainer.fit(module, Digits(batch_size=16 // world_size()))
     state = module.state_dict()
     rows = state[QUEUE]
-    state[QUEUE] = rows[rows[:, 0].argsort()]  # the ranks' samples come in another order
+    state[QUEUE] = rows[rows[:, 0].argsort()]  # the ranks insert samples in another order
     return state
 
 
@@ -78,7 +78,7 @@ def _set_up(
     static_graph: bool = False,
     student: Callable[[], nn.Module] = Plain,
     teacher: Callable[[], nn.Module] = Plain,
-    module: Mapping[str, Any] = {},  # it is only read
+    module: Mapping[str, Any] = {},  # only read
     **settings: Any,
 ) -> tuple[DistillationModule, Trainer]:
     torch.manual_seed(0)
@@ -117,42 +117,42 @@ def _set_up(
     ],
     ids=["plain", "static graph", "accumulation", "scaled learning rate"],
 )
-def test_two_ranks_of_the_trainer_end_with_the_weights_of_one_process(
-    settings: Any, pool: RankPool, tmp_path: Path
-) -> None:
+def test_two_ranks_end_with_the_weights_of_one_process(settings: Any, pool: RankPool, tmp_path: Path) -> None:
     expected = _fit(tmp_path, **settings)
-    begun = _set_up(tmp_path)[0].state_dict()
-    assert not torch.equal(expected[f"{STUDENT}layers.1.weight"].float(), begun[f"{STUDENT}layers.1.weight"])
-    for given in pool.run(partial(_fit, tmp_path, **settings)):
-        torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-10)
+    initial = _set_up(tmp_path)[0].state_dict()
+    assert not torch.equal(expected[f"{STUDENT}layers.1.weight"].float(), initial[f"{STUDENT}layers.1.weight"])
+    for actual in pool.run(partial(_fit, tmp_path, **settings)):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_ranks_of_different_seeds_hold_the_same_memories_all_the_same(pool: RankPool, tmp_path: Path) -> None:
-    one, other = pool.run(_fit, tmp_path, (1, 2))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_ranks_with_different_seeds_hold_the_same_memories(pool: RankPool, tmp_path: Path) -> None:
+    first, second = pool.run(_fit, tmp_path, (1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-class Watch(Callback):
-    """Notes which buffers DDP sends from rank 0 to all."""
+class BroadcastRecorder(Callback):
+    """Records the buffers that DDP broadcasts from rank 0."""
 
-    sent: set[str]
+    names: set[str]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wrapped = cast(DistributedDataParallel, trainer.strategy.model)
-        self.sent = {name for name, _ in wrapped.module.named_buffers()} - wrapped.parameters_to_ignore
+        self.names = {name for name, _ in wrapped.module.named_buffers()} - wrapped.parameters_to_ignore
 
 
-def _sent(folder: Path) -> set[str]:
-    watch = Watch()
-    module, trainer = _set_up(folder, student=WithBatchNorm, callbacks=[watch])
+def _broadcast_names(folder: Path) -> set[str]:
+    recorder = BroadcastRecorder()
+    module, trainer = _set_up(folder, student=WithBatchNorm, callbacks=[recorder])
     trainer.fit(module, Digits(batch_size=8))
-    return watch.sent
+    return recorder.names
 
 
-def test_ddp_sends_the_students_statistics_but_neither_memories_nor_the_teacher(pool: RankPool, tmp_path: Path) -> None:
-    for sent in pool.run(_sent, tmp_path):
-        assert f"{STUDENT}norm.running_mean" in sent
-        assert not any(name.startswith(("distiller.objective.", "distiller.teachers.")) for name in sent)
+def test_ddp_broadcasts_the_students_statistics_but_neither_memories_nor_the_teacher(
+    pool: RankPool, tmp_path: Path
+) -> None:
+    for names in pool.run(_broadcast_names, tmp_path):
+        assert f"{STUDENT}norm.running_mean" in names
+        assert not any(name.startswith(("distiller.objective.", "distiller.teachers.")) for name in names)
 
 
 def _refusal(function: Callable[..., Any], *args: Any) -> str:
@@ -164,12 +164,12 @@ def _refusal(function: Callable[..., Any], *args: Any) -> str:
 
 
 def test_a_static_graph_with_accumulation_is_refused(pool: RankPool, tmp_path: Path) -> None:
-    told = (
-        "trainer.accumulate_grad_batches is 2, but DDP accumulates nothing with a static graph: set static_graph of "
+    message = (
+        "trainer.accumulate_grad_batches is 2, but DDP cannot accumulate with a static graph: set static_graph of "
         "trainer.strategy to false"
     )
-    refused = partial(_fit, tmp_path, static_graph=True, accumulate_grad_batches=2)
-    assert pool.run(_refusal, refused) == [told, told]
+    fit = partial(_fit, tmp_path, static_graph=True, accumulate_grad_batches=2)
+    assert pool.run(_refusal, fit) == [message, message]
 
 
 def _unequal_data() -> None:
@@ -183,23 +183,23 @@ def _equal_data() -> None:
 
 
 class Endless(IterableDataset[int]):
-    """Has no length."""
+    """Data set without a length."""
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(rank()))
 
 
-def test_unequal_data_are_refused_on_every_rank_before_they_hang(pool: RankPool) -> None:
-    told = (
-        "data: rank 0 has 3 batches of 4 from 10 samples, but rank 1 has 4 batches of 4 from 14 samples: deal equally "
-        "many to every rank, as a DistributedSampler does"
+def test_unequal_data_are_rejected_on_every_rank_instead_of_hanging(pool: RankPool) -> None:
+    message = (
+        "data: rank 0 has 3 batches of 4 from 10 samples, but rank 1 has 4 batches of 4 from 14 samples: give every "
+        "rank equally many, as a DistributedSampler does"
     )
-    assert pool.run(_refusal, _unequal_data) == [told, told]
+    assert pool.run(_refusal, _unequal_data) == [message, message]
     assert pool.run(_refusal, _equal_data) == ["none", "none"]
 
 
 class WithBatchNorm(nn.Module):
-    """A student with BatchNorm, once with its activation inside as timm has it."""
+    """Student with a plain BatchNorm and one of timm's that contains its activation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,20 +219,20 @@ def _fit_synchronized(folder: Path) -> None:
 
 
 def test_synchronized_batch_norm_is_refused_on_cpus(pool: RankPool, tmp_path: Path) -> None:
-    told = "trainer.sync_batchnorm works on GPUs only, given a CPU: set it to false"
-    assert pool.run(_refusal, _fit_synchronized, tmp_path) == [told, told]
+    message = "trainer.sync_batchnorm works only on GPUs, given a CPU: set it to false"
+    assert pool.run(_refusal, _fit_synchronized, tmp_path) == [message, message]
 
 
-def test_synchronized_batch_norm_is_the_students_alone_and_keeps_its_activations(tmp_path: Path) -> None:
+def test_only_the_students_batch_norm_is_synchronized_and_keeps_its_activations(tmp_path: Path) -> None:
     module, _ = _set_up(tmp_path, student=WithBatchNorm, teacher=WithBatchNorm)
     assert module.teacher is not None
     image, names = torch.rand(4, 3, 32, 32), list(module.state_dict())
     before = module.eval()(image)
     network = cast(WithBatchNorm, module.student.model)
-    was = network.norm
+    original = network.norm
 
     by_torch = nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(network))
-    assert not torch.allclose(by_torch(image), before), "torch's conversion serves as well: the plugin is not needed"
+    assert not torch.allclose(by_torch(image), before), "torch's own conversion is sufficient: the plugin is not needed"
 
     plugin = SyncBatchNorms()
     assert plugin.apply(module) is module
@@ -245,6 +245,6 @@ def test_synchronized_batch_norm_is_the_students_alone_and_keeps_its_activations
     network.norm.running_mean.fill_(1.0)  # type: ignore[union-attr]  # as training would
     trained = module(image)
     plugin.revert(module)
-    assert network.norm is was
+    assert network.norm is original
     assert torch.equal(module(image), trained)
     assert not torch.equal(trained, before)

@@ -1,4 +1,4 @@
-"""The modules under the real Trainer: the promises about the teacher, the terms, the checkpoints."""
+"""The modules with the real Trainer: teacher, terms, checkpoints and metrics."""
 
 import csv
 from functools import partial
@@ -45,15 +45,15 @@ def fit(module, tmp_path, ckpt_path=None, **kwargs):
     return trainer
 
 
-def test_fit_leaves_the_teacher_bit_for_bit_as_it_was(tmp_path):
+def test_fit_changes_no_bit_of_the_teacher(tmp_path):
     module = distillation()
     before = {name: tensor.clone() for name, tensor in module.teacher.network.state_dict().items()}
     student = {name: tensor.clone() for name, tensor in module.student.state_dict().items()}
     fit(module, tmp_path)
     module.train()
-    assert not any(part.training for part in module.teacher.network.modules())
+    assert not any(layer.training for layer in module.teacher.network.modules())
     after = module.teacher.network.state_dict()
-    assert any("running_mean" in name for name in before), "a teacher without BatchNorm proves little"
+    assert any("running_mean" in name for name in before), "the test needs a teacher with BatchNorm"
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert all(parameter.grad is None for parameter in module.teacher.network.parameters())
     assert not all(torch.equal(tensor, module.student.state_dict()[name]) for name, tensor in student.items())
@@ -70,23 +70,23 @@ def test_teacher_is_not_in_the_checkpoint_nor_in_the_optimizer(tmp_path):
     assert "hyper_parameters" not in checkpoint
 
 
-def test_a_resumed_run_rebuilds_its_teacher_and_goes_on(tmp_path):
+def test_a_resumed_run_rebuilds_its_teacher(tmp_path):
     fit(distillation(), tmp_path).save_checkpoint(tmp_path / "a.ckpt")
     trainer = fit(distillation(), tmp_path, ckpt_path=tmp_path / "a.ckpt", max_steps=5)
     assert trainer.global_step == 5
 
 
-def test_a_resumed_run_refuses_another_teachers_weights_by_name(tmp_path):
+def test_a_resumed_run_rejects_another_teachers_weights(tmp_path):
     fit(distillation(seed=0), tmp_path).save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=r"model.teacher: the checkpoint was trained with test_resnet \(weights \w+\)"):
         fit(distillation(seed=1), tmp_path, ckpt_path=tmp_path / "a.ckpt", max_steps=5)
 
 
-def test_teacher_is_left_out_of_the_broadcasts_of_ddp():
+def test_ddp_does_not_broadcast_the_teacher():
     module = distillation()
-    handled = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
-    assert handled
-    assert not any(name.startswith("teacher") for name in handled), "DDP broadcasts what it finds in the module"
+    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    assert names
+    assert not any(name.startswith("teacher") for name in names), "DDP broadcasts all tensors of the module"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -102,27 +102,27 @@ def test_the_loss_is_the_weighted_sum_of_the_terms(tmp_path):
     module = distillation(heads={"kd": Term(KD(), 0.5), "rkd": Term(RKD(), 2.0)}).eval()
     module.log_dict = module.log = lambda *args, **kwargs: None
     student, teacher = module.extract_features(batch["image"])
-    parts = {name: term.head(student, teacher, batch) for name, term in module.terms.items()}
-    expected = parts["task"] + 0.5 * parts["kd"] + 2.0 * parts["rkd"]
+    values = {name: term.head(student, teacher, batch) for name, term in module.terms.items()}
+    expected = values["task"] + 0.5 * values["kd"] + 2.0 * values["rkd"]
     torch.testing.assert_close(module.training_step(batch, 0), expected)
 
 
-def written(tmp_path, every):
-    """What a run of 5 steps wrote, by step, and what it left for callbacks."""
+def logged(tmp_path, every):
+    """Return the logged rows of a run of 5 steps, by step, and its metrics for callbacks."""
     logger = CSVLogger(tmp_path, name="", version=f"{every}")
     trainer = fit(distillation(), tmp_path, logger=logger, max_steps=5, log_every_n_steps=every)
     with (tmp_path / f"{every}" / "metrics.csv").open() as file:
         return {int(row["step"]): row for row in csv.DictReader(file)}, trainer.callback_metrics
 
 
-def test_terms_that_no_logger_takes_are_left_out_and_the_others_are_the_same(tmp_path):
-    (each, at_the_end), (second, still) = written(tmp_path, 1), written(tmp_path, 2)
-    assert list(each) == [0, 1, 2, 3, 4]
-    assert second == {step: each[step] for step in (1, 3)}
-    assert {"train/kd", "train/kd_weight", "train/kd_weighted", "train/lr", "train/loss"} <= each[1].keys()
-    assert all(each[1].values())
-    assert {name: float(value) for name, value in still.items()} == {
-        name: float(value) for name, value in at_the_end.items()
+def test_steps_between_logging_intervals_are_skipped_and_the_others_unchanged(tmp_path):
+    (rows, metrics), (every_second, same_metrics) = logged(tmp_path, 1), logged(tmp_path, 2)
+    assert list(rows) == [0, 1, 2, 3, 4]
+    assert every_second == {step: rows[step] for step in (1, 3)}
+    assert {"train/kd", "train/kd_weight", "train/kd_weighted", "train/lr", "train/loss"} <= rows[1].keys()
+    assert all(rows[1].values())
+    assert {name: float(value) for name, value in same_metrics.items()} == {
+        name: float(value) for name, value in metrics.items()
     }
 
 
@@ -133,7 +133,7 @@ def test_weights_follow_their_schedules(tmp_path):
     assert float(trainer.callback_metrics["train/rkd_weight"]) == 0.0
 
 
-def test_a_schedule_over_a_run_without_end_is_refused_before_step_0(tmp_path):
+def test_a_schedule_over_an_endless_run_is_rejected_before_step_0(tmp_path):
     module = distillation(heads={"kd": Term(KD(), Linear(0.0, 3.0))})
     with pytest.raises(UserError, match=r"model.heads.kd.weight: Linear over a run without an end"):
         fit(module, tmp_path, max_steps=-1, max_epochs=-1)
@@ -146,7 +146,7 @@ def test_a_classification_module_trains_without_a_teacher(tmp_path):
     assert set(module.terms) == {"task"}
 
 
-def test_terms_without_labels_train_on_images_without_labels(tmp_path):
+def test_terms_that_need_no_labels_train_on_unlabeled_images(tmp_path):
     module = distillation(task=Term(KD(), 0.0))
     trainer = Trainer(
         accelerator="cpu",
@@ -162,31 +162,31 @@ def test_terms_without_labels_train_on_images_without_labels(tmp_path):
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
 
 
-def test_weight_decay_can_spare_biases_norms_and_what_the_network_exempts():
-    decaying = partial(torch.optim.AdamW, weight_decay=0.1)
-    module = ClassificationModule(Timm("test_vit"), **{**SETTINGS, "optimizer": decaying}, weight_decay_on="matrices")
+def test_weight_decay_can_exempt_biases_norms_and_parameters_named_by_the_network():
+    adamw = partial(torch.optim.AdamW, weight_decay=0.1)
+    module = ClassificationModule(Timm("test_vit"), **{**SETTINGS, "optimizer": adamw}, weight_decay_on="matrices")
     optimizer = module.configure_optimizers()
-    weight_decay_on, spared = optimizer.param_groups
+    decayed, exempt = optimizer.param_groups
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    assert (weight_decay_on["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.1, 0.0)
     assert {
         "distiller.student.model.pos_embed",
         "distiller.student.model.cls_token",
         "distiller.student.model.norm.weight",
-    } <= {names[id(parameter)] for parameter in spared["params"]}
-    assert all(parameter.ndim > 1 for parameter in weight_decay_on["params"])
-    assert len(weight_decay_on["params"]) + len(spared["params"]) == len(names)
+    } <= {names[id(parameter)] for parameter in exempt["params"]}
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert len(decayed["params"]) + len(exempt["params"]) == len(names)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32"])
-def test_a_fit_at_a_precision_has_finite_weights(precision, tmp_path):
+def test_weights_stay_finite_at_any_precision(precision, tmp_path):
     module = distillation()
     fit(module, tmp_path, precision=precision)
     assert all(weight.isfinite().all() and weight.dtype == torch.float32 for weight in module.student.parameters())
 
 
 @pytest.mark.slow
-def test_compiled_networks_give_the_eager_loss_and_keep_the_names_of_the_weights(tmp_path):
+def test_compiled_networks_give_the_eager_loss_and_keep_the_names_of_weights(tmp_path):
     batch = {"image": torch.rand(8, 3, 32, 32), "label": torch.arange(8), "index": torch.arange(8)}
     losses, gradients, modules = [], [], []
     for which in ("none", "both"):
@@ -198,7 +198,7 @@ def test_compiled_networks_give_the_eager_loss_and_keep_the_names_of_the_weights
         heads = {"kd": Term(KD()), "rkd": Term(RKD(of="mid"))}
         module = DistillationModule(**networks, heads=heads, compile=which, **SETTINGS)
         module.log_dict = module.log = lambda *args, **kwargs: None
-        for _ in range(2):  # the second pass runs what the first has compiled
+        for _ in range(2):  # the second pass runs the code compiled in the first
             module.zero_grad()
             loss = module.training_step(batch, 0)
             loss.backward()
@@ -211,22 +211,22 @@ def test_compiled_networks_give_the_eager_loss_and_keep_the_names_of_the_weights
     assert modules[1].student._compiled_call_impl is not None
 
 
-def test_a_test_on_long_tailed_data_tells_many_from_few(tmp_path):
+def test_a_test_on_long_tailed_data_reports_many_medium_and_few_shot_accuracy(tmp_path):
     module = ClassificationModule(student=Timm("test_resnet"), **SETTINGS)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     data = Digits(longtail=ExponentialTail(0.02, many=50, few=10))
-    (found,) = trainer.test(module, data, verbose=False)
-    recall = [found[f"test/recall/{label}"] for label in range(10)]
+    (metrics,) = trainer.test(module, data, verbose=False)
+    recall = [metrics[f"test/recall/{label}"] for label in range(10)]
     groups = {"many": recall[:2], "medium": recall[2:6], "few": recall[6:], "balanced": recall}
-    for name, own in groups.items():
-        assert found[f"test/{name}"] == pytest.approx(sum(own) / len(own), rel=1e-5)
+    for name, recalls in groups.items():
+        assert metrics[f"test/{name}"] == pytest.approx(sum(recalls) / len(recalls), rel=1e-5)
     labels = torch.cat([batch["label"] for batch in data.test_dataloader()]).bincount()
-    assert found["test/top1"] == pytest.approx(float((torch.tensor(recall) * labels).sum() / 449), rel=1e-5)
+    assert metrics["test/top1"] == pytest.approx(float((torch.tensor(recall) * labels).sum() / 449), rel=1e-5)
     (plain,) = trainer.test(module, Digits(), verbose=False)
     assert set(plain) == {"test/top1", "test/top5", "test/calibration_error"}
 
 
-def test_a_loss_learns_the_counts_of_the_classes_before_step_0(tmp_path):
+def test_a_loss_receives_the_class_counts_before_step_0(tmp_path):
     module = ClassificationModule(student=Timm("test_resnet"), task=Term(LDAM()), **SETTINGS)
     data = Digits(batch_size=8, longtail=ExponentialTail(0.02))
     trainer = Trainer(accelerator="cpu", logger=False, max_steps=1, limit_val_batches=0, default_root_dir=tmp_path)
@@ -237,7 +237,7 @@ def test_a_loss_learns_the_counts_of_the_classes_before_step_0(tmp_path):
     assert saved["distiller.objective.heads.task.counts"].tolist() == data.class_counts()
 
 
-def test_a_loss_that_needs_counts_is_refused_by_data_without(tmp_path):
+def test_a_loss_that_needs_class_counts_rejects_data_without_them(tmp_path):
     module = ClassificationModule(student=Timm("test_resnet"), task=Term(LogitAdjustment()), **SETTINGS)
     trainer = Trainer(accelerator="cpu", logger=False, max_steps=1, limit_val_batches=0, default_root_dir=tmp_path)
     loader = Digits(batch_size=8).train_dataloader()

@@ -5,9 +5,9 @@ from distill.training.non_finite import NonFiniteGuard, NonFiniteLossError
 
 
 def test_finite_values_pass():
-    watch = NonFiniteGuard()
-    watch.check(0, {"kd": torch.tensor(1.0), "rkd": torch.tensor(0.0)})
-    watch.flush()
+    guard = NonFiniteGuard()
+    guard.check(0, {"kd": torch.tensor(1.0), "rkd": torch.tensor(0.0)})
+    guard.flush()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
