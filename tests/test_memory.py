@@ -86,9 +86,9 @@ def test_two_ranks_hold_the_queue_of_one_process_bit_for_bit(pool: RankPool) -> 
         assert torch.equal(state["count"], expected["count"])
 
 
-@pytest.mark.parametrize(("size", "width", "told"), [(0, 4, "size .* given 0"), (4, -1, "width .* given -1")])
-def test_a_queue_without_rows_or_width_is_refused(size: int, width: int, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+@pytest.mark.parametrize(("size", "width", "message"), [(0, 4, "size .* given 0"), (4, -1, "width .* given -1")])
+def test_a_queue_without_rows_or_width_is_refused(size: int, width: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         EmbeddingQueue(size, width)
 
 
@@ -116,11 +116,11 @@ def test_of_a_sample_that_occurs_twice_the_last_one_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [({"samples": 1}, "samples .* given 1"), ({"width": 0}, "width .* given 0"), ({"momentum": 1.5}, "given 1.5")],
 )
-def test_a_bank_of_nothing_is_refused(arguments: dict[str, float], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_bank_of_nothing_is_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         SampleBank(**arguments)
 
 

@@ -77,7 +77,7 @@ def test_step_can_count_steps() -> None:
     assert [schedule(at(step)) for step in (4, 5)] == [1.0, 0.1]
 
 
-def test_stop_is_zero_once_its_span_is_over() -> None:
+def test_until_is_zero_once_its_span_is_over() -> None:
     schedule = Until(0.7, epochs=3)
     assert [schedule(at(step)) for step in (0, 29, 30, 99)] == [0.7, 0.7, 0.0, 0.0]
 
@@ -116,7 +116,7 @@ def test_a_users_schedule_is_a_function_of_progress() -> None:
     assert value_at(Halving(), at(3)) == 0.125
 
 
-def test_start_is_zero_until_its_span_is_over() -> None:
+def test_after_is_zero_until_its_span_is_over() -> None:
     schedule = After(0.7, epochs=3)
     assert [schedule(at(step)) for step in (0, 29, 30, 90)] == [0.0, 0.0, 0.7, 0.7]
 

@@ -31,9 +31,9 @@ def test_it_is_the_literal_formula(gamma: float, order: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [({"gamma": 0}, "gamma must be above 0, given 0"), ({"order": 0}, "order must be at least 1, given 0")],
 )
-def test_an_argument_out_of_its_range_is_told(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         CC(**arguments)

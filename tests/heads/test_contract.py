@@ -236,7 +236,7 @@ class Greedy(Good):
 
 
 @pytest.mark.parametrize(
-    ("make", "check", "told"),
+    ("make", "check", "message"),
     [
         (Untyped, arguments_have_defaults_and_words, "argument 'size' of Untyped has no type"),
         (Undocumented, arguments_have_defaults_and_words, "argument 'rows' of Undocumented is not described"),
@@ -256,10 +256,10 @@ class Greedy(Good):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_head_that_breaks_the_contract_is_told_so(make: Any, check: Callable[[Case], None], told: str) -> None:
+def test_a_head_that_breaks_the_contract_is_reported(make: Any, check: Callable[[Case], None], message: str) -> None:
     broken = (lambda: make(other=1)) if make is WithoutDefault else make
     check(Case(Good))
-    with pytest.raises(AssertionError, match=told):
+    with pytest.raises(AssertionError, match=message):
         check(Case(broken))
 
 
@@ -276,7 +276,7 @@ def test_a_stopped_gradient_is_checked_with_the_arguments_that_let_it_through() 
 
 
 @pytest.mark.parametrize("make", [Lonely, PrivateMemory])
-def test_a_head_that_differs_on_two_ranks_is_told_so(make: type[Head], pool: RankPool) -> None:
+def test_a_head_that_differs_on_two_ranks_is_reported(make: type[Head], pool: RankPool) -> None:
     with pytest.raises(AssertionError, match="two ranks do not equal one process"):
         two_ranks_equal_one(Case(make), pool.run)
 

@@ -36,7 +36,7 @@ def call(head: CRD, student: Tensor | None = None, index: Tensor = INDEX, label:
 
 
 class Fixed(CRD):
-    """Holds each sample against given ones."""
+    """CRD with given negatives."""
 
     def draw(self, index: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         drawn = (index.unsqueeze(1) + 3 * torch.arange(1, 6) + torch.arange(len(index)).unsqueeze(1)) % 20
@@ -161,7 +161,7 @@ def test_bank_must_have_one_place_for_each_sample() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"samples": 1}, "samples must be at least 2, given 1"),
         ({"negatives": 0}, "negatives must be at least 1, given 0"),
@@ -171,8 +171,8 @@ def test_bank_must_have_one_place_for_each_sample() -> None:
         ({"positives": "clas"}, "positives cannot be 'clas': did you mean 'class'"),
     ],
 )
-def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         CRD(**arguments)
 
 

@@ -62,11 +62,11 @@ def test_at_scale_zero_it_is_the_log_of_the_batch_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [({"max_scale": 0.0}, "max_scale must be above 0"), ({"log_scale": 3.0}, "log_scale must be below .* given 3")],
 )
-def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, float], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         DCD(**arguments)
 
 

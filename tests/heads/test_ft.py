@@ -121,14 +121,14 @@ def test_factors_have_their_share_of_the_teachers_channels(share: float, width: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"share": 0.0}, "share must be above 0, given 0.0"),
         ({"initialization": -1.0}, "initialization must be at least 0, given -1.0"),
     ],
 )
-def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, float], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         FT(**arguments)  # type: ignore[arg-type]
 
 

@@ -25,7 +25,7 @@ SPEC = FeatureSpec(logits=(5,))
 LATE = Progress(step=80, steps=100)
 
 
-def told(progress: Progress = LATE, **kwargs: Any) -> LDAM:
+def prepared(progress: Progress = LATE, **kwargs: Any) -> LDAM:
     head = LDAM(**kwargs)
     head.build(SPEC, SPEC)
     head.progress = progress
@@ -33,7 +33,7 @@ def told(progress: Progress = LATE, **kwargs: Any) -> LDAM:
     return head
 
 
-class Told(LDAM):
+class Prepared(LDAM):
     """Knows counts, and is late in a run, from the start, for the contract.
 
     Args:
@@ -71,7 +71,7 @@ def literal(x: Tensor, soft: Tensor, margin: float, scale: float, beta: float | 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_value_is_that_of_the_literal_formula(scale: float, beta: float | None) -> None:
     x = 0.5 * Q([6, 5], 1)
-    head = told(scale=scale, margin=0.4, **({"reweight_from": None} if beta is None else {"beta": beta}))
+    head = prepared(scale=scale, margin=0.4, **({"reweight_from": None} if beta is None else {"beta": beta}))
     hard = torch.zeros(6, 5)
     hard[LABEL >= 0, LABEL[LABEL >= 0]] = 1
     expected = literal(x, hard, 0.4, scale, beta)
@@ -97,21 +97,21 @@ def test_weights_of_effective_numbers_are_exact_also_in_float32(beta: float) -> 
 
 def test_without_margin_scale_and_reweighting_it_is_cross_entropy() -> None:
     x, label = Q([6, 5], 1), LABEL.clamp_min(0)
-    head = told(margin=0.0, scale=1.0, reweight_from=None)
+    head = prepared(margin=0.0, scale=1.0, reweight_from=None)
     torch.testing.assert_close(head(Features(x), None, {"label": label}), cross_entropy(x, label))
 
 
 def test_re_weighting_is_deferred_to_its_share_of_the_run() -> None:
     x = Q([6, 5], 1)
-    never = told(reweight_from=None)(Features(x), None, {"label": LABEL})
-    early, late = (told(Progress(step=step, steps=100))(Features(x), None, {"label": LABEL}) for step in (79, 80))
+    never = prepared(reweight_from=None)(Features(x), None, {"label": LABEL})
+    early, late = (prepared(Progress(step=step, steps=100))(Features(x), None, {"label": LABEL}) for step in (79, 80))
     assert early == never
     assert late != never
 
 
 def test_a_weighted_sample_outweighs_in_the_gradient() -> None:
     x = torch.zeros(2, 5, requires_grad=True)
-    loss = told(margin=0.0)(Features(x), None, {"label": torch.tensor([0, 4])})
+    loss = prepared(margin=0.0)(Features(x), None, {"label": torch.tensor([0, 4])})
     (gradient,) = torch.autograd.grad(loss, x)
     ratio = (1 - 0.9999**100) / (1 - 0.9999)
     assert (gradient[1, 4] / gradient[0, 0]).item() == pytest.approx(ratio, rel=1e-4)
@@ -120,19 +120,19 @@ def test_a_weighted_sample_outweighs_in_the_gradient() -> None:
 def test_without_any_label_loss_and_gradient_are_zero() -> None:
     for label in (torch.full((6,), -1), torch.zeros(6, 5)):
         x = Q([6, 5], 1).requires_grad_()
-        loss = told()(Features(x), None, {"label": label})
+        loss = prepared()(Features(x), None, {"label": label})
         assert loss.item() == 0.0
         assert not torch.autograd.grad(loss, x)[0].any()
 
 
 def test_it_keeps_the_contract_with_unequal_classes(pool: RankPool) -> None:
-    check_head(Told, run=pool.run)
+    check_head(Prepared, run=pool.run)
 
 
 def test_a_run_without_an_end_has_no_share_to_wait_for() -> None:
     with pytest.raises(UserError, match=r"reweight_from is a share of the run, 0.8, but the run has no end"):
-        told(Progress())
-    told(Progress(), reweight_from=None)
+        prepared(Progress())
+    prepared(Progress(), reweight_from=None)
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ SOFT = torch.tensor([[0.25, 0, 0.75, 0, 0], [0] * 5, [0, 0.5, 0, 0, 0], [0, 0, 0
 SPEC = FeatureSpec(logits=(5,))
 
 
-def told(temperature: float = 1.0, **kwargs: float) -> LogitAdjustment:
+def prepared(temperature: float = 1.0, **kwargs: float) -> LogitAdjustment:
     head = LogitAdjustment(temperature, **kwargs)
     head.build(SPEC, SPEC)
     head.prepare(RunInfo(class_counts=lambda: COUNTS))
     return head
 
 
-class Told(LogitAdjustment):
+class Prepared(LogitAdjustment):
     """Knows counts from the start, for the contract.
 
     Args:
@@ -57,7 +57,7 @@ def literal(x: Tensor, label: Tensor, temperature: float) -> float:
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1.7])
 def test_value_is_that_of_the_literal_formula(temperature: float) -> None:
     x = 2 * Q([6, 5], 1)
-    loss = told(temperature)(Features(x), None, {"label": LABEL})
+    loss = prepared(temperature)(Features(x), None, {"label": LABEL})
     assert loss.item() == pytest.approx(literal(x, LABEL, temperature), rel=1e-6)
 
 
@@ -67,7 +67,7 @@ def test_it_is_cross_entropy_of_adjusted_logits_for_soft_labels_and_smoothing_to
     for smoothing in (0.0, 0.1):
         for label in (LABEL, SOFT):
             expected = CrossEntropy(smoothing)(Features(adjusted), None, {"label": label})
-            loss = told(1.5, label_smoothing=smoothing)(Features(x), None, {"label": label})
+            loss = prepared(1.5, label_smoothing=smoothing)(Features(x), None, {"label": label})
             torch.testing.assert_close(loss, expected)
 
 
@@ -82,17 +82,17 @@ def test_a_rare_class_that_is_not_yet_chosen_weighs_more() -> None:
     x = torch.zeros(1, 5, requires_grad=True)
     gradients = []
     for label in (0, 4):
-        loss = told()(Features(x), None, {"label": torch.tensor([label])})
+        loss = prepared()(Features(x), None, {"label": torch.tensor([label])})
         gradients.append(torch.autograd.grad(loss, x)[0][0, label].item())
     assert gradients == pytest.approx([100 / 152 - 1, 1 / 152 - 1])
 
 
 def test_it_keeps_the_contract_with_unequal_classes(pool: RankPool) -> None:
-    check_head(Told, run=pool.run)
+    check_head(Prepared, run=pool.run)
 
 
 def test_counts_are_kept_in_checkpoints_and_are_whole_numbers_in_any_precision() -> None:
-    head = told().half()
+    head = prepared().half()
     assert head.state_dict()["counts"].tolist() == COUNTS.tolist()
     assert head.counts.dtype == torch.int64
 
@@ -106,7 +106,7 @@ def test_counts_are_kept_in_checkpoints_and_are_whole_numbers_in_any_precision()
 )
 def test_counts_that_do_not_fit_are_refused(counts: list[int], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        told().prepare(RunInfo(class_counts=lambda: torch.tensor(counts)))
+        prepared().prepare(RunInfo(class_counts=lambda: torch.tensor(counts)))
 
 
 def test_arguments_outside_their_range_are_refused() -> None:

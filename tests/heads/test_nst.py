@@ -59,7 +59,7 @@ def test_images_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "told"),
+    ("student", "teacher", "message"),
     [
         ((6, 1, 1), (6, 4, 4), "'x' has 1 x 1 cells in the student and 4 x 4 in the teacher"),
         ((6, 1, 4), (6, 4, 1), "name layers with at least 2 common cells"),
@@ -67,6 +67,6 @@ def test_images_do_not_see_each_other() -> None:
         ((6, 4, 4), (15, 6), r"'x' of the teacher has the shape \(15, 6\)"),
     ],
 )
-def test_features_that_do_not_fit_are_told_before_the_first_step(student: Any, teacher: Any, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_features_that_do_not_fit_are_refused_before_the_first_step(student: Any, teacher: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         NST(of="x").build(FeatureSpec(maps={"x": student}), FeatureSpec(maps={"x": teacher}))

@@ -263,7 +263,7 @@ def test_plot_draws_both_distributions_of_each_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"size": 0}, "size must be at least 1, given 0"),
         ({"width": 0}, "width must be at least 1, given 0"),
@@ -277,13 +277,13 @@ def test_plot_draws_both_distributions_of_each_image() -> None:
         ({"dtype": "int8"}, "dtype cannot be 'int8'"),
     ],
 )
-def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         RRD(**arguments)
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"size": 21}, r"RRD: the queue \(size x width\) is 20 x 4 in the checkpoint and 21 x 4 in the configuration"),
         ({"width": 5}, r"RRD: the queue \(size x width\) is 20 x 4 in the checkpoint and 20 x 5 in"),
@@ -291,12 +291,12 @@ def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], told
         ({"student": 7}, r"RRD: the student's projection .* is 4 x 6 in the checkpoint and 4 x 7 in"),
     ],
 )
-def test_a_checkpoint_of_another_shape_is_refused_and_nothing_is_loaded(other: dict[str, int], told: str) -> None:
+def test_a_checkpoint_of_another_shape_is_refused_and_nothing_is_loaded(other: dict[str, int], message: str) -> None:
     stored = built()
     call(stored, 0)
     head = nn.ModuleDict({"rrd": built(**other)})
     before = deepcopy(head.state_dict())
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         head.load_state_dict({f"rrd.{key}": value for key, value in stored.state_dict().items()})
     for key, value in head.state_dict().items():
         assert torch.equal(value, before[key])

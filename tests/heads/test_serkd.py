@@ -167,7 +167,7 @@ def test_only_segments_are_asked_for_by_a_head_that_reads_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"distance": 0, "angle": 0, "features": 1}, "distance 0 and angle 0"),
         ({"superpixels": "segment"}, "did you mean 'segments'"),
@@ -179,13 +179,13 @@ def test_only_segments_are_asked_for_by_a_head_that_reads_them() -> None:
         ({"stride": 0}, "stride must be at least 1, given 0"),
     ],
 )
-def test_an_argument_out_of_its_range_is_told(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         SeRKD(**arguments)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "spec", "told"),
+    ("arguments", "spec", "message"),
     [
         (
             {"of": "x"},
@@ -199,15 +199,15 @@ def test_an_argument_out_of_its_range_is_told(arguments: dict[str, Any], told: s
         ({"cell": (0, 1)}, FeatureSpec(tokens=(16, 6), grid=(4, 4)), "given 0 x 1"),
     ],
 )
-def test_features_that_do_not_fit_are_told_before_the_first_step(
-    arguments: dict[str, Any], spec: FeatureSpec, told: str
+def test_features_that_do_not_fit_are_refused_before_the_first_step(
+    arguments: dict[str, Any], spec: FeatureSpec, message: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         SeRKD(**arguments).build(spec, spec)
 
 
 @pytest.mark.parametrize(
-    ("batch", "told"),
+    ("batch", "message"),
     [
         ({"image": torch.zeros(2, 3, 8, 8)}, "it has none"),
         (
@@ -216,7 +216,7 @@ def test_features_that_do_not_fit_are_told_before_the_first_step(
         ),
     ],
 )
-def test_segments_that_do_not_fit_are_told(batch: dict[str, Tensor], told: str) -> None:
+def test_segments_that_do_not_fit_are_refused(batch: dict[str, Tensor], message: str) -> None:
     seen = on_grid(Q([2, 16, 5], 3), (4, 4))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         built(SeRKD(superpixels="segments"), seen, seen)(seen, seen, batch)

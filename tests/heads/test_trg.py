@@ -104,7 +104,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
 
 
 @pytest.mark.parametrize("part", ONLY)
-def test_a_part_of_weight_0_makes_no_parameters_and_tells_nothing(part: str) -> None:
+def test_a_part_of_weight_0_has_no_parameters_and_no_diagnostics(part: str) -> None:
     student, teacher = pair()
     head = built(TRG(**ONLY[part]), student, teacher)  # type: ignore[arg-type]
     head(student, teacher, {} if part == "contextual" else index())  # it alone draws no tokens
@@ -293,10 +293,10 @@ def test_forward_and_backward_on_4096_nodes_hold_few_pairwise_tensors(chunk: int
 def test_a_batch_with_too_few_nodes_is_refused_before_and_in_a_step() -> None:
     student, teacher = pair(2)
     head = built(TRG(tokens_per_image=4), student, teacher)
-    told = r"neighbors is 8, but a batch has 8 nodes \(4 tokens of each image\), of which each has 7 others: give fewer"
-    with pytest.raises(UserError, match=told):
+    message = r"neighbors is 8, but a batch has 8 nodes \(4 tokens of each image\), of which each has 7 others: give"
+    with pytest.raises(UserError, match=message):
         head.prepare(RunInfo(batch_size=2))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         head(student, teacher, index(2))
     head.prepare(RunInfo(batch_size=3))
     for harmless in (ONLY["global"], ONLY["contextual"]):
@@ -320,7 +320,7 @@ def test_the_images_of_all_ranks_count_at_global_scope_only(pool: RankPool) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"local_weight": 0, "global_weight": 0, "contextual_weight": 0}, "TRG compares nothing with local_weight 0"),
         ({"tokens_per_image": 0}, "tokens_per_image must be at least 1, given 0"),
@@ -334,13 +334,13 @@ def test_the_images_of_all_ranks_count_at_global_scope_only(pool: RankPool) -> N
         ({"scope": "image"}, "TRG has no scope 'image': known are 'batch' and 'global'"),
     ],
 )
-def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         TRG(**arguments)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"tokens_per_image": 17}, "tokens_per_image is 17, but the common grid of both networks, 4 x 4, has 16: give"),
         ({"grid": (5, 4)}, "grid must be at least 1 x 1 and no finer than 4 x 4, .* given 5 x 4"),
@@ -348,11 +348,11 @@ def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], told
         ({"of": "x"}, "'x' of the student has the shape .*: name 'tokens' or a layer"),
     ],
 )
-def test_grids_that_do_not_fit_are_refused_before_the_first_step(arguments: dict[str, Any], told: str) -> None:
+def test_grids_that_do_not_fit_are_refused_before_the_first_step(arguments: dict[str, Any], message: str) -> None:
     student, teacher = (
         FeatureSpec(tokens=(grid[0] * grid[1], 5), grid=grid, maps={"x": (6,)}) for grid in ((4, 4), (6, 6))
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         TRG(**arguments).build(student, teacher)
 
 

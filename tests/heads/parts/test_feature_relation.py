@@ -1,4 +1,4 @@
-"""What the heads that relate features of any kind have in common, and the golden figures of each."""
+"""The common behavior of heads that relate features of any kind, and the golden figures of each."""
 
 from __future__ import annotations
 

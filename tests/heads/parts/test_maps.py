@@ -1,4 +1,4 @@
-"""What the heads that compare maps have in common: how layers are read, and any pair of networks."""
+"""The common behavior of heads that compare maps: reading of layers, and any pair of networks."""
 
 from __future__ import annotations
 
@@ -92,15 +92,15 @@ def test_layers_are_summed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "message"),
     [
         ((40, 7), r"'layer' of the student has the shape \(40, 7\): name 'tokens', 'embedding', or a layer that gives"),
         ((2, 3, 4, 5), r"'layer' of the student has the shape \(2, 3, 4, 5\)"),
     ],
 )
-def test_a_layer_that_is_no_map_is_refused(shape: tuple[int, ...], told: str) -> None:
+def test_a_layer_that_is_no_map_is_refused(shape: tuple[int, ...], message: str) -> None:
     student = FeatureSpec(grid=(4, 4), maps={"layer": shape})
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         AT("layer").build(student, student)
 
 
@@ -123,9 +123,9 @@ STAGES = FeatureSpec(maps={"stem": (3, 8, 8), "stage1": (4, 8, 8), "stage2": (5,
 
 @pytest.mark.parametrize("head", [AT, NST], ids=lambda head: head.__name__)
 def test_a_pattern_stands_for_the_taps_of_such_names_in_their_order(head: Any) -> None:
-    told = head(of="stage*")
-    told.check(STAGES, STAGES)
-    assert told.needs == {"stage1", "stage2"}
+    head_of_pattern = head(of="stage*")
+    head_of_pattern.check(STAGES, STAGES)
+    assert head_of_pattern.needs == {"stage1", "stage2"}
     seen = Features(maps={name: Q([3, *shape], 1) for name, shape in STAGES.maps.items()})
     other = Features(maps={name: Q([3, *shape], 2) for name, shape in STAGES.maps.items()})
     losses = []
@@ -139,13 +139,13 @@ def test_a_pattern_stands_for_the_taps_of_such_names_in_their_order(head: Any) -
 
 
 @pytest.mark.parametrize(
-    ("of", "taps", "told"),
+    ("of", "taps", "message"),
     [
         ("stage*", {"stage1": (4, 8, 8)}, r"'stage\*' fits stage1, stage2 of the student and stage1 of the teacher"),
         ("pre*", STAGES.maps, r"'pre\*' fits no tap of the student and no tap of the teacher: give both the same taps"),
         (["stage1", "stage*"], STAGES.maps, "each once, given"),
     ],
 )
-def test_a_pattern_that_fits_nothing_or_differently_is_refused(of: Any, taps: Any, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_pattern_that_fits_nothing_or_differently_is_refused(of: Any, taps: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         AT(of).check(STAGES, FeatureSpec(maps=taps))
