@@ -80,8 +80,8 @@ def _refused_sizes() -> str:
 
 
 def test_gather_refuses_batches_of_different_sizes_on_every_rank(pool: RankPool) -> None:
-    told = "the ranks' batches have 3, 4 samples and cannot be gathered: give every rank equally many"
-    assert pool.run(_refused_sizes) == [told, told]
+    message = "the ranks' batches have 3, 4 samples and cannot be gathered: give every rank equally many"
+    assert pool.run(_refused_sizes) == [message, message]
 
 
 def _summed() -> tuple[Tensor, bool, Tensor]:

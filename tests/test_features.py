@@ -49,10 +49,10 @@ def test_taps_give_outputs_and_inputs_of_the_pass():
     network = chain(first=nn.Linear(3, 4), last=nn.Linear(4, 2))
     image = torch.rand(5, 3)
     taps = Taps(network, outputs={"hidden": "first"}, inputs={"read": "last"})
-    with taps as seen:
+    with taps as tensors:
         network(image)
-    assert torch.equal(seen["hidden"], network.first(image))
-    assert torch.equal(seen["read"], network.first(image))
+    assert torch.equal(tensors["hidden"], network.first(image))
+    assert torch.equal(tensors["read"], network.first(image))
 
 
 def test_taps_keep_nothing_after_the_pass():
@@ -67,9 +67,9 @@ def test_a_layer_that_runs_twice_gives_its_last_output():
     layer = nn.Linear(3, 3)
     network = nn.Sequential(layer, layer)
     image = torch.rand(5, 3)
-    with Taps(network, outputs={"hidden": "0"}) as seen:
+    with Taps(network, outputs={"hidden": "0"}) as tensors:
         network(image)
-    assert torch.equal(seen["hidden"], layer(layer(image)))
+    assert torch.equal(tensors["hidden"], layer(layer(image)))
 
 
 def test_a_layer_that_is_not_there_is_named_with_near_matches():
@@ -94,9 +94,9 @@ def test_a_protected_tap_holds_what_its_layer_returned(overwriting):
     with torch.no_grad(), taps:
         network(image)
         taps.protect()
-    with taps as seen:
+    with taps as tensors:
         network.train()(image)
-    assert torch.equal(seen["hidden"], network.first(image))
+    assert torch.equal(tensors["hidden"], network.first(image))
 
 
 def test_a_tap_that_nothing_overwrites_is_not_copied():
@@ -107,16 +107,16 @@ def test_a_tap_that_nothing_overwrites_is_not_copied():
     with taps:
         network(torch.randn(5, 3))
         taps.protect()
-    with taps as seen:
+    with taps as tensors:
         network(torch.randn(5, 3))
-    assert seen["hidden"] is outputs[-1]
+    assert tensors["hidden"] is outputs[-1]
 
 
 def test_taps_work_in_inference_mode():
     network = chain(first=nn.Linear(3, 4))
-    with torch.inference_mode(), Taps(network, outputs={"hidden": "first"}) as seen:
+    with torch.inference_mode(), Taps(network, outputs={"hidden": "first"}) as tensors:
         output = network(torch.rand(5, 3))
-    assert seen["hidden"] is output
+    assert tensors["hidden"] is output
 
 
 def test_protect_refuses_a_layer_that_takes_no_part():
@@ -133,10 +133,10 @@ def test_a_replaced_layer_is_read_under_its_name():
     network = chain(first=nn.Linear(3, 4), norm=nn.BatchNorm1d(4)).eval()
     taps = Taps(network, outputs={"normed": "norm"})
     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    with taps as seen:
+    with taps as tensors:
         output = network(torch.rand(5, 3))
     assert isinstance(network.norm, nn.SyncBatchNorm)
-    assert seen["normed"] is output
+    assert tensors["normed"] is output
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
@@ -144,7 +144,7 @@ def test_a_copy_writes_into_its_own_taps(copied):
     network = chain(first=nn.Linear(3, 4))
     taps = Taps(network, outputs={"hidden": "first"})
     other_network, other_taps = copied((network, taps))
-    with taps as seen, other_taps as other_seen:
+    with taps as tensors, other_taps as other_tensors:
         other_network(torch.rand(5, 3))
-    assert "hidden" in other_seen
-    assert "hidden" not in seen
+    assert "hidden" in other_tensors
+    assert "hidden" not in tensors

@@ -116,7 +116,7 @@ def test_a_broken_image_is_told_in_one_sentence_from_a_worker_too(checkpoint, tm
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (["--data=Digits", "--neighbors=2000"], "neighbors is 2000, more than the 1078 labeled training images"),
         (["--data=Digits", "--neighbors=0"], "neighbors must be at least 1, given 0"),
@@ -127,11 +127,11 @@ def test_a_broken_image_is_told_in_one_sentence_from_a_worker_too(checkpoint, tm
         ([], "data"),
     ],
 )
-def test_mistakes_get_one_sentence(settings, told, checkpoint, capsys):
+def test_mistakes_get_one_sentence(settings, message, checkpoint, capsys):
     assert main(["probe", f"--ckpt_path={checkpoint}", *settings]) == 2
     error = capsys.readouterr().err
     assert error.startswith("distill: ")
-    assert told in error
+    assert message in error
     assert len(error.splitlines()) == 1
 
 

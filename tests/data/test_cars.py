@@ -55,7 +55,7 @@ def test_training_images_are_augmented_by_crops_or_as_timm_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda folder: folder.rename(folder.with_name("cars")), "lacks 'devkit/cars_meta.mat'; .*issues/7545"),
         (lambda folder: (folder / "cars_test_annos_withlabels.mat").unlink(), "lacks 'cars_test_annos_withlabels.mat'"),
@@ -63,8 +63,8 @@ def test_training_images_are_augmented_by_crops_or_as_timm_does(tmp_path):
     ],
     ids=["another folder", "no labels of the test images", "annotations are cut short"],
 )
-def test_what_cannot_be_read_is_told_in_one_sentence(spoil, told, tmp_path):
+def test_what_cannot_be_read_is_told_in_one_sentence(spoil, message, tmp_path):
     spoil(write_cars(tmp_path) / "stanford_cars")
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         StanfordCars(str(tmp_path)).samples("train")
     assert "\n" not in str(caught.value)

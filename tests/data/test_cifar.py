@@ -70,7 +70,7 @@ def test_training_images_are_shifted_and_flipped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda folder: folder.rename(folder.with_name("cifar")), "has no folder 'cifar-100-python'"),
         (lambda folder: (folder / "train").unlink(), "CIFAR-100 in .* is incomplete or corrupt"),
@@ -78,9 +78,9 @@ def test_training_images_are_shifted_and_flipped(tmp_path):
     ],
     ids=["another folder", "a file is missing", "a file is cut short"],
 )
-def test_what_cannot_be_read_is_told_in_one_sentence(spoil, told, tmp_path):
+def test_what_cannot_be_read_is_told_in_one_sentence(spoil, message, tmp_path):
     spoil(write_cifar100(tmp_path) / "cifar-100-python")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         CIFAR100(str(tmp_path), verify=False).samples("train")
 
 

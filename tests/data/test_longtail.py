@@ -113,7 +113,7 @@ def test_a_list_picks_files(folder):
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         (["train/n01/n01_9.JPEG 0"], "lists n01/n01_9.JPEG with label 0, which is missing"),
         (["train/n01/n01_1.JPEG 1"], "lists n01/n01_1.JPEG with label 1, which has label 0 by its folder"),
@@ -123,8 +123,8 @@ def test_a_list_picks_files(folder):
         ([], "leaves class 0, of 4 images, without a training image"),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(folder, lines, told):
-    with pytest.raises(UserError, match=told):
+def test_a_list_that_does_not_fit_is_refused(folder, lines, message):
+    with pytest.raises(UserError, match=message):
         listed(folder, *lines).setup("fit")
 
 

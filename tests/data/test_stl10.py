@@ -78,7 +78,7 @@ def test_the_checksums_of_the_files_that_are_read_must_fit(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda folder: folder.rename(folder.with_name("stl")), "has no folder 'stl10_binary'.*data.download=true"),
         (lambda folder: (folder / "train_y.bin").unlink(), "STL-10 in .* is incomplete or corrupt"),
@@ -87,8 +87,8 @@ def test_the_checksums_of_the_files_that_are_read_must_fit(tmp_path, monkeypatch
     ],
     ids=["another folder", "a file is missing", "images are cut short", "labels are cut short"],
 )
-def test_what_cannot_be_read_is_told_in_one_sentence(spoil, told, tmp_path):
+def test_what_cannot_be_read_is_told_in_one_sentence(spoil, message, tmp_path):
     spoil(write_stl10(tmp_path) / "stl10_binary")
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         STL10(str(tmp_path), verify=False).samples("train")
     assert "\n" not in str(caught.value)

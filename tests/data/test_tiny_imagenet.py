@@ -100,7 +100,7 @@ def test_images_are_shrunk_as_published_and_shifted_by_an_eighth(written):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda folder: folder.rename(folder.with_name("tiny")), "has no folder 'tiny-imagenet-200'.*download=true"),
         (lambda folder: shutil.rmtree(folder / "train" / WNIDS[3]), "199 class folders, not the 200"),
@@ -111,9 +111,9 @@ def test_images_are_shrunk_as_published_and_shifted_by_an_eighth(written):
     ],
     ids=["another folder", "a class is missing", "a class is empty", "no labels", "a foreign class", "an empty table"],
 )
-def test_another_layout_is_told_in_one_sentence(spoil, told, root):
+def test_another_layout_is_told_in_one_sentence(spoil, message, root):
     spoil(root / "tiny-imagenet-200")
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         _ = [TinyImageNet(str(root)).samples(split) for split in ("train", "val")]
     assert "\n" not in str(caught.value)
 

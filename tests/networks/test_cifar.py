@@ -89,9 +89,9 @@ def test_parameters_and_shapes_are_the_published_ones(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_a_network_tells_of_its_maps_is_so(name):
     network = built(name, places(name)[:-1])
-    told = [(info["num_chs"], 32 // info["reduction"]) for info in network.model.feature_info]
+    listed = [(info["num_chs"], 32 // info["reduction"]) for info in network.model.feature_info]
     assert [info["module"] for info in network.model.feature_info] == places(name)[:-1]
-    assert told == [shape[:2] for shape in network.spec.maps.values()]
+    assert listed == [shape[:2] for shape in network.spec.maps.values()]
 
 
 def of_benchmark(name: str) -> tuple[Checkpoint, Seen]:
@@ -111,14 +111,14 @@ def test_a_checkpoint_of_the_benchmark_gives_its_features_and_logits(name, tmp_p
     network = built(name, layers, weights=tmp_path / "ckpt_epoch_240.pth", mean=[0.5], std=[0.5]).eval()
     network.model.double()
     with torch.no_grad():
-        seen = network(images().double())
+        features = network(images().double())
     close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
-    close(seen.logits, expected.logits)
-    close(seen.embedding, expected.features[-1])
+    close(features.logits, expected.logits)
+    close(features.embedding, expected.features[-1])
     for place, feature in zip(places(name), expected.features, strict=True):
-        close(seen.maps[place], feature)
+        close(features.maps[place], feature)
     for layer, pre_activation in zip(network.model.pre_activations, expected.pre_activations, strict=True):
-        close(seen.maps[layer], pre_activation)
+        close(features.maps[layer], pre_activation)
     assert expected.logits.std() > 0.01
 
 

@@ -147,14 +147,14 @@ def test_a_family_gives_all_features(name: str) -> None:
     image = torch.rand(2, *network.image_shape, generator=torch.Generator().manual_seed(1))
     model = network.model
     with torch.no_grad():
-        seen = network(image)
+        features = network(image)
         prepared = network.prepare(image)
-        torch.testing.assert_close(seen.logits, model(prepared), rtol=1e-5, atol=1e-5)
-        check_embedding(model, prepared, seen)
+        torch.testing.assert_close(features.logits, model(prepared), rtol=1e-5, atol=1e-5)
+        check_embedding(model, prepared, features)
         if name in MIXED:
-            check_tokens_against_timm(model, prepared, seen)
+            check_tokens_against_timm(model, prepared, features)
         else:
-            check_tokens(network, image, seen)
+            check_tokens(network, image, features)
     check_train_mode(network, image)
     assert set(network.state_dict()) == {f"model.{key}" for key in model.state_dict()}
     assert build(name, num_classes=4).spec.logits == (4,)
@@ -167,22 +167,22 @@ def build(name: str, num_classes: int) -> Timm:
     return network.eval()
 
 
-def check_embedding(model: Any, prepared: Tensor, seen: Features) -> None:
+def check_embedding(model: Any, prepared: Tensor, features: Features) -> None:
     """It is what timm calls the features before the logits, and a linear classifier makes the logits of it."""
-    assert seen.embedding is not None
+    assert features.embedding is not None
     before_logits = model.forward_head(model.forward_features(prepared), pre_logits=True)
-    torch.testing.assert_close(seen.embedding, before_logits.flatten(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features.embedding, before_logits.flatten(1), rtol=1e-5, atol=1e-5)
     beside_others = getattr(model, "aux_head", None) is not None  # volo adds what each token votes for
     if isinstance(classifier := model.get_classifier(), nn.Linear) and not beside_others:
-        torch.testing.assert_close(classifier(seen.embedding), seen.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(classifier(features.embedding), features.logits, rtol=1e-5, atol=1e-5)
 
 
-def check_tokens(network: Timm, image: Tensor, seen: Features) -> None:
+def check_tokens(network: Timm, image: Tensor, features: Features) -> None:
     """What changes on one side of a wide image changes the tokens of that side more than what changes opposite."""
-    assert seen.tokens is not None
-    assert seen.grid is not None
-    height, width = seen.grid
-    assert seen.tokens.shape[1] == height * width
+    assert features.tokens is not None
+    assert features.grid is not None
+    height, width = features.grid
+    assert features.tokens.shape[1] == height * width
     rows, columns = image.shape[-2] // 4, image.shape[-1] // 4
 
     def center(*changed: slice) -> Tensor:
@@ -191,8 +191,8 @@ def check_tokens(network: Timm, image: Tensor, seen: Features) -> None:
         other[:, :, *changed] = 1 - other[:, :, *changed]
         tokens = network(other).tokens
         assert tokens is not None
-        assert seen.tokens is not None
-        change = (tokens - seen.tokens).double().norm(dim=-1).mean(0).view(height, width)
+        assert features.tokens is not None
+        change = (tokens - features.tokens).double().norm(dim=-1).mean(0).view(height, width)
         change = change / change.sum()
         return torch.stack([(change.sum(1) * torch.arange(height)).sum(), (change.sum(0) * torch.arange(width)).sum()])
 
@@ -201,13 +201,13 @@ def check_tokens(network: Timm, image: Tensor, seen: Features) -> None:
     assert width == 1 or center(everywhere, slice(-columns, None))[1] > center(everywhere, slice(columns))[1]
 
 
-def check_tokens_against_timm(model: Any, prepared: Tensor, seen: Features) -> None:
+def check_tokens_against_timm(model: Any, prepared: Tensor, features: Features) -> None:
     """They are the cells of the last map that timm gives by another way."""
     last = model.forward_intermediates(prepared, indices=1, norm=True, intermediates_only=True)[-1]
-    assert seen.tokens is not None
-    assert seen.grid == tuple(last.shape[-2:])
-    torch.testing.assert_close(seen.tokens[:, -1], last[:, :, -1, -1])
-    torch.testing.assert_close(seen.tokens[:, seen.grid[1] - 1], last[:, :, 0, -1])
+    assert features.tokens is not None
+    assert features.grid == tuple(last.shape[-2:])
+    torch.testing.assert_close(features.tokens[:, -1], last[:, :, -1, -1])
+    torch.testing.assert_close(features.tokens[:, features.grid[1] - 1], last[:, :, 0, -1])
 
 
 def check_train_mode(network: Timm, image: Tensor) -> None:
@@ -215,12 +215,12 @@ def check_train_mode(network: Timm, image: Tensor) -> None:
     network.train()
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     before = [int(norm.num_batches_tracked) for norm in norms]
-    seen = network(image)
+    features = network(image)
     assert [int(norm.num_batches_tracked) for norm in norms] == [count + 1 for count in before]
-    assert isinstance(seen.logits, Tensor)
-    assert seen.logits.shape == (2, 7)
+    assert isinstance(features.logits, Tensor)
+    assert features.logits.shape == (2, 7)
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)).weight
-    for tensor in (seen.tokens, seen.embedding):
+    for tensor in (features.tokens, features.embedding):
         direction = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2))
         (gradient,) = torch.autograd.grad((tensor * direction).sum(), first, retain_graph=True)
         assert gradient.isfinite().all()

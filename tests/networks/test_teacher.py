@@ -62,11 +62,11 @@ def test_dropout_is_off():
 
 def test_features_carry_no_gradient_and_can_be_saved_for_backward():
     teacher = FrozenTeacher(network())
-    seen = teacher(images())
-    assert not any(seen[name].requires_grad for name in ("logits", "embedding", "tokens"))
+    features = teacher(images())
+    assert not any(features[name].requires_grad for name in ("logits", "embedding", "tokens"))
     student = torch.ones(4, 5, requires_grad=True)
-    (student * seen.logits).sum().backward()
-    assert torch.equal(student.grad, seen.logits)
+    (student * features.logits).sum().backward()
+    assert torch.equal(student.grad, features.logits)
 
 
 def test_optimizers_averages_and_broadcasts_see_nothing_of_it():

@@ -149,9 +149,11 @@ def test_one_forward_pass_runs_dropout_and_classifier_once():
     network = built("test_vit", options={"drop_rate": 0.5})
     calls = []
     network.model.head.register_forward_hook(lambda *_: calls.append(1))
-    seen = network(images())
+    features = network(images())
     assert len(calls) == 1
-    assert torch.allclose(network.model.head(seen.embedding), seen.logits)  # the embedding of the same dropout mask
+    assert torch.allclose(
+        network.model.head(features.embedding), features.logits
+    )  # the embedding of the same dropout mask
 
 
 def test_a_pass_compiles_into_one_graph():

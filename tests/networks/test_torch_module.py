@@ -52,8 +52,8 @@ def images() -> torch.Tensor:
 
 def test_the_embedding_is_what_the_last_linear_layer_that_runs_reads():
     network = built(Convolutional())
-    seen = network(images())
-    assert torch.equal(network.model.classifier(seen.embedding), seen.logits)
+    features = network(images())
+    assert torch.equal(network.model.classifier(features.embedding), features.logits)
     assert network.spec.embedding == (6,)
     assert network.spec.tokens is None
     assert network.name == "TorchModule(Convolutional)"
@@ -62,11 +62,11 @@ def test_the_embedding_is_what_the_last_linear_layer_that_runs_reads():
 
 def test_a_map_gives_tokens_row_by_row_as_its_layer_returned_them():
     network = built(Convolutional(), tokens="stem")
-    seen = network(images())
+    features = network(images())
     cells = network.model.stem(images())
-    assert seen.grid == (4, 6)
-    assert torch.equal(seen.tokens[:, 7], cells[:, :, 1, 1])
-    assert seen.tokens.min() < 0
+    assert features.grid == (4, 6)
+    assert torch.equal(features.tokens[:, 7], cells[:, :, 1, 1])
+    assert features.tokens.min() < 0
 
 
 def test_the_embedding_can_be_the_mean_of_a_map():
@@ -76,10 +76,10 @@ def test_the_embedding_can_be_the_mean_of_a_map():
 
 def test_patch_tokens_come_without_their_prefix():
     network = built(Patches(), tokens="mix", prefix_tokens=1)
-    seen = network(images())
-    assert seen.grid == (2, 3)
+    features = network(images())
+    assert features.grid == (2, 3)
     cells = network.model.embed(images())
-    assert torch.allclose(seen.tokens[:, 4], network.model.mix(cells[:, :, 1, 1]), atol=1e-6)
+    assert torch.allclose(features.tokens[:, 4], network.model.mix(cells[:, :, 1, 1]), atol=1e-6)
 
 
 def test_a_network_without_a_linear_layer_has_no_embedding():

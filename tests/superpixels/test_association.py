@@ -113,7 +113,7 @@ def test_extreme_tokens_give_finite_superpixels_and_gradients(value: float, grad
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"grid": (5, 7)}, "35 tokens of a 5 x 7 grid"),
         ({"grid": (6, 6), "target": (7, 3)}, "target cannot be 7 x 3 superpixels for 6 x 6 tokens"),
@@ -124,8 +124,8 @@ def test_extreme_tokens_give_finite_superpixels_and_gradients(value: float, grad
         ({"grid": (6, 6), "gradient": "value"}, "did you mean 'values'"),
     ],
 )
-def test_what_does_not_fit_is_told(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_what_does_not_fit_is_told(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         soft_superpixels(Q([2, 36, 5], 1), **arguments)
 
 

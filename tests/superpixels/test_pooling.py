@@ -68,7 +68,7 @@ def test_labels_of_any_integer_type_give_the_same(kind: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("segments", "count", "told"),
+    ("segments", "count", "message"),
     [
         (torch.zeros(3, 6, 8, dtype=torch.long), 5, r"\[B, H, W\] for 2 images, .* \(3, 6, 8\)"),
         (torch.zeros(2, 1, 6, 8, dtype=torch.long), 5, r"\(2, 1, 6, 8\)"),
@@ -76,8 +76,8 @@ def test_labels_of_any_integer_type_give_the_same(kind: torch.dtype) -> None:
         (torch.zeros(2, 6, 8, dtype=torch.long), 0, "count must be at least 1, given 0"),
     ],
 )
-def test_segments_that_do_not_fit_are_told(segments: torch.Tensor, count: int, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_segments_that_do_not_fit_are_told(segments: torch.Tensor, count: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         segment_tokens(Q([2, 12, 3], 1), (3, 4), segments, count)
 
 

@@ -277,7 +277,7 @@ def test_without_fast_slic_auto_takes_torch_and_asking_for_it_is_told(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("images", "arguments", "told"),
+    ("images", "arguments", "message"),
     [
         (torch.rand(1, 3, 8, 8), {"segments": 65}, "from 1 to 64 for images of 8 x 8 pixels, given 65"),
         (torch.rand(1, 3, 8, 8), {"segments": 0}, "given 0"),
@@ -291,6 +291,6 @@ def test_without_fast_slic_auto_takes_torch_and_asking_for_it_is_told(monkeypatc
         (torch.rand(0, 3, 8, 8), {"segments": 4}, r"\(0, 3, 8, 8\)"),
     ],
 )
-def test_what_does_not_fit_is_told(images: Tensor, arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_what_does_not_fit_is_told(images: Tensor, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         slic(images, **arguments)
