@@ -40,7 +40,7 @@ class Run:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether torch computes on CUDA."""
+        """True if torch computes on CUDA."""
         return self.device.type == "cuda"
 
     @property
@@ -71,7 +71,7 @@ class Bound:
 
     @property
     def met(self) -> bool:
-        """Whether the figure keeps it; one that is not a number does not."""
+        """True if the figure keeps it; one that is not a number does not."""
         above = self.at_least is None or self.measured >= self.at_least
         return above and (self.at_most is None or self.measured <= self.at_most)
 
