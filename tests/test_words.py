@@ -49,6 +49,10 @@ FIELD_TERMS = {  # words that this code does not use, and the field's terms that
 } | dict.fromkeys(
     ("told", "held", "made", "own", "other", "one", "few", "place"), "a name that says what the variable holds"
 )
+EXCEPTIONS = {
+    "distill/errors.py": {"at"},  # error.at(key): no functional's name
+    "distill/data/longtail.py": {"few"},  # few-shot classes
+}
 BRITISH = re.compile(
     r"neighbour|colour|centre|normalis|optimis|initialis|synchronis|summaris|standardis|recognis|minimis|maximis|"
     r"tokenis|behaviour|labelled|grey",
@@ -76,7 +80,8 @@ def test_names_are_the_fields_terms_in_american_spelling(file):
     wrong = [
         f"line {line}: {name} -> {FIELD_TERMS.get(name, 'American spelling')}"
         for name, line in identifiers(ast.parse(file.read_text()))
-        if name in FIELD_TERMS or BRITISH.search(name)
+        if BRITISH.search(name)
+        or (name in FIELD_TERMS and name not in EXCEPTIONS.get(str(file.relative_to(ROOT)), set()))
     ]
     assert not wrong, "\n".join(wrong)
 

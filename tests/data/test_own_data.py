@@ -26,23 +26,23 @@ def block(first_line):
 def written(tmp_path, monkeypatch):
     """A folder with the README's two files, beside the configurations."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    for name in ("my_data.py", "my_data.yaml"):
+    for name in ("my_patches.py", "my_patches.yaml"):
         (tmp_path / name).write_text(block(f"# {name}"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    sys.modules.pop("my_data", None)
+    sys.modules.pop("my_patches", None)
 
 
 def test_a_data_set_of_ones_own_trains(written):
-    command = next(line.strip() for line in README.splitlines() if "my_data.yaml" in line and " fit " in line)
+    command = next(line.strip() for line in README.splitlines() if "my_patches.yaml" in line and " fit " in line)
     words = shlex.split(command)
     assert main([*words[words.index("distill") + 1 :], *TINY]) == 0
     assert "val/top1" in (written / "runs/patches/metrics.csv").read_text()
 
 
 def test_its_samples_are_patches_with_the_classes_of_both_photos(written):
-    from my_data import PhotoPatches
+    from my_patches import PhotoPatches
 
     data = PhotoPatches(batch_size=4)
     for split in ("train", "val", "test"):
