@@ -13,11 +13,11 @@ from distill.training import lightning_internals as internals
 class ExactResume(Callback):
     """Resumes a run exactly where it stopped, and validates at its last step.
 
-    Lightning skips two things when it resumes a run, which this callback adds: a validation that was about to begin,
-    and the step of a `ReduceLROnPlateau` at the end of an epoch. With `max_steps`, Lightning would also resume from
-    the end of an epoch by going through that epoch again without batches, and would not validate if `max_steps` ends
-    the run within an epoch. A SIGTERM during a validation is deferred to its end, since the module may hold the
-    averaged weights of an EMA until then.
+    This callback adds what Lightning skips when it resumes a run: a validation that was about to begin, and the step
+    of a `ReduceLROnPlateau` at the end of an epoch. It also corrects runs with `max_steps`, which Lightning does not
+    validate if they end within an epoch, and which it resumes from the end of an epoch by repeating that epoch
+    without batches. A SIGTERM during a validation is deferred to the end of the validation, since the module may hold
+    the averaged weights of an EMA until then.
     """
 
     def __init__(self) -> None:

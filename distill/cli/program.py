@@ -211,12 +211,12 @@ def _clean_exit() -> Iterator[None]:
     except SIGTERMException:
         raise SystemExit(128 + 15) from None
     except OSError as error:
-        if (user_error := find_user_error(error)) is not None:  # of a checkpoint, before that of the log
+        if (user_error := find_user_error(error)) is not None:  # raised for a checkpoint before the log failed, too
             raise user_error from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise UserError(
-            f"the disk is full ({error.strerror}), earlier checkpoints are intact: free some space and continue with "
+            f"the disk is full ({error.strerror}); earlier checkpoints are intact: free some space and continue with "
             "--resume"
         ) from error
     finally:

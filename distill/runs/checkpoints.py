@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             raise UserError(
                 f"checkpoint: {str(path)!r} ({content.tell() / 2**20:.1f} MiB) could not be written "
-                f"({error.strerror}), earlier checkpoints are intact: free some space and continue with --resume"
+                f"({error.strerror}); earlier checkpoints are intact: free some space and continue with --resume"
             ) from error
 
 

@@ -69,7 +69,7 @@ def refuse_to_overwrite(folder: Path, checkpoints: Path, resumable: bool) -> Non
     """
     if not is_first_rank():  # rank 0 has checked the folder and may already write to it
         return
-    remedy = "to start over, give another trainer.default_root_dir or move its files away; nothing was changed"
+    remedy = "to start over, give another trainer.default_root_dir or move the existing files; nothing was changed"
     results = folder / "results.json"
     if results.exists() and not _is_results_file(results):
         raise UserError(f"resume: {str(results)!r} was not written by distill: {remedy}")

@@ -27,7 +27,7 @@ _OBSERVERS = (  # callbacks that do not influence training
     "RichProgressBar",
     "TQDMProgressBar",
 )
-_FREE = (  # keys that do not influence training; the module itself compares the teacher's weights
+_ALLOWED = (  # keys that do not influence training; the module itself compares the teacher's weights
     "ckpt_path",
     "resume",
     "weights_only",
@@ -67,12 +67,12 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{key.replace('.init_args.', '.')} is {_shown(new.get(key, _ABSENT))}, was {_shown(old.get(key, _ABSENT))}"
         for key in {**old, **new}
-        if not _is_free(key, old.get(key, _ABSENT), new.get(key, _ABSENT))
+        if not _is_allowed(key, old.get(key, _ABSENT), new.get(key, _ABSENT))
     ]
 
 
-def _is_free(key: str, before: Any, now: Any) -> bool:
-    if before == now or any(key == free or key.startswith(f"{free}.") for free in _FREE):
+def _is_allowed(key: str, before: Any, now: Any) -> bool:
+    if before == now or any(key == allowed or key.startswith(f"{allowed}.") for allowed in _ALLOWED):
         return True
     return key in _RULES and _ABSENT not in (before, now) and _RULES[key](before, now)
 

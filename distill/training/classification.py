@@ -209,7 +209,7 @@ class ClassificationModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Outside of training, load only what fits besides the student, since the heads may differ."""
+        """Outside of training, skip tensors of the heads that do not fit, since only the student is needed."""
         if trainer_of(self) is not None and self.trainer.state.fn != "fit":
             saved = checkpoint["state_dict"]
             student = {name: tensor for name, tensor in saved.items() if name.startswith(STUDENT)}
@@ -232,7 +232,7 @@ class ClassificationModule(LightningModule):
             )
             shown = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
             raise UserError(
-                f"ckpt_path: the checkpoint does not fit this model, they differ in {shown}; use the configuration "
+                f"ckpt_path: the checkpoint does not fit this model (they differ in {shown}); use the configuration "
                 "that it was trained with"
             ) from error
 

@@ -221,7 +221,7 @@ def test_a_checkpoint_of_another_model_is_refused(capsys, tmp_path):
         capsys, *TINY, "--model.student.name=test_convnext", "--ckpt_path=run/checkpoints/last.ckpt", command="test"
     )
     assert message.startswith(
-        "ckpt_path: the checkpoint does not fit this model, they differ in distiller.student.model."
+        "ckpt_path: the checkpoint does not fit this model (they differ in distiller.student.model."
     )
 
 

@@ -69,16 +69,16 @@ def test_a_plateau_scheduler_misses_no_step(step, tmp_path):
     fit = ["fit", *TINY, *plateau, "--trainer.max_epochs=4", "--trainer.limit_train_batches=3", "--resume"]
     fit += ["--checkpoint.save_top_k=-1", "--checkpoint.filename={step}", "--trainer.log_every_n_steps=1"]
     fit += ["--checkpoint.every_n_train_steps=2"] if step == 4 else []
-    whole = run([*fit, f"--trainer.default_root_dir={tmp_path / 'whole'}"])
-    assert whole.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**3), (
+    uninterrupted = run([*fit, f"--trainer.default_root_dir={tmp_path / 'undisturbed'}"])
+    assert uninterrupted.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**3), (
         "the learning rate decayed three times"
     )
-    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.copytree(tmp_path / "undisturbed", tmp_path / "run")
     for path in (tmp_path / "run/checkpoints").iterdir():
         if path.name != f"step={step}.ckpt":
             path.unlink()
     run([*fit, f"--trainer.default_root_dir={tmp_path / 'run'}"])
-    assert_alike(tmp_path / "run", tmp_path / "whole")
+    assert_alike(tmp_path / "run", tmp_path / "undisturbed")
 
 
 def test_a_truncated_checkpoint_is_skipped_with_a_warning_that_names_it(undisturbed, stopped):
@@ -132,7 +132,7 @@ def test_a_full_disk_keeps_the_last_valid_checkpoint_and_is_reported_in_one_sent
     message = capsys.readouterr().err
     assert code == 2, message
     assert "step=12.ckpt' (" in message
-    assert "could not be written (File too large), earlier checkpoints are intact" in message
+    assert "could not be written (File too large); earlier checkpoints are intact" in message
     assert "Traceback" not in message
     assert {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before
     run([*FIT, f"--trainer.default_root_dir={folder}"])
@@ -223,7 +223,7 @@ def test_a_run_that_cannot_be_resumed_is_rejected_and_not_changed(undisturbed, d
     assert main([*FIT, f"--trainer.default_root_dir={folder}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.format(folder) in error
-    assert "to start over, give another trainer.default_root_dir or move its files away" in error
+    assert "to start over, give another trainer.default_root_dir or move the existing files" in error
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 

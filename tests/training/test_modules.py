@@ -166,16 +166,16 @@ def test_weight_decay_can_exempt_biases_norms_and_parameters_named_by_the_networ
     adamw = partial(torch.optim.AdamW, weight_decay=0.1)
     module = ClassificationModule(Timm("test_vit"), **{**SETTINGS, "optimizer": adamw}, weight_decay_on="matrices")
     optimizer = module.configure_optimizers()
-    decayed, exempt = optimizer.param_groups
+    with_decay, without_decay = optimizer.param_groups
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.1, 0.0)
+    assert (with_decay["weight_decay"], without_decay["weight_decay"]) == (0.1, 0.0)
     assert {
         "distiller.student.model.pos_embed",
         "distiller.student.model.cls_token",
         "distiller.student.model.norm.weight",
-    } <= {names[id(parameter)] for parameter in exempt["params"]}
-    assert all(parameter.ndim > 1 for parameter in decayed["params"])
-    assert len(decayed["params"]) + len(exempt["params"]) == len(names)
+    } <= {names[id(parameter)] for parameter in without_decay["params"]}
+    assert all(parameter.ndim > 1 for parameter in with_decay["params"])
+    assert len(with_decay["params"]) + len(without_decay["params"]) == len(names)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32"])
