@@ -30,7 +30,7 @@ KD = ["--model.heads.kd.head=KD"]
 RKD = ["--model.heads.rkd.head=RKD"]
 
 
-def in_a_process(*args, cwd, **environment):
+def in_a_process(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `distill ARGS` in a subprocess, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "distill", *args],

@@ -3,9 +3,10 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class TermAfterBatch(Callback):
@@ -14,7 +15,7 @@ class TermAfterBatch(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -25,7 +26,9 @@ class TermInValidation(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if trainer.global_step == self.step and not trainer.sanity_checking:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -36,7 +39,7 @@ class TermAtEpochEnd(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_epoch_end(self, trainer, pl_module):
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -47,7 +50,7 @@ class StepsOfLast(Callback):
     def __init__(self, file: str) -> None:
         self.file = file
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        checkpoint = Path(trainer.checkpoint_callback.dirpath) / "last.ckpt"
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        checkpoint = Path(getattr(trainer.checkpoint_callback, "dirpath", "")) / "last.ckpt"
         with open(self.file, "a") as file:
             file.write(f"{torch.load(checkpoint, weights_only=True)['global_step']}\n")

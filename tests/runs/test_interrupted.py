@@ -295,6 +295,4 @@ def test_a_checkpoint_of_version_0_1_is_refused_in_a_sentence_that_says_so(tmp_p
     old = {"state_dict": {"student.model.fc.bias": torch.zeros(10)}, "distill": {"num_classes": 10}, "loops": {}}
     torch.save(old, tmp_path / "old.ckpt")
     assert main([*FIT[:-1], f"--ckpt_path={tmp_path / 'old.ckpt'}"]) == 2
-    assert (
-        "old.ckpt' was written by distill 0.1, whose checkpoints this version does not read" in capsys.readouterr().err
-    )
+    assert "old.ckpt' was written by distill 0.1, whose checkpoints this version cannot read" in capsys.readouterr().err
