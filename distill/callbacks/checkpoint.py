@@ -181,6 +181,12 @@ class RunCheckpoint(ModelCheckpoint):
         self._save_last(trainer)
 
 
+def run_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """Return the run's own checkpoint callback; among others, the first of a user's if there is none."""
+    found = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return next((callback for callback in found if isinstance(callback, RunCheckpoint)), found[0] if found else None)
+
+
 def _moved(value: Any, old_folder: str, folder: str) -> Any:
     """Move the paths in a saved state to another folder."""
     if isinstance(value, dict):

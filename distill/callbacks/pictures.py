@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from distill.callbacks.checkpoint import run_checkpoint
 from distill.errors import UserError
 from distill.heads import Head
 from distill.training.classification import ClassificationModule
@@ -49,7 +50,8 @@ class HeadPictures(Callback):
         batch, self._batch = self._batch, None
         if not trainer.is_global_zero:
             return
-        checkpoints = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else None  # type: ignore[attr-defined]  # Lightning has it
+        checkpoint = run_checkpoint(trainer)
+        checkpoints = None if checkpoint is None else checkpoint.dirpath
         folder = (Path(checkpoints).parent if checkpoints else Path(trainer.default_root_dir)) / "pictures"
         for name, figure in _pictures(pl_module, batch):
             path = _write(figure, folder / f"{name}-epoch-{trainer.current_epoch}.png")

@@ -13,9 +13,9 @@ from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill import __version__
+from distill.callbacks.checkpoint import run_checkpoint
 from distill.runs.files import write_atomic
 
 _PACKAGES = ("torch", "lightning", "timm", "torchmetrics", "torchvision", "wandb")
@@ -133,10 +133,8 @@ class Results(Callback):
 
 
 def _monitored(trainer: Trainer) -> tuple[str, str]:
-    checkpoint = trainer.checkpoint_callback
-    if not isinstance(checkpoint, ModelCheckpoint):
-        return "", "max"
-    return checkpoint.monitor or "", checkpoint.mode
+    checkpoint = run_checkpoint(trainer)
+    return ("", "max") if checkpoint is None else (checkpoint.monitor or "", checkpoint.mode)
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -126,3 +126,14 @@ def test_a_moved_run_keeps_its_best_checkpoint(tmp_path):
     (tmp_path / "run").rename(tmp_path / "moved")
     run([*fit, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'moved'}"])
     assert step_of(tmp_path / "moved/checkpoints/best.ckpt") == 3
+
+
+def test_a_further_checkpoint_of_the_users_is_left_alone_and_changes_nothing(tmp_path):
+    run([*FIT, "--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path / 'alone'}"])
+    users = ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.monitor=train/loss"]
+    users += [f"--trainer.callbacks.dirpath={tmp_path / 'theirs'}", "--trainer.callbacks.filename=mine"]
+    run([*FIT, *users, "--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path / 'both'}"])
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["mine.ckpt"]
+    assert {path.name for path in (tmp_path / "both/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    for name in ("last", "best", "monitor"):
+        assert results(tmp_path / "both")[name] == results(tmp_path / "alone")[name]
