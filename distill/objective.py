@@ -69,6 +69,14 @@ class Losses:
 class Objective(nn.Module):
     """Weighted sum of loss terms.
 
+    >>> from distill.heads import KD, RKD
+    >>> shapes = FeatureSpec(logits=(10,), embedding=(64,))
+    >>> objective = Objective({"kd": Term(KD()), "rkd": Term(RKD(), weight=0.5)}, shapes, shapes)
+    >>> student, teacher = (Features(logits=torch.randn(8, 10), embedding=torch.randn(8, 64)) for _ in range(2))
+    >>> losses = objective(student, teacher, {"image": torch.rand(8, 3, 32, 32)}, Progress(step=0))
+    >>> sorted(losses.values), losses.weights["rkd"]
+    (['kd', 'rkd'], 0.5)
+
     Args:
         terms: terms by name; `None` and terms with the constant weight 0 are dropped. The term named `task` is the
             loss on the labels.

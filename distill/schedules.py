@@ -109,7 +109,12 @@ class Linear(Span):
 
 
 class Cosine(Span):
-    """Half a cosine wave from `start` to `end`: slow, fast, slow."""
+    """Half a cosine wave from `start` to `end`: slow, fast, slow.
+
+    >>> cosine = Cosine(start=1.0, end=0.0)
+    >>> [round(cosine(Progress(step, steps=4)), 3) for step in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
 
     def __init__(self, start: float, end: float, steps: int | None = None, epochs: float | None = None) -> None:
         super().__init__(steps, epochs)
@@ -122,6 +127,10 @@ class Cosine(Span):
 
 class Warmup(Span):
     """`value` (a number or another schedule), multiplied by a factor that grows from `start` to 1.
+
+    >>> warmup = Warmup(value=2.0, epochs=4)
+    >>> [warmup(Progress(epoch=epoch)) for epoch in (0, 1, 4, 9)]
+    [0.0, 0.5, 2.0, 2.0]
 
     Args:
         value: the value after the warm-up.

@@ -11,6 +11,9 @@ from distill.functional.divergences import kl_divergence
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """Knowledge distillation (Hinton et al. 2015): T^2 KL(teacher || student) at temperature T.
 
+    >>> kd(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]))
+    tensor(0.)
+
     Args:
         student_logits: `[..., K]`.
         teacher_logits: `[..., K]`.

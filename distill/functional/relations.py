@@ -11,6 +11,10 @@ from torch import Tensor
 def pair_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
     """Return Euclidean distances between all pairs of tokens.
 
+    >>> pair_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    tensor([[0., 5.],
+            [5., 0.]])
+
     Indistinguishable tokens (squared distance below 1e-12 or within the rounding error of the Gram matrix) have
     distance exactly 0, with gradient 0.
 
