@@ -137,9 +137,10 @@ def test_the_readmes_head_trains(beside_the_project):
     assert "train/mine_weighted" in (beside_the_project / "runs/digits/mine/metrics.csv").read_text()
 
 
-def test_the_readmes_head_fulfills_the_contract(beside_the_project, monkeypatch):
+def test_the_readmes_heads_fulfill_the_contract(beside_the_project, monkeypatch):
     monkeypatch.syspath_prepend(str(beside_the_project))
     check_head(import_module("my_heads").CosineRelation)
+    check_head(import_module("my_projection").ProjectedEmbedding)
 
 
 def test_the_readmes_data_set_trains(beside_the_project, monkeypatch):
