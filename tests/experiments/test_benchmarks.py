@@ -12,7 +12,7 @@ import torch
 from tests.program import ROOT
 
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
-PARTS = ["step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint"]
+PARTS = ["step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint", "startup"]
 
 
 @pytest.fixture
