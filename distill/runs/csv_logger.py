@@ -29,13 +29,15 @@ class ResumableCSVLogger(CSVLogger):
         self._file = Path(folder) / ExperimentWriter.NAME_METRICS_FILE
         self._step = step
         self._validation_is_due = validation_is_due
+        self._is_open = False
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer, initialized with the rows to keep."""
-        if self._experiment is not None or self._step == 0:
+        if self._is_open or self._step == 0:
             return cast(ExperimentWriter, super().experiment)
+        self._is_open = True
         backup = self._file.with_name(self._file.name + ".before")
         source = self._file if self._file.exists() else backup  # if the last resume was killed in this method
         names: list[str] = []
