@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from distill import functional
 from distill.errors import require_above, require_at_least
 from distill.features import Features, FeatureSpec
 from distill.heads.base import Batch
-from distill.heads.parts.adapters import CastConv2d
+from distill.heads.parts.adapters import CastConv2d, conv_norm
 from distill.heads.parts.maps import MapHead, total
 
 SLOPE = 0.1
@@ -25,8 +25,9 @@ class FT(MapHead):
     """Difference between factors of both networks' maps, extracted by a paraphraser and a translator.
 
     The paraphraser is the encoder of an autoencoder of the teacher's maps, the translator a stack of convolutions of
-    the same kind; both have `share` of the teacher's channels. The loss on the factors is the mean absolute difference
-    of their attention maps, summed over the layers. The larger grid is pooled to the smaller.
+    the same kind, with batch normalization over all ranks; both have `share` of the teacher's channels. The loss on the
+    factors is the mean absolute difference of their attention maps, summed over the layers. The larger grid is pooled
+    to the smaller.
 
     The autoencoder is trained in the same run by the mean squared error of its reconstruction; no other gradient
     reaches it. With an `initialization` of n epochs, the head's loss is that error alone for n epochs, and then the
@@ -35,25 +36,34 @@ class FT(MapHead):
 
     The CRD benchmark uses the last stage, weight 200 and an initialization of 30 epochs of weight 1. Here that is
     `initialization: 30` and `Step(milestones=[30], factor=200)` as the term's weight; give the task `After(epochs=30)`,
-    or the student learns from the labels meanwhile.
+    or the student learns from the labels meanwhile. The benchmark trains the paraphraser with an optimizer of its own:
+    at a learning rate of 0.01 for ResNet and WRN students (the student's own for others), and the student afterwards
+    without the momentum gathered before. Here one optimizer and one learning rate serve both stages.
 
     Args:
         of: the layers: `tokens` or names of taps.
         share: k, the factors' channels as a share of the teacher's; 0.5 as in the CRD benchmark.
         initialization: epochs (fractions included) for the autoencoder alone; `null` trains it beside the student in
             every step, and 0 leaves the paraphraser at its random initialization.
+        batch_norm: whether the translator normalizes before each leaky ReLU, with the statistics of the batch; as in
+            the CRD benchmark, where the paraphraser has none either. A convolution before it has no bias, which would
+            cancel.
 
     Raises:
         UserError: an argument out of its range.
     """
 
     def __init__(
-        self, of: Sequence[str] | str = ("tokens",), share: float = 0.5, initialization: float | None = None
+        self,
+        of: Sequence[str] | str = ("tokens",),
+        share: float = 0.5,
+        initialization: float | None = None,
+        batch_norm: bool = True,
     ) -> None:
         super().__init__(of)
         require_above(0, share=share)
         require_at_least(0, initialization=initialization)
-        self.share, self.initialization = share, initialization
+        self.share, self.initialization, self.batch_norm = share, initialization, batch_norm
         self._diagnostics: dict[str, Tensor] = {}
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
@@ -67,9 +77,10 @@ class FT(MapHead):
         self.translators, encoders, decoders = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for layer, target in self.layers:
             width = max(1, int(target.width * self.share))
-            self.translators.append(_stack(layer.width, layer.width, width, width))
-            encoders.append(_stack(target.width, target.width, width, width))
-            decoders.append(_stack(width, width, target.width, target.width))
+            translate = conv_norm if self.batch_norm else CastConv2d
+            self.translators.append(_stack(translate, layer.width, layer.width, width, width))
+            encoders.append(_stack(CastConv2d, target.width, target.width, width, width))
+            decoders.append(_stack(_transposed, width, width, target.width, target.width))
         self.paraphrasers = deepcopy(encoders).requires_grad_(False)
         if self.initialization != 0:
             self.encoders, self.decoders = encoders, decoders
@@ -117,9 +128,18 @@ class FT(MapHead):
             copy.copy_(parameter)
 
 
-def _stack(*widths: int) -> nn.Sequential:
-    """Return 3 x 3 convolutions from each width to the next (at stride 1, a transposed one is equivalent)."""
+def _stack(convolution: Callable[[int, int, int], nn.Module], *widths: int) -> nn.Sequential:
+    """Return 3 x 3 convolutions from each width to the next, each followed by a leaky ReLU."""
     layers: list[nn.Module] = []
     for channels, width in pairwise(widths):
-        layers += [CastConv2d(channels, width, side=3), nn.LeakyReLU(SLOPE)]
+        layers += [convolution(channels, width, 3), nn.LeakyReLU(SLOPE)]
     return nn.Sequential(*layers)
+
+
+def _transposed(channels: int, width: int, side: int) -> CastConv2d:
+    """Return a convolution that begins as torch's transposed one, to which it is equivalent at stride 1."""
+    convolution = CastConv2d(channels, width, side)
+    bound = (width * side**2) ** -0.5  # torch takes a transposed convolution's outputs for its fan-in
+    for parameter in convolution.parameters():
+        nn.init.uniform_(parameter, -bound, bound)
+    return convolution

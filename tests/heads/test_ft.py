@@ -13,6 +13,7 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import factor_transfer
 from distill.heads.ft import FT
+from distill.heads.parts.adapters import GlobalBatchNorm2d
 from distill.schedules import Progress
 from distill.testing import check_head
 from tests.golden import Q, assert_relative
@@ -26,9 +27,9 @@ STUDENT, TEACHER = Features(maps={"layer": Q([4, 5, 8, 8], 6)}), Features(maps={
 HEADS = "distiller.objective.heads"
 
 
-def built(initialization: float | None = None, share: float = 0.5) -> FT:
+def built(initialization: float | None = None, share: float = 0.5, batch_norm: bool = True) -> FT:
     torch.manual_seed(0)
-    head = FT("layer", share, initialization)
+    head = FT("layer", share, initialization, batch_norm)
     head.build(FeatureSpec.of(STUDENT), FeatureSpec.of(TEACHER))
     return head.double()
 
@@ -47,9 +48,16 @@ def with_gradient(found: dict[str, Tensor]) -> set[str]:
 
 
 def literal(x: Tensor, stack: nn.Module) -> Tensor:
-    for layer in stack.children():
-        if isinstance(layer, nn.Conv2d):
-            x = F.leaky_relu(F.conv2d(x, layer.weight, layer.bias, padding=1), 0.1)
+    """Three convolutions, each followed by a leaky ReLU, and before it by batch normalization if the stack has any."""
+    convolutions = [layer for layer in stack.modules() if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in stack.modules() if isinstance(layer, GlobalBatchNorm2d)]
+    assert len(convolutions) == 3
+    for layer, norm in zip(convolutions, norms or [None] * 3, strict=True):
+        x = F.conv2d(x, layer.weight, layer.bias, padding=1)
+        if norm is not None:
+            variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+            x = (x - mean) / (variance + 1e-5).sqrt() * norm.weight + norm.bias
+        x = torch.where(x > 0, x, 0.1 * x)
     return x
 
 
@@ -59,8 +67,18 @@ def test_value_and_gradient_of_bare_maps_are_the_golden_ones() -> None:
     assert_relative("ft", head(Features(maps={"layer": student}), TEACHER, {}), student)
 
 
-def test_it_compares_literal_factors_and_reconstructions() -> None:
-    head = built()
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_as_in_the_public_code_the_translator_alone_normalizes_before_each_leaky_relu(batch_norm: bool) -> None:
+    head = built(batch_norm=batch_norm)
+    norms = {name.split(".")[0] for name, layer in head.named_modules() if isinstance(layer, GlobalBatchNorm2d)}
+    assert norms == ({"translators"} if batch_norm else set())
+    with torch.no_grad():
+        for seed, (name, parameter) in enumerate(head.named_parameters()):
+            if name.startswith("translators"):  # weights and biases of the norms, too
+                parameter.copy_(
+                    0.5 + Q([*parameter.shape], seed) if parameter.ndim == 3 else Q([*parameter.shape], seed)
+                )
+    assert len(norms) == 0 or literal(STUDENT["layer"], head.translators[0]).std() > 0.1
     factors = literal(STUDENT["layer"], head.translators[0]), literal(TEACHER["layer"], head.encoders[0])
     assert factors[0].shape == factors[1].shape == (4, 3, 8, 8)
     error = (literal(factors[1], head.decoders[0]) - TEACHER["layer"]).square().mean()
@@ -95,10 +113,30 @@ def test_without_initialization_epochs_the_paraphraser_stays_at_random() -> None
     assert set(found) == {"student", *(name for name in found if name.startswith("translators."))}
 
 
+def test_as_in_the_public_code_the_decoder_begins_like_transposed_convolutions() -> None:
+    torch.manual_seed(0)
+    head = FT("layer")
+    head.build(FeatureSpec(maps={"layer": (20, 4, 4)}), FeatureSpec(maps={"layer": (64, 4, 4)}))
+    for layers, kind in (
+        (head.encoders, nn.Conv2d),
+        (head.decoders, nn.ConvTranspose2d),
+        (head.translators, nn.Conv2d),
+    ):
+        for layer in layers.modules():
+            if isinstance(layer, nn.Conv2d):
+                expected = kind(layer.in_channels, layer.out_channels, 3).weight
+                assert layer.weight.abs().max().item() == pytest.approx(expected.abs().max().item(), rel=0.01)
+                assert layer.weight.std().item() == pytest.approx(expected.std().item(), rel=0.05)
+
+
 @pytest.mark.parametrize("initialization", [0.0, None])
 def test_both_ways_without_a_stage_keep_the_contract(initialization: float | None, pool: RankPool) -> None:
     make = partial(FT, ("low", "high"), initialization=initialization)
     check_head(make, run=pool.run, exact_gradient={"initialization": 0.0})
+
+
+def test_without_batch_norm_it_keeps_the_contract(pool: RankPool) -> None:
+    check_head(partial(FT, batch_norm=False), run=pool.run, exact_gradient={"initialization": 0.0})
 
 
 def test_a_head_restored_between_the_stages_goes_on_alike() -> None:
@@ -155,7 +193,7 @@ def test_a_run_trains_the_autoencoder_first_and_the_student_then(tmp_path: Path)
     assert f"{HEADS}.ft.encoders.0.0.weight" in first
     assert f"{HEADS}.ft.paraphrasers.0.0.weight" in first
     assert {
-        f"{HEADS}.ft.translators.0.0.weight",
+        f"{HEADS}.ft.translators.0.0.0.weight",
         "distiller.student.model.layer2.0.conv1.weight",
     } <= second
     assert not {name for name in second if "paraphrasers" in name}
