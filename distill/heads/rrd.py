@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.distributed import gather, rank
@@ -15,6 +16,7 @@ from distill.heads.base import Batch, Scope
 from distill.heads.parts.embedding_head import EmbeddingHead
 from distill.heads.parts.projection import L2Normalize, NormalizedLinear
 from distill.memory import EmbeddingQueue, Storage
+from distill.randomness import derive_seed
 from distill.schedules import Number, constant, value_at
 
 if TYPE_CHECKING:
@@ -28,8 +30,10 @@ class RRD(EmbeddingHead):
     """Cross entropy between both networks' similarities to a queue of teacher embeddings.
 
     Both embeddings are projected to one width and normalized. With p = softmax(queue z / T) for each network, the loss
-    is -sum p_teacher log p_student, mean over the images. Only filled rows of the queue are scored; while there are
-    none, the loss is 0.
+    is -sum p_teacher log p_student, mean over the images. By default only filled rows of the queue are scored; while
+    there are none, the loss is 0. The authors' code scores all K rows from step 0: those not filled yet hold noise, of
+    length sqrt(d / K) instead of 1, since it is normalized over the rows. That is `start="noise"`. Until the queue is
+    full, the two differ (at first, a loss near log of the batch size here and log K there); from then on they agree.
 
     The published sources disagree on which distribution is the sharper one: the student's in the paper's abstract, the
     teacher's in the authors' later code. Both temperatures and the order of enqueuing are therefore arguments; the
@@ -53,6 +57,9 @@ class RRD(EmbeddingHead):
             width is then d.
         dtype: storage type of the queue.
         chunk: rows scored at a time, to save memory; by default all.
+        start: until the queue is full, `filled` scores only its filled rows, a choice of this project; `noise` also
+            scores rows of noise in place of the others, as the authors' code does.
+        seed: of the noise.
 
     Raises:
         UserError: an argument out of its range.
@@ -74,6 +81,8 @@ class RRD(EmbeddingHead):
         teacher_projection: Literal["random", "orthogonal", "identity"] = "random",
         dtype: Storage = "float32",
         chunk: int | None = None,
+        start: Literal["filled", "noise"] = "filled",
+        seed: int = 0,
     ) -> None:
         super().__init__(width)
         require_at_least(1, size=size, chunk=chunk)
@@ -87,7 +96,8 @@ class RRD(EmbeddingHead):
         self.distance = one_of("distance", distance, ("cross_entropy", "kl"))
         self.projection_kind = one_of("teacher_projection", teacher_projection, ("random", "orthogonal", "identity"))
         one_of("dtype", dtype, ("float32", "bfloat16"))
-        self.size, self.dtype, self.chunk = size, dtype, chunk
+        self.start = one_of("start", start, ("filled", "noise"))
+        self.size, self.dtype, self.chunk, self.seed = size, dtype, chunk, seed
         self._diagnostics: dict[str, Tensor] = {}
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
@@ -96,6 +106,10 @@ class RRD(EmbeddingHead):
             (self.width,) = teacher["embedding"]
         super().build(student, teacher)
         self.queue = EmbeddingQueue(self.size, self.width, self.dtype)
+        if self.start == "noise":
+            generator = torch.Generator().manual_seed(derive_seed("noise", self.seed))
+            noise = torch.randn(self.size, self.width, generator=generator, device="cpu")
+            self.queue.rows.copy_(F.normalize(noise, dim=0))
 
     def make_teacher_projection(self, teacher_width: int) -> nn.Module:
         """Return the projection that `teacher_projection` names; none of them is trained."""
@@ -116,7 +130,7 @@ class RRD(EmbeddingHead):
         if self.training and self.enqueue == "before":
             self.queue.enqueue(global_keys)
         relation = memory_relation(
-            queries, keys, self.queue.rows, *self._temperatures(), filled=self.queue.filled, chunk=self.chunk
+            queries, keys, self.queue.rows, *self._temperatures(), filled=self._scored(), chunk=self.chunk
         )
         self._diagnostics = {
             "teacher_entropy": relation.teacher_entropy.mean(),
@@ -136,10 +150,10 @@ class RRD(EmbeddingHead):
     def similarities(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
         """Return both distributions over the queue, the student's and the teacher's, `[B, K]` each.
 
-        Empty rows have probability 0. The queue does not change.
+        Rows that are not scored have probability 0. The queue does not change.
         """
         projected = (self.student_projection(student["embedding"]), self.teacher_projection(teacher["embedding"]))
-        empty = torch.arange(self.size, device=projected[0].device) >= self.queue.filled
+        empty = torch.arange(self.size, device=projected[0].device) >= self._scored()
         distributions = [
             (query @ self.queue.rows.T.to(query.dtype) / temperature)
             .masked_fill(empty, float("-inf"))
@@ -154,7 +168,7 @@ class RRD(EmbeddingHead):
     ) -> Figure | None:
         """Draw both distributions of the first images over the rows that the teacher finds most similar.
 
-        An empty queue gives no figure.
+        A queue without rows to score gives no figure.
 
         Args:
             student: the student's features.
@@ -165,10 +179,14 @@ class RRD(EmbeddingHead):
         """
         from distill.plotting.distributions import draw_distributions
 
-        if self.queue.filled == 0:
+        if self._scored() == 0:
             return None
         student_shares, teacher_shares = (part[:images] for part in self.similarities(student, teacher))
         return draw_distributions(student_shares, teacher_shares, rows)
+
+    def _scored(self) -> Tensor | int:
+        """Return the number of leading rows of the queue that are scored."""
+        return self.size if self.start == "noise" else self.queue.filled
 
     def _temperatures(self) -> tuple[float, float]:
         return value_at(self.student_temperature, self.progress), value_at(self.teacher_temperature, self.progress)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -61,6 +62,56 @@ def test_values_gradient_and_queue_are_the_golden_ones(
         if step == 0:
             assert gradient.norm().item() == pytest.approx(figure["grad_norm_student_step0"], rel=1e-9)
     assert head.queue.rows[0].tolist() == pytest.approx(figure["queue_row0_after"], rel=1e-9)
+
+
+def test_as_in_the_public_code_a_start_from_noise_scores_every_row_from_step_0() -> None:
+    """Against a slow loop over a queue that begins as noise and has a whole number of batches."""
+    size, batch = 24, 6
+    noise, filled = built(size=size, start="noise", seed=3), built(size=size)
+    queue = [row.clone() for row in noise.queue.rows.double()]
+    lengths = torch.stack(queue).norm(dim=1)
+    torch.testing.assert_close(torch.stack(queue).norm(dim=0), torch.ones(4).double())  # over the rows, not per row
+    assert 0 < lengths.min() < lengths.mean() < 0.6, "sqrt(4 / 24) is 0.41"
+    for step in range(6):
+        student, teacher = Q([batch, 6], 20 + 2 * step).requires_grad_(), Q([batch, 12], 21 + 2 * step)
+        projected = [
+            F.normalize(F.linear(embedding, layer.weight, layer.bias), dim=1)
+            for embedding, layer in ((student, noise.student_projection), (teacher, noise.teacher_projection))
+        ]
+        for number, key in enumerate(projected[1].detach()):
+            queue[(step * batch + number) % size] = key
+        p_student, p_teacher = (
+            torch.stack([torch.stack([row @ query / temperature for row in queue]) for query in queries])
+            for queries, temperature in zip(projected, (0.1, 0.02), strict=True)
+        )
+        expected = -(p_teacher.softmax(1) * p_student.log_softmax(1)).sum(1).mean()
+        loss = noise(of(student), of(teacher), {})
+        torch.testing.assert_close(loss, expected)
+        gradients = [torch.autograd.grad(value, student)[0] for value in (loss, expected)]
+        torch.testing.assert_close(*gradients)
+        same = torch.equal(loss, filled(of(student), of(teacher), {}))
+        assert same == (step >= size // batch - 1), "the two starts agree once the queue is full"
+        assert noise.diagnostics()["filled"].item() == min((step + 1) * batch, size) / size
+
+
+def test_noise_depends_on_the_heads_own_seed_alone() -> None:
+    rows = []
+    for seed, state in ((0, 1), (0, 2), (1, 1)):
+        head = RRD(size=20, width=4, start="noise", seed=seed)
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        queue = built(size=20, start="noise", seed=seed).queue.rows
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(state)
+        head.build(FeatureSpec(embedding=(6,)), FeatureSpec(embedding=(12,)))
+        assert torch.equal(head.queue.rows, queue.float())
+        rows.append(head.queue.rows)
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+    student, teacher = built(start="noise").similarities(of(Q([3, 6], 1)), of(Q([3, 12], 2)))
+    assert bool((student > 0).all()), "every row is scored before the first batch"
+    assert bool((teacher > 0).all())
+    assert built(start="noise").plot(of(Q([3, 6], 1)), of(Q([3, 12], 2)), {}, images=1) is not None
 
 
 def test_with_a_teacher_of_temperature_zero_it_is_info_nce_against_the_queue() -> None:
@@ -226,6 +277,10 @@ def test_two_ranks_equal_one_process_when_the_queue_wraps_and_is_scored_first(po
     two_ranks_equal_one(Case(make_small_and_late), pool.run)
 
 
+def test_two_ranks_equal_one_process_with_a_start_from_noise(pool: RankPool) -> None:
+    two_ranks_equal_one(Case(partial(RRD, size=30, width=5, start="noise")), pool.run)
+
+
 def test_diagnostics_are_the_entropies_and_the_filled_share() -> None:
     head = built()
     assert head.diagnostics() == {}
@@ -275,6 +330,7 @@ def test_plot_draws_both_distributions_of_each_image() -> None:
         ({"distance": "mse"}, "distance cannot be 'mse'"),
         ({"teacher_projection": "orthogonl"}, "teacher_projection cannot be 'orthogonl': did you mean 'orthogonal'"),
         ({"dtype": "int8"}, "dtype cannot be 'int8'"),
+        ({"start": "noisy"}, "start cannot be 'noisy': did you mean 'noise'"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], message: str) -> None:
