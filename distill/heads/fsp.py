@@ -25,7 +25,7 @@ class FSP(MapHead):
     the term's weight and `After(epochs=30)` as the weight of the task and of the other terms.
 
     Args:
-        of: at least two layers, shallow to deep: names of taps, `tokens`, `embedding`.
+        of: at least two layers, shallow to deep: names of taps, patterns of them (`stage*`), `tokens`, `embedding`.
 
     Raises:
         UserError: fewer than two layers.
@@ -33,16 +33,26 @@ class FSP(MapHead):
 
     def __init__(self, of: Sequence[str] | str = ("tokens", "embedding")) -> None:
         super().__init__(of)
-        if len(self.of) < 2:
-            raise UserError(f"FSP compares the flow between layers: of must name 2 or more, given {self.of}")
+        if not any("*" in name for name in self.of):
+            self._require_two()
+
+    def check(self, student: FeatureSpec, teacher: FeatureSpec | None) -> None:
+        """Replace patterns by the taps that match them, and check the layers against both networks.
+
+        Raises:
+            UserError: a network has no features of that name, or the patterns stand for fewer than two layers.
+        """
+        super().check(student, teacher)
+        self._require_two()
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Build the readers of each layer.
 
         Raises:
-            UserError: the channels of a layer differ.
+            UserError: the channels of a layer differ, or there are fewer than two layers.
         """
         super().build(student, teacher)
+        self._require_two()
         for layer, target in self.layers:
             if layer.width != target.width:
                 raise UserError(
@@ -54,3 +64,7 @@ class FSP(MapHead):
         """Compare the flow through maps `[B, d, h, w]`."""
         student_maps, teacher_maps = zip(*self.maps(student, teacher), strict=True)
         return functional.fsp(student_maps, teacher_maps)
+
+    def _require_two(self) -> None:
+        if len(self.of) < 2:
+            raise UserError(f"FSP compares the flow between layers: of must name 2 or more, given {self.of}")
