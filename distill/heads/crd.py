@@ -27,7 +27,9 @@ class CRD(EmbeddingHead):
     Each image's negatives are drawn with replacement from (seed, call, sample index), so they depend neither on the
     number of ranks nor on global random state. Negatives of the image's own class are left out, and the weights of the
     others are raised to make up for them. The bank learns classes during training: in the first epoch, a sample that
-    has not occurred yet counts as one of another class. Without labels, all other samples are negatives.
+    has not occurred yet counts as one of another class. Without labels, all other samples are negatives. (The public
+    code knows all labels from the start, and draws exactly K samples of other classes without replacement; with
+    `positives="class"`, called `relax` there, it draws the positive from the whole class.)
 
     The bank takes `samples` x `width` x 2 numbers, and a step `[B, samples]` more. It is updated once per batch, with
     the batches of all ranks, and in training only.

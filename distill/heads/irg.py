@@ -16,6 +16,9 @@ class IRG(FeatureRelation):
     implemented: its vertices, a mean squared error of the features themselves, and its transformations, the distance
     that each image moves between two layers.
 
+    The value is that of the authors' code. Its gradient is not: they hold the largest distance constant, here gradient
+    passes through it, as through the ports to torch.
+
     Args:
         of: the features that are related: `embedding`, `logits`, `tokens` or the name of a tap.
         scope: `global` and `batch` relate images, each as one vector; `image` relates the tokens of each image.

@@ -18,8 +18,9 @@ class RKD(FeatureRelation):
     """Distances between pairs and angles in triples of images, each compared by the Huber loss.
 
     Distances are divided by their mean over the non-zero pairs. The means run over all L^2 pairs and L^3 triples,
-    degenerate ones included as zeros, so that values agree with the public codes. Memory grows with L^2, and time with
-    L^3 unless `angle` is 0.
+    degenerate ones included as zeros, so that values agree with the public codes for embeddings that all differ. Two
+    equal embeddings have distance 0 here and do not count in the mean distance; the public codes give them distance
+    1e-6 and count them. Memory grows with L^2, and time with L^3 unless `angle` is 0.
 
     Args:
         distance: weight of the distances; 25 as in the CRD benchmark.

@@ -25,9 +25,10 @@ class VID(MapHead):
     """Negative log-likelihood of the teacher's maps under a Gaussian whose mean is predicted from the student's.
 
     The mean is predicted by three 1 x 1 convolutions with ReLUs in between; the variance is one number per channel of
-    the teacher, `softplus(log_scale) + 1e-5`. Both are learned beside the student (in the public code the variance is
-    passed to no optimizer and keeps its initial value). The loss omits the constant of the likelihood, so it may fall
-    below 0, and is summed over the layers. The larger grid is pooled to the smaller.
+    the teacher, `softplus(log_scale) + 1e-5`. Both are learned beside the student, as in the paper and in the CRD
+    benchmark's code (mdistiller's passes the variances to no optimizer, so that they keep their initial value). The
+    loss omits the constant of the likelihood, so it may fall below 0, and is summed over the layers. The larger grid is
+    pooled to the smaller.
 
     The CRD benchmark uses all stages but the stem as layers, with weight 1.
 
