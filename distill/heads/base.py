@@ -108,11 +108,11 @@ class Head(nn.Module, ABC):
         """
 
     def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
-        """Return the part of a teacher's features that this head compares with; by default the features in `needs`.
+        """Return the part of a teacher's features that this head compares with; by default the features it needs.
 
         The summary is computed row by row: it depends on no trained parameter, no progress, no other row and no rank.
         """
-        return Summary.of(teacher, self.needs)
+        return Summary.of(teacher, self.needs_of("teacher"))
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return scalars of the last call worth logging, by name, without gradient. The default has none."""
@@ -122,18 +122,24 @@ class Head(nn.Module, ABC):
         """Draw what the head compares on the first `images` of a batch. The default draws nothing."""
         return None
 
+    def needs_of(self, side: Literal["student", "teacher"]) -> AbstractSet[str]:
+        """Return the names of the features that the head reads from one network; by default `needs` for both."""
+        return self.needs
+
     def check(self, student: FeatureSpec, teacher: FeatureSpec | None) -> None:
-        """Check `needs` against the features of both networks.
+        """Check what the head needs against the features of both networks.
 
         Raises:
             UserError: a network has no features of that name.
         """
         if self.needs_teacher and teacher is None:
             raise UserError(f"{type(self).__name__} compares with a teacher, but model.teacher is not given")
-        for side, spec in (("student", student), ("teacher", teacher if self.needs_teacher else None)):
+        sides: tuple[tuple[Literal["student", "teacher"], FeatureSpec | None], ...]
+        sides = ("student", student), ("teacher", teacher if self.needs_teacher else None)
+        for side, spec in sides:
             if spec is None:
                 continue
-            for name in sorted(self.needs):
+            for name in sorted(self.needs_of(side)):
                 try:
                     spec[name]
                 except UserError as error:

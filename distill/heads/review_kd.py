@@ -23,18 +23,27 @@ class ReviewKD(MapHead):
     attention to either at each cell (ABF). The result, on the teacher's grid and with its channels, is compared with
     the teacher's layer, whole and pooled to 4, 2 and 1 cells per side (HCL). The loss is the sum over the layers.
 
-    Published comparisons use the stages before their last ReLU as layers, with weight 5.
+    The authors' code and mdistiller read the student's stages after their last ReLU, the teacher's before it, and the
+    pooled embedding of both: `of: [stage*, embedding]` and `teacher_of: [pre*, embedding]` with `taps: benchmark`. The
+    term's weight there depends on the pair of networks (5 for most) and grows over 20 epochs. Their factor is constant
+    within an epoch; that of `Warmup(epochs=20)` grows with every step.
 
     Args:
-        of: the layers, shallow to deep: names of taps, `tokens`, `embedding`.
+        of: the student's layers, shallow to deep: names of taps, `tokens`, `embedding`.
         width: the most channels of the fused maps; the deepest layer's channels, if they are fewer.
+        teacher_of: the teacher's layers, one for each of `of`; by default those of the same names.
 
     Raises:
-        UserError: a width below 1.
+        UserError: a width below 1, or lists of different lengths.
     """
 
-    def __init__(self, of: Sequence[str] | str = ("tokens", "embedding"), width: int = 512) -> None:
-        super().__init__(of)
+    def __init__(
+        self,
+        of: Sequence[str] | str = ("tokens", "embedding"),
+        width: int = 512,
+        teacher_of: Sequence[str] | str | None = None,
+    ) -> None:
+        super().__init__(of, teacher_of)
         require_at_least(1, width=width)
         self.width = width
 
@@ -60,6 +69,9 @@ class ReviewKD(MapHead):
 class Fusion(nn.Module):
     """Attention-based fusion (ABF) of a student's layer with the deeper ones.
 
+    Weights of its convolutions, except the attention's, begin as in the public codes: uniform within
+    +-sqrt(3 / fan-in), sqrt(3) times torch's default.
+
     Args:
         channels: of the student's layer.
         width: of the fused maps.
@@ -72,6 +84,9 @@ class Fusion(nn.Module):
         self.reduce = conv_norm(channels, width)
         self.attention = None if deepest else CastConv2d(2 * width, 2)
         self.expand = conv_norm(width, teacher_channels, side=3)
+        for convolution in (self.reduce[0], self.expand[0]):
+            assert isinstance(convolution, nn.Conv2d)
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
 
     def forward(self, layer: Tensor, deeper: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Fuse `layer` `[B, c, h, w]` with `deeper` `[B, width, h', w']`.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from distill.features import Features, FeatureSpec, Taps
 
 Size = int | tuple[int, int]
 """A height and a width, or one number for both."""
+
+NamedTaps = Literal["benchmark"] | Sequence[str] | Mapping[str, str] | None
+"""Layers to read: those of the CRD benchmark, a list, or name -> layer."""
 
 
 class Network(nn.Module, ABC):
@@ -28,7 +32,8 @@ class Network(nn.Module, ABC):
     Args:
         weights: file with the weights, see `load_weights`.
         drop_classifier: do not load the classifier from that file.
-        taps: additional layers to read, as a list of layers or as name -> layer.
+        taps: additional layers to read, as a list of layers or as name -> layer; or `benchmark`, which reads those of
+            the model's `benchmark_taps`: the features of the CRD benchmark, under the same names in all its networks.
         image_size: resize the images to this size (bilinear, antialiased); `None` keeps their size.
         mean: of each channel, in [0, 1]; a single number applies to all channels.
         std: of each channel, likewise.
@@ -51,7 +56,7 @@ class Network(nn.Module, ABC):
         self,
         weights: str | Path | None = None,
         drop_classifier: bool = False,
-        taps: Sequence[str] | Mapping[str, str] | None = None,
+        taps: NamedTaps = None,
         image_size: Size | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -61,7 +66,12 @@ class Network(nn.Module, ABC):
             raise UserError("drop_classifier leaves out a part of weights, but weights is not given")
         self.weights = weights
         self.drop_classifier = drop_classifier
-        self.tap_layers = dict(taps) if isinstance(taps, Mapping) else {layer: layer for layer in taps or ()}
+        self.benchmark_taps = taps == "benchmark"
+        if self.benchmark_taps or taps is None:
+            taps = ()
+        elif isinstance(taps, str):
+            raise UserError(f"taps must be a list of layers, name -> layer, or 'benchmark', given {taps!r}")
+        self.tap_layers = dict(taps) if isinstance(taps, Mapping) else {layer: layer for layer in taps}
         if reserved := {"logits", "embedding", "tokens"} & self.tap_layers.keys():
             raise UserError(f"taps: {min(reserved)!r} is the name of a feature of every network, choose another name")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -107,6 +117,8 @@ class Network(nn.Module, ABC):
         """
         self.image_shape = image_shape
         self.model = self.create(num_classes)
+        if self.benchmark_taps:
+            self.tap_layers = _benchmark_taps(self.model, self.name)
         defaults = self.default_normalization()
         for name, values, default in zip(("mean", "std"), self.normalization, defaults, strict=True):
             self.register_buffer(name, _per_channel(name, values, default, image_shape[0]), persistent=False)
@@ -178,6 +190,16 @@ def pool_embedding(output: Tensor) -> Tensor:
 def map_to_tokens(cells: Tensor) -> Tensor:
     """Return the cells of a map `[B, d, h, w]` as tokens `[B, h * w, d]`, row by row."""
     return cells.flatten(2).transpose(1, 2)
+
+
+def _benchmark_taps(model: nn.Module, name: str) -> dict[str, str]:
+    taps: Mapping[str, str] | None = getattr(model, "benchmark_taps", None)
+    if taps is None:
+        raise UserError(
+            f"taps 'benchmark' are those of the CRD benchmark's networks, such as resnet8x4_cifar, and {name!r} is no "
+            "such network: give name -> layer, such as {stage1: layer1}"
+        )
+    return dict(taps)
 
 
 def _tensor_code(values: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError, did_you_mean
 from distill.features import Features
-from distill.networks.base import Network, Size, map_to_tokens, pool_embedding
+from distill.networks.base import NamedTaps, Network, Size, map_to_tokens, pool_embedding
 from distill.networks.weights import load_weights
 
 
@@ -28,7 +28,8 @@ class Timm(Network):
         weights: file with the weights, see `load_weights`.
         drop_classifier: do not load the classifier from that file.
         num_classes: number of logits; `None` takes the number of classes of the data.
-        taps: additional layers to read, as a list of layers or as name -> layer.
+        taps: additional layers to read, as a list of layers or as name -> layer; `benchmark` for the CRD benchmark's
+            networks, see `CifarNetwork.benchmark_taps`.
         image_size: resize the images to this size; `None` keeps their size, and a model with a fixed input size is
             created for that size.
         mean: of each channel; `None` takes the model's.
@@ -43,7 +44,7 @@ class Timm(Network):
         weights: str | Path | None = None,
         drop_classifier: bool = False,
         num_classes: int | None = None,
-        taps: Sequence[str] | Mapping[str, str] | None = None,
+        taps: NamedTaps = None,
         image_size: Size | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,

@@ -29,9 +29,9 @@ class CifarNetwork(nn.Module):
         pool                  embedding [B, num_features]
         fc                    logits [B, K]
 
-    So `taps: [stem, stages.0, stages.1, stages.2, pool]` are the features of a benchmark network with three stages.
-    Methods that compare pre-activations tap `stages.0.blocks` and so on; for wide residual networks see
-    `pre_activations`.
+    `taps: benchmark` reads the features of the benchmark's methods, under the same names in every family: `stem`;
+    `stage1`, `stage2`, ..; `pre1`, `pre2`, .., the stages' pre-activations; `last`, the last stage; and `parts`, the
+    deepest stage of at least 8 x 8 cells for images of 32 x 32, on which methods that compare parts of an image work.
 
     Args:
         stem: the first layers.
@@ -44,7 +44,8 @@ class CifarNetwork(nn.Module):
 
     Attributes:
         feature_info: layer, channels and total stride of stem and stages, in timm's format.
-        pre_activations: for each stage, the layer whose output the benchmark calls its pre-activation.
+        pre_activations: for each stage, the layer whose output the benchmark calls its pre-activation: the input of its
+            final activation, or in wide residual networks, the output of the next BatchNorm.
     """
 
     renames: ClassVar[Sequence[Rename]] = ()
@@ -74,6 +75,19 @@ class CifarNetwork(nn.Module):
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": name})
         self.pre_activations = tuple(f"stages.{i}.blocks" for i in range(len(self.stages)))
         self.reset_classifier(num_classes)
+
+    @property
+    def benchmark_taps(self) -> dict[str, str]:
+        """The layers that `taps: benchmark` reads, by name."""
+        stages = [f"stages.{number}" for number in range(len(self.stages))]
+        fine = [info["module"] for info in self.feature_info[1:] if info["reduction"] <= 4]
+        return {
+            "stem": "stem",
+            **{f"stage{number}": layer for number, layer in enumerate(stages, 1)},
+            **{f"pre{number}": layer for number, layer in enumerate(self.pre_activations, 1)},
+            "last": stages[-1],
+            "parts": fine[-1],
+        }
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last map `[B, num_features, h, w]`."""

@@ -124,5 +124,6 @@ def _of_depth(depth: int, widths: Sequence[int]) -> Make:
 NETWORKS: dict[str, Make] = {
     **{f"resnet{depth}_cifar": _of_depth(depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4_cifar": _of_depth(depth, (32, 64, 128, 256)) for depth in (8, 32)},
+    "resnet18_cifar": partial(ResNet, BasicBlock, [2, 2, 2, 2], (64, 64, 128, 256, 512)),
     "resnet50_cifar": partial(ResNet, Bottleneck, [3, 4, 6, 3], (64, 256, 512, 1024, 2048)),
 }
