@@ -105,7 +105,7 @@ def test_a_teachers_summary_has_its_own_layers_alone() -> None:
         (["low", "mid"], ["high", "high"], "teacher_of must name one or more layers, each once"),
         (
             "m*",
-            "h*",
+            "x*",
             "of 'm\\*' fits mid of the student and teacher_of 'x\\*' fits no tap of the teacher: give both eq",
         ),
         (

@@ -81,6 +81,24 @@ def resnet(c: Checkpoint, x: Tensor, blocks: int, widths: tuple[int, ...]) -> Se
     return Seen(features, pre_activations, c.linear(features[-1], "fc"))
 
 
+def resnet18(c: Checkpoint, x: Tensor, classes: int = 100) -> Seen:
+    x = relu(c.bn(c.conv(x, "conv1", 64, 3), "bn1"))
+    features, pre_activations = [x], []
+    for i, width in enumerate([64, 128, 256, 512], 1):
+        for j in range(2):
+            name, stride = f"layer{i}.{j}", 2 if i > 1 and j == 0 else 1
+            y = relu(c.bn(c.conv(x, f"{name}.conv1", width, 3, stride), f"{name}.bn1"))
+            y = c.bn(c.conv(y, f"{name}.conv2", width, 3), f"{name}.bn2")
+            if i > 1 and j == 0:
+                x = c.bn(c.conv(x, f"{name}.shortcut.0", width, 1, stride), f"{name}.shortcut.1")
+            before = x + y
+            x = relu(before)
+        features.append(x)
+        pre_activations.append(before)
+    features.append(mean(x))
+    return Seen(features, pre_activations, c.linear(features[-1], "linear", classes))
+
+
 def resnet50(c: Checkpoint, x: Tensor) -> Seen:
     x = relu(c.bn(c.conv(x, "conv1", 64, 3), "bn1"))
     features, pre_activations = [x], []
@@ -208,6 +226,7 @@ REFERENCES: dict[str, Callable[[Checkpoint, Tensor], Seen]] = {
     "resnet20_cifar": lambda c, x: resnet(c, x, 3, NARROW),
     "resnet8x4_cifar": lambda c, x: resnet(c, x, 1, FOUR),
     "resnet32x4_cifar": lambda c, x: resnet(c, x, 5, FOUR),
+    "resnet18_cifar": resnet18,
     "resnet50_cifar": resnet50,
     "wrn_16_1_cifar": lambda c, x: wrn(c, x, 2, 1),
     "wrn_16_2_cifar": lambda c, x: wrn(c, x, 2, 2),

@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.export import export
 from distill.networks import Timm, load_weights
 from distill.networks.cifar import NETWORKS
-from tests.networks.cifar_reference import REFERENCES, Checkpoint, Seen
+from tests.networks.cifar_reference import REFERENCES, Checkpoint, Seen, resnet18
 
 IMAGE = (3, 32, 32)
 
@@ -34,6 +34,7 @@ PUBLISHED = {
     "resnet110_cifar": (1_736_564, NARROW, 64),
     "resnet8x4_cifar": (1_233_540, FOUR, 256),
     "resnet32x4_cifar": (7_433_860, FOUR, 256),
+    "resnet18_cifar": (11_220_132, [(64, 32), (64, 32), (128, 16), (256, 8), (512, 4)], 512),
     "resnet50_cifar": (23_705_252, [(64, 32), (256, 32), (512, 16), (1024, 8), (2048, 4)], 2048),
     "wrn_16_2_cifar": (703_284, WIDE, 128),
     "wrn_40_2_cifar": (2_255_156, WIDE, 128),
@@ -58,11 +59,11 @@ ONE_OF_EACH = [
 
 def places(name: str) -> list[str]:
     """The layers whose outputs are the benchmark's features, in its order."""
-    stages = 4 if name.startswith(("resnet50", "vgg", "mobilenet")) else 3
+    stages = 4 if name.startswith(("resnet18", "resnet50", "vgg", "mobilenet")) else 3
     return ["stem", *(f"stages.{stage}" for stage in range(stages)), "pool"]
 
 
-def built(name: str, taps: list[str] | None = None, num_classes: int = 100, **arguments) -> Timm:
+def built(name: str, taps: list[str] | str | None = None, num_classes: int = 100, **arguments) -> Timm:
     torch.manual_seed(0)
     network = Timm(name, taps=taps, **arguments)
     network.build(num_classes, IMAGE)
@@ -120,6 +121,47 @@ def test_a_checkpoint_of_the_benchmark_gives_its_features_and_logits(name, tmp_p
     for layer, pre_activation in zip(network.model.pre_activations, expected.pre_activations, strict=True):
         close(features.maps[layer], pre_activation)
     assert expected.logits.std() > 0.01
+
+
+def test_mdistillers_resnet18_of_the_public_code_is_a_teacher_on_tiny_imagenet_too(tmp_path):
+    checkpoint = Checkpoint()
+    normalized = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2)).double()
+    expected = resnet18(checkpoint, normalized, classes=200)
+    torch.save({"model": dict(checkpoint)}, tmp_path / "ti_res18")
+    network = Timm("resnet18_cifar", weights=tmp_path / "ti_res18", mean=[0.0], std=[1.0], taps="benchmark")
+    network.build(200, (3, 64, 64))
+    network.eval().model.double()
+    with torch.no_grad():
+        features = network(normalized)
+    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+    close(features.logits, expected.logits)
+    for number, (feature, before) in enumerate(zip(expected.features[1:-1], expected.pre_activations, strict=True), 1):
+        close(features[f"stage{number}"], feature)
+        close(features[f"pre{number}"], before)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
+def test_the_taps_of_the_benchmark_have_the_same_names_in_every_network(name):
+    network = built(name, "benchmark", num_classes=10)
+    model, taps = network.model, network.tap_layers
+    stages = [f"stages.{number}" for number in range(len(model.stages))]
+    assert [taps[f"stage{number + 1}"] for number in range(len(stages))] == stages
+    assert tuple(taps[f"pre{number + 1}"] for number in range(len(stages))) == model.pre_activations
+    assert (taps["stem"], taps["last"]) == ("stem", stages[-1])
+    assert len(taps) == 2 * len(stages) + 3
+    assert network.spec["parts"][1:] == (8, 8)
+    assert all(network.spec[f"pre{n}"] == network.spec[f"stage{n}"] for n in range(1, len(stages) + 1))
+
+
+def test_the_taps_of_the_benchmark_are_refused_in_another_network():
+    with pytest.raises(
+        UserError, match="taps 'benchmark' are those of the CRD benchmark's .* 'test_resnet' is no such"
+    ):
+        built("test_resnet", "benchmark")
+    with pytest.raises(UserError, match="taps must be a list of layers, name -> layer, or 'benchmark', given 'stem'"):
+        Timm("resnet8_cifar", taps="stem")
 
 
 WRAPPINGS = {
@@ -186,7 +228,9 @@ def test_a_training_step_reaches_every_weight_and_stays_finite(name):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", ["resnet110_cifar", "resnet50_cifar", "wrn_40_2_cifar", "vgg13_cifar"])
+@pytest.mark.parametrize(
+    "name", ["resnet110_cifar", "resnet18_cifar", "resnet50_cifar", "wrn_40_2_cifar", "vgg13_cifar"]
+)
 def test_convolutions_begin_as_the_benchmarks_do(name):
     torch.manual_seed(0)
     for layer in timm.create_model(name).modules():
