@@ -38,7 +38,7 @@ def print_set_up(
     if data is not None:
         console.print(_data(data, trainer))
         if (batch := _effective_batch(data, trainer)) is not None:
-            console.print(_step(module, batch))
+            console.print(_step(module, batch, _last_batch(data, batch)))
     console.print("The set-up is valid.")
 
 
@@ -106,9 +106,11 @@ def _data(data: LightningDataModule, trainer: Trainer) -> Table:
     return table
 
 
-def _step(module: LightningModule, batch: EffectiveBatch) -> Table:
+def _step(module: LightningModule, batch: EffectiveBatch, last: int) -> Table:
     table = Table(title="Optimizer step", title_justify="left", show_header=False)
     table.add_row("effective batch", str(batch))
+    if last < batch.images:
+        table.add_row("last batch of an epoch", f"{last} images x {batch.devices} devices")
     if isinstance(module, ClassificationModule):
         table.add_row("learning rate", module.make_optimizer(batch)[1])
     return table
@@ -117,6 +119,13 @@ def _step(module: LightningModule, batch: EffectiveBatch) -> Table:
 def _effective_batch(data: LightningDataModule, trainer: Trainer) -> EffectiveBatch | None:
     images = getattr(data, "batch_size", None)
     return None if images is None else EffectiveBatch(images, trainer.world_size, trainer.accumulate_grad_batches)
+
+
+def _last_batch(data: LightningDataModule, batch: EffectiveBatch) -> int:
+    """Return the number of images per device in an epoch's last batch."""
+    if getattr(data, "drop_last", True):
+        return batch.images
+    return len(data.train_dataloader().dataset) // batch.devices % batch.images or batch.images
 
 
 def _scope(head: Head) -> str:

@@ -71,6 +71,9 @@ class ImageData(LightningDataModule, ABC):
         longtail: makes the training set long-tailed; the test then also reports many-, medium- and few-shot accuracy.
         class_balanced: draw training images so that all classes occur equally often, augmented anew each time; the
             length of the epoch does not change. Images without a label are not drawn.
+        drop_last: leave out the images at the end of an epoch that do not fill a batch. Without it, they are a smaller
+            batch, whose mean loss is a step of its own (or a share of an accumulated step) like any other; the number
+            of training images must then be a multiple of the number of processes.
 
     Attributes:
         num_classes: of the data set.
@@ -90,6 +93,7 @@ class ImageData(LightningDataModule, ABC):
         repetitions: int = 1,
         longtail: LongTail | None = None,
         class_balanced: bool = False,
+        drop_last: bool = True,
     ) -> None:
         super().__init__()
         require_at_least(1, **{"data.batch_size": batch_size, "data.repetitions": repetitions})
@@ -104,6 +108,7 @@ class ImageData(LightningDataModule, ABC):
         self.repetitions = repetitions
         self.longtail = longtail
         self.class_balanced = class_balanced
+        self.drop_last = drop_last
         self._samples: dict[Split, ImageDataset] = {}
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, int] = {}
@@ -112,10 +117,16 @@ class ImageData(LightningDataModule, ABC):
         """Check the training images against batch size and sampling before a run writes anything."""
         if stage != "fit":
             return
-        if len(samples := self._cached("train")) < self.batch_size:
+        if len(samples := self._cached("train")) < self.batch_size and self.drop_last:
             raise UserError(
                 f"data.batch_size is {self.batch_size}, more than the {len(samples)} training images: "
                 f"give {len(samples)} or less"
+            )
+        if not self.drop_last and len(samples) % (ranks := self._ranks()[0]):
+            raise UserError(
+                f"data.drop_last is false, but the {len(samples)} training images cannot be dealt evenly to {ranks} "
+                f"processes: {len(samples) % ranks} would be left over; give a number of processes that divides "
+                f"{len(samples)}, or drop_last true"
             )
         if self.class_balanced and 0 in (counts := self.class_counts()):
             raise UserError(
@@ -135,13 +146,13 @@ class ImageData(LightningDataModule, ABC):
         return count_classes(labels_of(self._cached("train").source), self.num_classes)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Return a loader of shuffled, full batches that resumes where a checkpoint was saved."""
+        """Return a loader of shuffled batches that resumes where a checkpoint was saved."""
         samples = self._cached("train")
         labels = labels_of(samples.source) if self.class_balanced else None
         sampler = ShuffledSampler(
             samples, *self._ranks(), seed=samples.seed, repetitions=self.repetitions, balanced=labels
         )
-        self._train_loader = ResumableLoader(samples, sampler=sampler, drop_last=True, **self._settings())
+        self._train_loader = ResumableLoader(samples, sampler=sampler, drop_last=self.drop_last, **self._settings())
         self._train_loader.load_state_dict(self._resumed)
         return self._train_loader
 

@@ -35,9 +35,24 @@ def run_info(trainer: Trainer) -> RunInfo:
     added = {str(callback.adds_to_batch) for callback in callbacks if hasattr(callback, "adds_to_batch")}
     return RunInfo(
         progress=progress,
-        batch_size=getattr(loader, "batch_size", None),
+        batch_size=smallest_batch(loader, trainer.num_training_batches),
         world_size=trainer.world_size,
         samples=None if dataset is None else len(dataset),
         class_counts=(lambda: torch.tensor(data.class_counts())) if hasattr(data, "class_counts") else None,
         provides=RunInfo().provides | added,
     )
+
+
+def smallest_batch(loader: Any, batches: float = inf) -> int | None:
+    """Return the number of images in the smallest of a loader's first `batches` batches; `None` if it is unknown.
+
+    That is the last one of a loader that keeps a remainder (`drop_last=False`).
+    """
+    images: int | None = getattr(loader, "batch_size", None)
+    if images is None or getattr(loader, "drop_last", True):
+        return images
+    try:
+        samples, length = len(loader.sampler), len(loader)
+    except TypeError:  # of an IterableDataset
+        return images
+    return images if batches < length else samples % images or images
