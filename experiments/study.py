@@ -84,8 +84,12 @@ def study(given: argparse.Namespace, more: Sequence[str]) -> list[str]:
 
 
 def _arguments(folder: Path, pair: str, method: str, weights: tuple[str, ...]) -> tuple[str, ...]:
-    """The configurations of a pair and a method, and the teacher's weights unless the method has no teacher."""
-    configs = [f"--config={folder / part}.yaml" for part in ("recipe", f"pairs/{pair}", f"methods/{method}")]
+    """The configurations of a pair and a method, and the teacher's weights unless the method has no teacher.
+
+    A method's values for one pair, `methods/METHOD/PAIR.yaml`, come last if there are any.
+    """
+    parts = ("recipe", f"pairs/{pair}", f"methods/{method}", f"methods/{method}/{pair}")
+    configs = [f"--config={file}" for part in parts if (file := folder / f"{part}.yaml").exists()]
     model = yaml.safe_load((folder / "methods" / f"{method}.yaml").read_text()).get("model", {})
     return (*configs, *(weights if model.get("teacher", True) else ()))
 

@@ -48,7 +48,7 @@ FILES = [
     for file in sorted(EXPERIMENTS.rglob("*.yaml"))
     if file.parent.name != "sweeps"  # those are wandb's, see test_sweeps.py
 ]
-WHOLE = [name for name in FILES if name not in PARTS and Path(name).parent.name not in ("pairs", "methods")]
+WHOLE = [name for name in FILES if name not in PARTS and not {"pairs", "methods"} & set(Path(name).parts)]
 OFF = {"weights": "null", "drop_classifier": "false", "pretrained": "false"}
 SMALL = [
     *("--data.batch_size=4", "--data.num_workers=0", "--trainer.devices=1", "--trainer.accelerator=cpu"),

@@ -1,6 +1,7 @@
 """CIFAR-100 recipes: each method composes with each pair, is built and takes a step."""
 
 import csv
+import runpy
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 import yaml
 
 from distill.__main__ import main
-from distill.networks import Timm
 from tests.data.test_cifar import write_cifar100
 from tests.program import ROOT
 
@@ -95,22 +95,73 @@ def test_a_pair_is_understood(pair, capsys):
     assert model["teacher"]["init_args"]["weights"] == f"weights/cifar100/{names[0]}.pth"
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_the_taps_of_a_pair_are_the_benchmarks_features(pair):
-    model = yaml.safe_load((CIFAR / "pairs" / f"{pair}.yaml").read_text())["model"]
-    taps = []
-    for side in ("student", "teacher"):
-        given = model[side]["init_args"]
-        network = Timm(given["name"], taps=given["taps"])
-        network.build(100, (3, 32, 32))
-        layers = [f"stages.{number}" for number in range(len(network.model.stages))]
-        given_taps = given["taps"]
-        assert [given_taps[name] for name in given_taps if name.startswith("stage")] == layers
-        assert tuple(given_taps[name] for name in given_taps if name.startswith("pre")) == network.model.pre_activations
-        assert (given_taps["stem"], given_taps["last"]) == ("stem", layers[-1])
-        assert network.spec["parts"][1:] == (8, 8)
-        taps.append(list(given_taps))
-    assert taps[0] == taps[1]
+def test_both_networks_of_a_pair_read_the_taps_of_the_benchmark():
+    for pair in PAIRS:
+        model = yaml.safe_load((CIFAR / "pairs" / f"{pair}.yaml").read_text())["model"]
+        assert [model[side]["init_args"]["taps"] for side in ("student", "teacher")] == ["benchmark", "benchmark"], pair
+
+
+BETAS = {
+    **dict.fromkeys(("resnet56_resnet20", "resnet110_resnet32"), 2.0),
+    **dict.fromkeys(("vgg13_vgg8", "vgg13_mobilenetv2", "wrn_40_2_wrn_16_2", "wrn_40_2_wrn_40_1"), 6.0),
+}
+"""DKD's published beta; 8 for all other pairs."""
+REVIEW_WEIGHTS = {"resnet56_resnet20": 0.6, "resnet110_resnet32": 1.0, "resnet32x4_shufflenetv2": 8.0}
+"""ReviewKD's published weight; 5 for all other pairs."""
+
+
+def composed(pair, method, capsys):
+    """Return the terms of the configuration that a study composes."""
+    study = runpy.run_path(str(ROOT / "experiments" / "study.py"))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *study["_arguments"](CIFAR, pair, method, ()), "--print_config"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 0, printed.err
+    return yaml.safe_load(printed.out)["model"]["heads"]
+
+
+def test_the_parts_by_pair_are_those_of_pairs_with_other_public_code_values():
+    parts = {method: {f.stem for f in (CIFAR / "methods" / method).glob("*.yaml")} for method in ("dkd", "reviewkd")}
+    assert parts == {"dkd": set(BETAS), "reviewkd": set(REVIEW_WEIGHTS)}
+    assert {file.parent.name for file in (CIFAR / "methods").glob("*/*.yaml")} == set(parts)
+
+
+@pytest.mark.parametrize("pair", ["resnet32x4_resnet8x4", "resnet56_resnet20", "resnet32x4_shufflenetv2", "vgg13_vgg8"])
+def test_a_study_composes_the_weights_of_the_public_code_for_a_pair(pair, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    dkd = composed(pair, "dkd", capsys)["dkd"]
+    assert dkd["head"]["init_args"] == {"alpha": 1.0, "beta": BETAS.get(pair, 8.0), "temperature": 4.0}
+    assert dkd["weight"]["init_args"] | {"value": 1.0} == dkd["weight"]["init_args"]
+    assert dkd["weight"]["init_args"]["epochs"] == 20
+    reviewkd = composed(pair, "reviewkd", capsys)["reviewkd"]
+    assert reviewkd["weight"]["init_args"]["value"] == REVIEW_WEIGHTS.get(pair, 5.0)
+    assert reviewkd["weight"]["init_args"]["epochs"] == 20
+    assert reviewkd["head"]["init_args"]["of"] == ["stage*", "embedding"]
+    assert reviewkd["head"]["init_args"]["teacher_of"] == ["pre*", "embedding"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "pair"), [*(("dkd", p) for p in BETAS), *(("reviewkd", p) for p in REVIEW_WEIGHTS)])
+def test_every_part_by_pair_is_understood(method, pair, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    term = composed(pair, method, capsys)[method]
+    if method == "dkd":
+        assert term["head"]["init_args"]["beta"] == BETAS[pair]
+    else:
+        assert term["weight"]["init_args"]["value"] == REVIEW_WEIGHTS[pair]
+
+
+def test_a_recipe_names_the_public_code_that_it_follows():
+    codes = ("RepDistiller", "mdistiller", "authors'")
+    own = {"student", "serkd", "trg"}  # without a teacher, or with choices of this project
+    for file in [CIFAR / "recipe.yaml", *(CIFAR / "methods").rglob("*.yaml")]:
+        comment = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
+        assert any(code in comment for code in codes) or file.stem in own, file
+
+
+def test_as_in_the_public_code_the_recipe_keeps_the_last_batch(data, capsys):
+    found = understood("resnet56_resnet20", "kd", capsys)
+    assert found["data"]["init_args"]["drop_last"] is False
 
 
 def test_published_figures_are_of_pairs_and_methods_that_are_here():
@@ -137,7 +188,7 @@ def test_a_method_that_cannot_work_on_a_pair_is_refused_in_one_sentence(pair, da
 
 
 def test_a_method_whose_taps_are_not_on_the_pair_is_refused_in_one_sentence(data, capsys):
-    taps = [f"--model.{side}.taps=[stem]" for side in ("student", "teacher")]
+    taps = [f"--model.{side}.taps=[stem]" for side in ("student", "teacher")]  # in place of the pair's
     assert main(["fit", *settings("resnet56_resnet20", "fitnet"), *taps]) == 2
     assert "model.heads.fitnet.head: FitNet needs 'stage2' of the student, but" in capsys.readouterr().err
     assert main(["fit", *settings("resnet56_resnet20", "at"), *taps]) == 2
