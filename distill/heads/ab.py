@@ -30,7 +30,8 @@ class AB(MapHead):
     epochs the student learns from this loss alone, and then from the labels without it. Here that is
     `Until(epochs=30)` as the term's weight and `After(epochs=30)` as the weight of the task and of the other terms. All
     terms take part in every step, with weight 0 if need be, as DDP requires; weight decay therefore acts on all
-    parameters in both stages.
+    parameters in both stages. The benchmark begins the second stage with a new optimizer; here one optimizer serves
+    both. Where grids differ by a factor of 2, its connectors are strided or transposed convolutions.
 
     Args:
         of: the layers: `tokens`, `embedding` or names of taps.

@@ -19,12 +19,13 @@ class DIST(RelationHead, LogitHead):
     inter is the Pearson correlation over the classes of a sample, mean over the samples; intra is the correlation over
     the samples of a class, mean over the classes. Labels are not read.
 
-    The published weight of the term is 2.
+    The authors' code for ImageNet has temperature 1. For CIFAR-100, temperature 4 and a weight of 2 for the term are
+    reported as theirs.
 
     Args:
         beta: weight of the relation between the classes of a sample.
         gamma: weight of the relation between the samples of a class.
-        temperature: T, a number or a schedule; 1 as in the public code.
+        temperature: T, a number or a schedule; 1 as in the authors' code for ImageNet.
         scope: the samples over which a class is correlated: those of this process, `batch`, or of all ranks, `global`.
 
     Raises:

@@ -18,11 +18,14 @@ class DKD(LogitHead):
     label (-1, or a soft label of zeros) is ignored: the mean runs over the labeled samples of all ranks, and is 0 if
     there are none.
 
-    The public recipe warms the loss up over 20 epochs: give its term the weight `Warmup(epochs=20)`.
+    The public recipe warms the loss up over 20 epochs: give its term the weight `Warmup(epochs=20)`, which grows with
+    every step. (There the factor is constant within an epoch, from 1/20 in the first on.)
 
     Args:
-        alpha: weight of the target-class part.
-        beta: weight of the other classes; the published values depend on the pair of networks.
+        alpha: weight of the target-class part; 1 in all public recipes.
+        beta: weight of the other classes. The public values for CIFAR-100 depend on the pair of networks: 2 for
+            ResNet-56 and 110 with ResNet-20 and 32, 6 for VGG-13 with VGG-8 and MobileNetV2 and for WRN-40-2 with
+            WRN-16-2 and WRN-40-1, 8 for the others.
         temperature: T, a number or a schedule; 4 as in the CRD benchmark.
 
     Raises:

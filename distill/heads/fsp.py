@@ -20,9 +20,10 @@ class FSP(MapHead):
     have the same channels in each layer; their grids may differ. Within a network, the larger grid is pooled to the
     smaller.
 
-    The CRD benchmark uses the stem and all stages as layers, weight 50, and a separate initialization: in the first
-    epochs the student learns from this loss alone, and then without it. Here that is `Until(value=50, epochs=30)` as
-    the term's weight and `After(epochs=30)` as the weight of the task and of the other terms.
+    The CRD benchmark uses the stem and all stages as layers and a separate initialization: in the first 30 epochs the
+    student learns from this loss alone, with weight 1, and then without it. (The weight of 50 in its script multiplies
+    nothing.) Here that is `Until(epochs=30)` as the term's weight and `After(epochs=30)` as the weight of the task and
+    of the other terms. The benchmark begins the second stage with a new optimizer; here one optimizer serves both.
 
     Args:
         of: at least two layers, shallow to deep: names of taps, patterns of them (`stage*`), `tokens`, `embedding`.
