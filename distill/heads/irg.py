@@ -16,8 +16,9 @@ class IRG(FeatureRelation):
     implemented: its vertices, a mean squared error of the features themselves, and its transformations, the distance
     that each image moves between two layers.
 
-    The value is that of the authors' code. Its gradient is not: they hold the largest distance constant, here gradient
-    passes through it, as through the ports to torch.
+    The value is that of the authors' code (Caffe). Its gradient is not: theirs holds the largest distance constant, and
+    counts each pair for one of its two images, which makes it half as large; here it is the derivative of the value, as
+    in the ports to torch.
 
     Args:
         of: the features that are related: `embedding`, `logits`, `tokens` or the name of a tap.

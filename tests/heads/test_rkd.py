@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,6 +25,23 @@ def of(embedding: Tensor) -> Features:
 def test_value_and_gradient_are_the_golden_ones(head: RKD, figure: str) -> None:
     student, teacher = Q([8, 6], 3).requires_grad_(), Q([8, 12], 4)
     assert_relative(figure, head(of(student), of(teacher), {}), student)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_equal_embeddings_alone_count_otherwise_than_in_the_public_code(equal: bool) -> None:
+    student, teacher = Q([6, 5], 3), Q([6, 7], 4)
+    if equal:
+        student, teacher = student[[0, 0, 1, 2, 3, 4]], teacher[[0, 0, 1, 2, 3, 4]]
+
+    def distances(x: Tensor, of_equal: float) -> Tensor:
+        rows = [[(a - b).norm() if bool((a != b).any()) else x.new_tensor(of_equal) for b in x] for a in x]
+        pairs = torch.stack([torch.stack(row) for row in rows]).fill_diagonal_(0)
+        return pairs / pairs[pairs > 0].mean()
+
+    ours, public = (F.smooth_l1_loss(*(distances(x, of_equal) for x in (student, teacher))) for of_equal in (0.0, 1e-6))
+    loss = RKD(distance=1, angle=0)(of(student), of(teacher), {})
+    torch.testing.assert_close(loss, ours)
+    assert torch.equal(ours, public) != equal
 
 
 @settings(max_examples=20, deadline=None)
