@@ -37,9 +37,9 @@ class CRD(EmbeddingHead):
     Args:
         samples: n, the size of the training set; each `index` must be below it. 50,000 as in CIFAR-100.
         negatives: K, how many are drawn per image; 16,384 as in the CRD benchmark.
-        width: d of the projections.
-        temperature: T, a number or a schedule.
-        momentum: the weight of the old embedding when a row of the bank is updated.
+        width: d of the projections; 128 likewise.
+        temperature: T, a number or a schedule; 0.07 likewise.
+        momentum: the weight of the old embedding when a row of the bank is updated; 0.5 likewise.
         positives: `exact` takes the image itself as its positive, `class` a random image of its class (among those
             drawn; itself if there is none).
         seed: of the draws.

@@ -26,6 +26,8 @@ class DCD(EmbeddingHead):
     The authors' code also learns a bias added to all of s. It cancels in both softmaxes, its gradient is 0, and it is
     left out.
 
+    All defaults are those of the authors' code.
+
     Args:
         width: d of the projections.
         consistency: weight of the divergence.

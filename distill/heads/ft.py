@@ -38,7 +38,8 @@ class FT(MapHead):
     `initialization: 30` and `Step(milestones=[30], factor=200)` as the term's weight; give the task `After(epochs=30)`,
     or the student learns from the labels meanwhile. The benchmark trains the paraphraser with an optimizer of its own:
     at a learning rate of 0.01 for ResNet and WRN students (the student's own for others), and the student afterwards
-    without the momentum gathered before. Here one optimizer and one learning rate serve both stages.
+    without the momentum gathered before. Here one optimizer and one learning rate serve both stages, and weight decay
+    acts on the student in both.
 
     Args:
         of: the layers: `tokens` or names of taps.

@@ -30,7 +30,8 @@ class ReviewKD(MapHead):
 
     Args:
         of: the student's layers, shallow to deep: names of taps, `tokens`, `embedding`.
-        width: the most channels of the fused maps; the deepest layer's channels, if they are fewer.
+        width: the most channels of the fused maps, 512 as in the authors' code; the deepest layer's channels, if they
+            are fewer.
         teacher_of: the teacher's layers, one for each of `of`; by default those of the same names.
 
     Raises:

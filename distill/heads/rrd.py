@@ -43,8 +43,8 @@ class RRD(EmbeddingHead):
     batches of all ranks in rank order, and in training only.
 
     Args:
-        size: K, rows of the queue.
-        width: d of the projections.
+        size: K, rows of the queue; 16,384 as in the authors' code.
+        width: d of the projections; 128 likewise.
         student_temperature: T of the student, a number or a schedule; by default the preset's.
         teacher_temperature: T of the teacher, a number or a schedule; by default the preset's.
         enqueue: whether the batch enters the queue `before` it is scored, so that each image finds its own teacher
