@@ -8,9 +8,12 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
+from distill.data import ImageReader
+from distill.errors import UserError
 from distill.heads import Head
 from distill.networks import Network
 from distill.objective import Term
@@ -40,6 +43,48 @@ def print_set_up(
         if (batch := _effective_batch(data, trainer)) is not None:
             console.print(_step(module, batch, _last_batch(data, batch)))
     console.print("The set-up is valid.")
+
+
+def read_all_images(data: LightningDataModule, console: Console | None = None) -> None:
+    """Read every image of the data once, with a progress bar, and print those that cannot be read.
+
+    Args:
+        data: the data module, set up.
+        console: the console to print to; standard output by default.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    console = console or Console()
+    reader = ImageReader(data)
+    broken = 0
+    with Progress(
+        TextColumn("reading images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        task = progress.add_task("", total=reader.total)
+        for read in reader:
+            progress.advance(task, read.images)
+            broken += len(read.broken)
+            for sentence in read.broken:
+                console.print(f"{read.split}: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    if broken:
+        raise UserError(
+            f"data: {broken:,} of {reader.total:,} images cannot be read: replace or remove those listed above"
+        )
+    console.print(f"All {reader.total:,} images can be read.")
+
+
+def run_check(args: list[str]) -> None:
+    """Run `distill check`; `--data` without a class also reads every image."""
+    from distill.cli.program import run
+
+    following = [*args[1:], "-"]
+    bare = [arg == "--data" and after.startswith("-") for arg, after in zip(args, following, strict=True)]
+    run(["--read_data=true" if is_bare else arg for arg, is_bare in zip(args, bare, strict=True)])
 
 
 def _networks(module: DistillationModule) -> Table:
@@ -101,6 +146,8 @@ def _data(data: LightningDataModule, trainer: Trainer) -> Table:
         ("test", data.test_dataloader),
     ):
         table.add_row(f"{split} images", f"{len(loader().dataset):,}")
+    for note in getattr(data, "notes", ()):
+        table.add_row("note", note)
     if hasattr(data, "class_counts"):
         table.add_row("train images per class", _class_counts(data.class_counts()))
     return table

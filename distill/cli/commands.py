@@ -34,7 +34,11 @@ COMMANDS = {
     "validate": Command("Evaluate a checkpoint on the validation images.", f"distill validate {_DIGITS} {_LAST}"),
     "test": Command("Evaluate a checkpoint on the test images.", f"distill test {_DIGITS} {_LAST}"),
     "predict": Command("Predict the classes of the test images.", f"distill predict {_DIGITS} {_LAST}"),
-    "check": Command("Check a configuration and show its networks, heads and data.", f"distill check {_DIGITS}"),
+    "check": Command(
+        "Check a configuration and show its networks, heads and data.",
+        f"distill check {_DIGITS}",
+        "distill.cli.check:run_check",
+    ),
     "plot": Command(
         "Draw what the heads compare.",
         "distill plot --config experiments/digits/serkd.yaml --ckpt_path runs/digits/serkd/checkpoints/last.ckpt "

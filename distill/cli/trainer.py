@@ -6,7 +6,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 
 from distill.callbacks.pictures import PicturesOnce, can_plot
-from distill.cli.check import print_set_up
+from distill.cli.check import print_set_up, read_all_images
 from distill.errors import UserError
 from distill.heads import Head, shipped
 from distill.training.classification import ClassificationModule
@@ -15,9 +15,23 @@ from distill.training.classification import ClassificationModule
 class Trainer(LightningTrainer):
     """Lightning's Trainer, extended by `check` and `plot`."""
 
-    def check(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
-        """Check the configuration and print networks, heads and data, without training."""
+    def check(
+        self, model: LightningModule, datamodule: LightningDataModule | None = None, read_data: bool = False
+    ) -> None:
+        """Check the configuration and print networks, heads and data, without training.
+
+        Args:
+            model: the module.
+            datamodule: the module's data.
+            read_data: also read every image once and list those that cannot be read; `--data` alone stands for
+                `--read_data=true`.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
         print_set_up(model, datamodule, self)
+        if read_data and datamodule is not None:
+            read_all_images(datamodule)
 
     def plot(
         self,

@@ -6,9 +6,11 @@ from distill.data.cars import StanfordCars
 from distill.data.cifar import CIFAR10, CIFAR100
 from distill.data.digits import Digits
 from distill.data.folder import ImageFolder
+from distill.data.image_files import read_image
 from distill.data.longtail import ExponentialTail, ListedTail, LongTail, StepTail
 from distill.data.mixing import Mixing
 from distill.data.photos import PhotoData
+from distill.data.reading import ImageReader
 from distill.data.small_images import SmallImageData
 from distill.data.sources import ArraySource, FileSource
 from distill.data.stl10 import STL10
@@ -25,6 +27,7 @@ __all__ = [
     "ImageData",
     "ImageDataset",
     "ImageFolder",
+    "ImageReader",
     "ListedTail",
     "LongTail",
     "Mixing",
@@ -36,5 +39,6 @@ __all__ = [
     "TimmAugmentation",
     "TinyImageNet",
     "photo_transform",
+    "read_image",
     "small_image_transform",
 ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, floor, isinf
 from typing import Any, Literal
 
-from distill.errors import UserError, require_between
+from distill.errors import UserError, require_at_least, require_between
 
 Interpolation = Literal["bilinear", "bicubic"]
+
+_LONG = 16
+"""Ratio of the sides above which an image is not resized as a whole."""
 
 
 @dataclass
@@ -21,7 +25,8 @@ class TimmAugmentation:
         erasing_mode: the replacement: `pixel` noise, a random color (`rand`), or the mean (`const`).
 
     Raises:
-        UserError: the probability is not between 0 and 1, or timm does not know the policy.
+        UserError: the probability is not between 0 and 1, the strength is negative or not finite, or timm does not know
+            the policy.
     """
 
     auto_augment: str | None = None
@@ -31,6 +36,9 @@ class TimmAugmentation:
 
     def __post_init__(self) -> None:
         require_between(0, 1, **{"data.augment.erasing": self.erasing})
+        require_at_least(0, **{"data.augment.color_jitter": self.color_jitter})
+        if isinf(self.color_jitter):
+            raise UserError("data.augment.color_jitter must be finite, given inf")
 
     def transform(self, side: int, interpolation: Interpolation) -> Any:
         """Create the transform of a PIL image to a float tensor `[3, side, side]`, in [0, 1] except for erased pixels.
@@ -96,5 +104,50 @@ def photo_transform(side: int, augment: bool | TimmAugmentation, interpolation: 
     if augment:
         crop = [v2.RandomResizedCrop(side, interpolation=mode, antialias=True), v2.RandomHorizontalFlip()]
     else:
-        crop = [v2.Resize(round(side / 0.875), interpolation=mode, antialias=True), v2.CenterCrop(side)]
+        crop = [_CenterCrop(side, interpolation)]
     return v2.Compose([v2.ToImage(), *crop, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+
+
+class _CenterCrop:
+    """Center crop of an image whose shorter side is resized to 8/7 of the crop's.
+
+    Of very long images only the part in the crop is resized, since an image of 1 x 6000 pixels would grow to 1.2 GB:
+    by Pillow, whose result differs from torchvision's by two of 255 levels at most.
+
+    Args:
+        side: of the crop, in pixels.
+        interpolation: for resizing.
+    """
+
+    def __init__(self, side: int, interpolation: Interpolation) -> None:
+        from torchvision.transforms import v2
+
+        self.side = side
+        self.interpolation = interpolation
+        mode = v2.InterpolationMode(interpolation)
+        self.shorter_side = round(side / 0.875)
+        self.whole = v2.Compose([v2.Resize(self.shorter_side, interpolation=mode, antialias=True), v2.CenterCrop(side)])
+
+    def __call__(self, image: Any) -> Any:
+        """Resize and crop an image tensor `[C, H, W]`."""
+        from PIL.Image import Resampling
+        from torchvision.transforms import v2
+        from torchvision.transforms.v2 import functional
+
+        height, width = functional.get_size(image)
+        if max(height, width) <= _LONG * min(height, width):
+            return self.whole(image)
+        (top, bottom), (left, right) = (self._span(length, min(height, width)) for length in (height, width))
+        reach = ceil(2 * max(1, min(height, width) / self.shorter_side)) + 1  # of the bicubic filter, in rows
+        first = max(0, floor(top) - reach)
+        picture = functional.to_pil_image(image[:, first : ceil(bottom) + reach])
+        method = Resampling[self.interpolation.upper()]
+        # Columns before rows as in torchvision; Pillow chooses the order by the size, with another result.
+        picture = picture.resize((self.side, picture.height), method, box=(left, 0, right, picture.height))
+        return v2.ToImage()(picture.resize((self.side,) * 2, method, box=(0, top - first, self.side, bottom - first)))
+
+    def _span(self, length: int, shorter: int) -> tuple[float, float]:
+        """Return where the crop begins and ends on a side of the image, in pixels of the image."""
+        resized = int(self.shorter_side * length / shorter)
+        offset = round((resized - self.side) / 2)
+        return length * offset / resized, length * (offset + self.side) / resized

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix, mixing_seed
-from distill.data.samplers import EvaluationSampler, ResumableLoader, SampleKey, ShuffledSampler
-from distill.data.sources import Source, Subset, count_classes, labels_of
+from distill.data.samplers import EvaluationSampler, FixedSampler, ResumableLoader, SampleKey, ShuffledSampler
+from distill.data.sources import Source, Subset, count_classes, labels_of, listed_labels
 from distill.errors import UserError, require_at_least
 from distill.randomness import seeded_by
 
@@ -78,10 +80,16 @@ class ImageData(LightningDataModule, ABC):
     Attributes:
         num_classes: of the data set.
         image_shape: `(C, H, W)` of the images.
+        classes: names of the classes, in the order of their labels; `None` where the data do not tell. They are saved
+            in checkpoints, which are refused with data whose labels mean other classes.
         extra_fields: computes further entries of the batch, by name, from each augmented image, in the workers.
+
+    Raises:
+        UserError: a number is out of range.
     """
 
     num_classes: int
+    classes: list[str] | None = None
     image_shape: tuple[int, int, int]
     extra_fields: ExtraFields | None = None
 
@@ -97,6 +105,7 @@ class ImageData(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         require_at_least(1, **{"data.batch_size": batch_size, "data.repetitions": repetitions})
+        require_at_least(0, **{"data.num_workers": num_workers})
         if class_balanced and repetitions > 1:
             raise UserError(
                 f"data.class_balanced repeats the images of rare classes by itself: give data.repetitions 1 with it, "
@@ -111,22 +120,27 @@ class ImageData(LightningDataModule, ABC):
         self.drop_last = drop_last
         self._samples: dict[Split, ImageDataset] = {}
         self._train_loader: ResumableLoader | None = None
-        self._resumed: dict[str, int] = {}
+        self._resumed: dict[str, Any] = {}
+        self._told: set[str] = set()
 
     def setup(self, stage: str) -> None:
-        """Check the training images against batch size and sampling before a run writes anything."""
+        """Check the training images against batch size, classes and sampling before a run writes anything."""
         if stage != "fit":
             return
-        if len(samples := self._cached("train")) < self.batch_size and self.drop_last:
+        ranks, _ = self._ranks()
+        count = len(self._cached("train"))
+        if self.drop_last and count // ranks < self.batch_size:
+            shared = f" of each of {ranks} processes" if ranks > 1 else ""
+            fitting = f"give {count // ranks} or less" if count >= ranks else "there is none to train with"
             raise UserError(
-                f"data.batch_size is {self.batch_size}, more than the {len(samples)} training images: "
-                f"give {len(samples)} or less"
+                f"data.batch_size is {self.batch_size}, more than the {count // ranks} training images{shared}: "
+                f"{fitting}"
             )
-        if not self.drop_last and len(samples) % (ranks := self._ranks()[0]):
+        if not self.drop_last and count % ranks:
             raise UserError(
-                f"data.drop_last is false, but the {len(samples)} training images cannot be dealt evenly to {ranks} "
-                f"processes: {len(samples) % ranks} would be left over; give a number of processes that divides "
-                f"{len(samples)}, or drop_last true"
+                f"data.drop_last is false, but the {count} training images cannot be dealt evenly to {ranks} "
+                f"processes: {count % ranks} would be left over; give a number of processes that divides {count}, or "
+                "drop_last true"
             )
         if self.class_balanced and 0 in (counts := self.class_counts()):
             raise UserError(
@@ -137,6 +151,19 @@ class ImageData(LightningDataModule, ABC):
     def samples(self, split: Split) -> ImageDataset:
         """Return the samples of a split, before any `longtail`; the training split with its augmentation."""
 
+    def used_source(self, split: Split) -> Source:
+        """Return the images of a split as the loaders serve them, before their transform and after any `longtail`.
+
+        Raises:
+            UserError: a label is no class.
+        """
+        return self._cached(split).source
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes about the files of the splits that were used so far."""
+        return sorted(self._told)
+
     def class_counts(self) -> list[int]:
         """Return the number of labeled training images per class, after any `longtail`.
 
@@ -146,10 +173,14 @@ class ImageData(LightningDataModule, ABC):
         return count_classes(labels_of(self._cached("train").source), self.num_classes)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Return a loader of shuffled batches that resumes where a checkpoint was saved."""
+        """Return a loader of shuffled batches that resumes where a checkpoint was saved.
+
+        With the trainer's `overfit_batches`, all epochs are the first one, in order and augmentation.
+        """
         samples = self._cached("train")
         labels = labels_of(samples.source) if self.class_balanced else None
-        sampler = ShuffledSampler(
+        is_fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Lightning has it
+        sampler = (FixedSampler if is_fixed else ShuffledSampler)(
             samples, *self._ranks(), seed=samples.seed, repetitions=self.repetitions, balanced=labels
         )
         self._train_loader = ResumableLoader(samples, sampler=sampler, drop_last=self.drop_last, **self._settings())
@@ -168,12 +199,26 @@ class ImageData(LightningDataModule, ABC):
         """Return a loader of the test images."""
         return self._evaluation_loader("test")
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the position in the training data, which Lightning stores in checkpoints."""
-        return {} if self._train_loader is None else self._train_loader.state_dict()
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training data and the names of the classes, for Lightning's checkpoints."""
+        position: dict[str, Any] = {} if self._train_loader is None else self._train_loader.state_dict()
+        return position if self.classes is None else {**position, "classes": self.classes}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Resume the training data at a stored position."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume the training data at a stored position.
+
+        Raises:
+            UserError: the labels of the checkpoint mean other classes.
+        """
+        saved = state_dict.get("classes")
+        if saved is not None and self.classes is not None and saved != self.classes:
+            pairs = enumerate(zip_longest(saved, self.classes))
+            label, (before, now) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
+            raise UserError(
+                f"data.root: class {label} is {now!r} here, but was {before!r} in the training of the checkpoint, of "
+                f"{len(saved)} classes: give the data that it was trained with, or only its weights as "
+                "model.student.weights"
+            )
         self._resumed = state_dict
 
     def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
@@ -196,6 +241,11 @@ class ImageData(LightningDataModule, ABC):
     def _cached(self, split: Split) -> ImageDataset:
         if split not in self._samples:
             samples = self.samples(split)
+            _require_classes(samples.source, split, self.num_classes)
+            for note in getattr(samples.source, "notes", ()):
+                if note not in self._told:
+                    rank_zero_warn(note)
+                self._told.add(note)
             if split == "train" and self.longtail is not None:
                 samples.source = Subset(samples.source, self.longtail.positions(samples.source, self.num_classes))
             self._samples[split] = samples
@@ -213,3 +263,12 @@ class ImageData(LightningDataModule, ABC):
             "pin_memory": torch.cuda.is_available(),
             "generator": torch.Generator().manual_seed(0),  # loaders must not draw from the global generator
         }
+
+
+def _require_classes(source: Source, split: Split, num_classes: int) -> None:
+    """Refuse labels that are no class, if the source lists its labels; negative ones stand for none."""
+    if (labels := listed_labels(source)) is not None and (largest := max(labels, default=-1)) >= num_classes:
+        raise UserError(
+            f"data: image {labels.index(largest)} of {split} has label {largest}, but with {num_classes} classes "
+            f"labels go from 0 to {num_classes - 1}"
+        )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from distill.data.base import Split
+from distill.data.image_files import first_line
 from distill.data.photos import PhotoData
-from distill.data.sources import FileSource, first_line
+from distill.data.sources import FileSource
 from distill.errors import UserError
 
 _FOLDER = "stanford_cars"

@@ -28,7 +28,8 @@ class _CIFAR(SmallImageData, ABC):
         settings: further settings, see `SmallImageData` and `ImageData`.
 
     Raises:
-        UserError: the data are missing, or `held_out` is not a multiple of the number of classes.
+        UserError: the data are missing, or `held_out` is not a multiple of the number of classes or leaves nothing to
+            train with.
     """
 
     def __init__(self, root: str = "data", verify: bool = True, held_out: int = 0, **settings: Any) -> None:
@@ -49,6 +50,12 @@ class _CIFAR(SmallImageData, ABC):
         from_training = split == "train" or (split == "val" and self.held_out > 0)
         images, labels = self._read(train=from_training)
         if from_training and self.held_out:
+            fewest = int(np.bincount(labels, minlength=self.num_classes).min())
+            if self.held_out // self.num_classes >= fewest:
+                raise UserError(
+                    f"data.held_out is {self.held_out}, {self.held_out // self.num_classes} of each class, which "
+                    f"leaves none of {fewest} to train with: give {(fewest - 1) * self.num_classes} or less"
+                )
             held_out = _last_of_each_class(labels, self.held_out // self.num_classes)
             chosen = held_out if split == "val" else ~held_out
             images, labels = images[chosen], labels[chosen]

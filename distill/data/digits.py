@@ -28,6 +28,9 @@ class Digits(ImageData):
         image_size: side in pixels.
         augment: rotate (10 degrees), shift (a tenth of the side) and scale (0.9 to 1.1) training images.
         settings: further settings, see `ImageData`.
+
+    Raises:
+        UserError: a number is out of range, or `labels_per_class` above the training images of a class.
     """
 
     num_classes = 10
@@ -41,7 +44,7 @@ class Digits(ImageData):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        require_at_least(1, **{"data.labels_per_class": labels_per_class})
+        require_at_least(1, **{"data.labels_per_class": labels_per_class, "data.image_size": image_size})
         if labels_per_class is not None and self.longtail is not None:
             raise UserError(
                 f"data.labels_per_class {labels_per_class} and data.longtail both set the labels of each class: give "
@@ -56,6 +59,12 @@ class Digits(ImageData):
         """Return the images of a split as `[3, side, side]` in [0, 1]."""
         images, labels = _load(split)
         if split == "train" and self.labels_per_class is not None:
+            counts = labels.bincount(minlength=self.num_classes)
+            if self.labels_per_class > (fewest := int(counts.min())):
+                raise UserError(
+                    f"data.labels_per_class is {self.labels_per_class}, more than the {fewest} training images of "
+                    f"class {int(counts.argmin())}: give {fewest} or less, or null for all labels"
+                )
             labeled = _first_of_each_class(labels, self.labels_per_class)
             if self.labeled_only:
                 images, labels = images[labeled], labels[labeled]

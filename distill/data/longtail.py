@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path, PurePath
 
 from distill.data.sources import FileSource, Source, count_classes, labels_of
-from distill.errors import UserError, require_above, require_between
+from distill.errors import UserError, require_above, require_at_least, require_between
 
 
 class LongTail(ABC):
@@ -21,10 +21,11 @@ class LongTail(ABC):
             The defaults 100 and 20 are the thresholds of ImageNet-LT.
 
     Raises:
-        UserError: `few` is above `many`.
+        UserError: `few` is above `many`, or one of them is negative.
     """
 
     def __init__(self, many: int = 100, few: int = 20) -> None:
+        require_at_least(0, many=many, few=few)
         if few > many:
             raise UserError(f"few must be at most many, {many}, given {few}")
         self.many = many
@@ -136,10 +137,10 @@ class ListedTail(LongTail):
             raise UserError(f"data.longtail.file: {file!r} does not exist: give the list of the training images")
         self.file = file
         self.listed: dict[tuple[str, ...], int] = {}
-        for number, line in enumerate(Path(file).read_text().splitlines(), 1):
+        for number, line in enumerate(Path(file).read_text(errors="replace").splitlines(), 1):
             path, _, label = line.strip().rpartition(" ")
             if line.strip():
-                if not path or not label.isdigit():
+                if not path or not label.isdecimal():
                     raise UserError(f"data.longtail.file: line {number} of {file!r} is not 'path label': {line[:60]!r}")
                 self.listed[_key(path)] = int(label)
 

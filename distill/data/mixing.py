@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from distill.errors import require_at_least
+from distill.errors import UserError, require_at_least
 from distill.randomness import derive_seed, seeded_by
 
 
@@ -19,13 +20,19 @@ class Mixing:
     Args:
         mixup: alpha of mixup's Beta distribution; 0 disables mixup.
         cutmix: alpha of CutMix's Beta distribution; 0 disables CutMix. With both, each batch draws one of them.
+
+    Raises:
+        UserError: an alpha is negative or not finite.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        require_at_least(0, **{"data.mixing.mixup": self.mixup, "data.mixing.cutmix": self.cutmix})
+        alphas = {"data.mixing.mixup": self.mixup, "data.mixing.cutmix": self.cutmix}
+        require_at_least(0, **alphas)
+        if infinite := [name for name, alpha in alphas.items() if isinf(alpha)]:
+            raise UserError(f"{infinite[0]} must be finite, given inf")
 
 
 def mixing_seed(batch: dict[str, Any], seed: int) -> int:

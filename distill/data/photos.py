@@ -9,6 +9,7 @@ from typing import Any
 from distill.data.augmentation import Interpolation, TimmAugmentation, photo_transform
 from distill.data.base import ImageData, ImageDataset, Split
 from distill.data.sources import Source
+from distill.errors import require_at_least
 
 
 class PhotoData(ImageData, ABC):
@@ -22,6 +23,9 @@ class PhotoData(ImageData, ABC):
         interpolation: for resizing.
         num_workers: worker processes that load batches.
         settings: further settings, see `ImageData`.
+
+    Raises:
+        UserError: a number is out of range.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class PhotoData(ImageData, ABC):
         **settings: Any,
     ) -> None:
         super().__init__(num_workers=num_workers, **settings)
+        require_at_least(1, **{"data.image_size": image_size})
         self.root = Path(root)
         self.augment = augment
         self.interpolation: Interpolation = interpolation

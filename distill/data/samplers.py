@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from distill.randomness import derive_seed
 
@@ -54,8 +54,13 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
             self.classes = [(labels == label).nonzero().flatten() for label in sorted(set(balanced)) if label >= 0]
         self.start = 0
 
+    @property
+    def drawn_epoch(self) -> int:
+        """The epoch whose order and draws come next."""
+        return self.epoch
+
     def __iter__(self) -> Iterator[SampleKey]:
-        seed = derive_seed("order", self.seed, self.epoch)
+        seed = derive_seed("order", self.seed, self.drawn_epoch)
         if self.classes:
             keys = self._balanced(seed)
         else:
@@ -65,7 +70,7 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
 
     def _once(self, seed: int) -> list[SampleKey]:
         order = torch.randperm(len(cast(Sized, self.dataset)), generator=torch.Generator().manual_seed(seed)).tolist()
-        return [(self.epoch, index) for index in order[: self.total_size][self.rank :: self.num_replicas]]
+        return [(self.drawn_epoch, index) for index in order[: self.total_size][self.rank :: self.num_replicas]]
 
     def _repeated(self, seed: int) -> list[SampleKey]:
         from timm.data.distributed_sampler import RepeatAugSampler
@@ -74,7 +79,7 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
             self.dataset, self.num_replicas, self.rank, num_repeats=self.repetitions, selected_round=0
         )
         sampler.set_epoch(seed)  # which it uses only to seed its order
-        first = self.epoch * self.repetitions
+        first = self.drawn_epoch * self.repetitions
         return [
             (first + (self.rank + position * self.num_replicas) % self.repetitions, index)
             for position, index in enumerate(sampler)
@@ -96,14 +101,28 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
             draw[positions] = torch.arange(len(positions)) // len(samples)
         # draws per epoch: as many as the smallest class needs
         draws = ceil(ceil(length / len(self.classes)) / min(map(len, self.classes)))
-        order = list(zip((self.epoch * draws + draw).tolist(), index.tolist(), strict=True))
+        order = list(zip((self.drawn_epoch * draws + draw).tolist(), index.tolist(), strict=True))
         return order[: self.total_size][self.rank :: self.num_replicas]
 
 
-class EvaluationSampler(DistributedSampler[int]):
+class FixedSampler(ShuffledSampler, SequentialSampler):  # type: ignore[misc]  # whose indices are plain numbers
+    """Deal the samples of the first epoch in every epoch, in the same order and with the same draws.
+
+    It counts as a `SequentialSampler`, so that Lightning accepts it for `overfit_batches` instead of replacing it by
+    the order of the files, whose first batches often hold a single class.
+    """
+
+    @property
+    def drawn_epoch(self) -> int:
+        """The first epoch."""
+        return 0
+
+
+class EvaluationSampler(DistributedSampler[int], SequentialSampler):
     """Deal the samples to the ranks in order; positions past the end of the set pad the ranks to equal length.
 
-    `ImageDataset` returns these with `index` -1, and no metric counts them.
+    `ImageDataset` returns these with `index` -1, and no metric counts them. It counts as a `SequentialSampler`, which
+    it is on one rank, so that Lightning keeps it with `overfit_batches`.
     """
 
     def __init__(self, samples: Sized, num_replicas: int, rank: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from distill.data.image_files import read_image
 from distill.errors import UserError
 
 
@@ -42,10 +43,11 @@ class ArraySource:
 
 
 class FileSource:
-    """Image files, opened as color images of PIL, with their labels.
+    """Image files, read as RGB images of PIL (see `read_image`), with their labels.
 
     Args:
         samples: path and label of each image.
+        notes: what the user should know about the files, such as some that were left out; told once in a run.
 
     Attributes:
         paths: of all images.
@@ -55,23 +57,16 @@ class FileSource:
         UserError: when an image is read whose file is missing, truncated or not an image.
     """
 
-    def __init__(self, samples: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, samples: Sequence[tuple[str, int]], notes: Sequence[str] = ()) -> None:
         self.paths = [path for path, _ in samples]
         self.labels = [int(label) for _, label in samples]
+        self.notes = list(notes)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        from torchvision.datasets.folder import pil_loader
-
-        try:
-            return pil_loader(self.paths[index]), self.labels[index]
-        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNGs
-            reason = "it is missing" if isinstance(error, FileNotFoundError) else first_line(error)
-            raise UserError(
-                f"data.root: {self.paths[index]} cannot be read ({reason}): download it again or remove it"
-            ) from None
+        return read_image(self.paths[index]), self.labels[index]
 
 
 class Subset:
@@ -101,14 +96,21 @@ def labels_of(source: Source) -> list[int]:
     Raises:
         UserError: the source has neither `labels` nor torchvision's `targets`.
     """
-    for name in ("labels", "targets"):
-        labels = getattr(source, name, None)
-        if labels is not None:
-            return [int(label) for label in labels]
+    if (labels := listed_labels(source)) is not None:
+        return labels
     raise UserError(
         f"data: {type(source).__name__} has neither 'labels' nor 'targets', so its classes cannot be counted: give "
         "it a sequence of the labels under one of these names"
     )
+
+
+def listed_labels(source: Source) -> list[int] | None:
+    """Return the label of every pair, or `None` if the source does not list them."""
+    for name in ("labels", "targets"):
+        labels = getattr(source, name, None)
+        if labels is not None:
+            return [int(label) for label in labels]
+    return None
 
 
 def count_classes(labels: Sequence[int], num_classes: int) -> list[int]:
@@ -118,8 +120,3 @@ def count_classes(labels: Sequence[int], num_classes: int) -> list[int]:
         if label >= 0:
             counts[label] += 1
     return counts
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if the message is empty."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from distill.data.base import Split
-from distill.data.folder import class_folders
+from distill.data.class_folders import class_files, class_folders, listed, notes_on, refuse_unknown_classes
+from distill.data.image_files import first_line
 from distill.data.small_images import SmallImageData
-from distill.data.sources import FileSource, first_line
+from distill.data.sources import FileSource
 from distill.errors import UserError
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -57,9 +58,10 @@ class TinyImageNet(SmallImageData):
         """Return the images of a split; validation and test share one."""
         classes = self._classes()
         if split == "train":
-            return FileSource(self._sorted("train", classes))
-        if any((self.path / "val" / name).is_dir() for name in classes):
-            return FileSource(self._sorted("val", classes))
+            return self._sorted("train", classes)
+        if not set(classes).isdisjoint(class_folders(self.path / "val")):
+            refuse_unknown_classes(self.path / "val", self.path / "train", allowed=["images"])
+            return self._sorted("val", classes)
         return FileSource(self._annotated(classes))
 
     def _classes(self) -> list[str]:
@@ -72,16 +74,15 @@ class TinyImageNet(SmallImageData):
             )
         return classes
 
-    def _sorted(self, part: str, classes: list[str]) -> list[tuple[str, int]]:
-        """Return the files in class folders, with their labels."""
-        from torchvision.datasets.folder import make_dataset
-
-        labels = {name: label for label, name in enumerate(classes)}
-        try:
-            files: list[tuple[str, int]] = make_dataset(str(self.path / part), labels, extensions=_EXTENSIONS)
-        except FileNotFoundError as error:
-            raise UserError(f"data.root: {self.path / part} lacks images: {first_line(error)}") from None
-        return files
+    def _sorted(self, part: str, classes: list[str]) -> FileSource:
+        """Return the images in class folders."""
+        folder = self.path / part
+        samples, left_out = class_files(folder, classes, _EXTENSIONS)
+        left_out.pop(".txt", None)  # the bounding boxes of each class
+        present = {label for _, label in samples}
+        if missing := [name for label, name in enumerate(classes) if label not in present]:
+            raise UserError(f"data.root: {folder} lacks images: there are none of {listed(missing)}")
+        return FileSource(samples, notes_on(folder, classes, present, left_out))
 
     def _annotated(self, classes: list[str]) -> list[tuple[str, int]]:
         """Return the files whose labels are in `val_annotations.txt`, with these labels."""
@@ -93,7 +94,7 @@ class TinyImageNet(SmallImageData):
             )
         labels = {name: label for label, name in enumerate(classes)}
         files = []
-        for number, line in enumerate(table.read_text().splitlines(), start=1):
+        for number, line in enumerate(table.read_text(errors="replace").splitlines(), start=1):
             name, *rest = line.split("\t")
             if not rest or rest[0] not in labels:
                 raise UserError(f"data.root: line {number} of {table} names no image and class of the data set")

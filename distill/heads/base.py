@@ -231,6 +231,19 @@ def require_scope(head: Head, scope: Scope, supported: Sequence[Scope]) -> Scope
     return scope
 
 
+def require_several_images(head: Head, run: RunInfo) -> None:
+    """Require batches of more than one image for a relation among the images of a batch, which is constant otherwise.
+
+    Raises:
+        UserError: a batch may have only one image.
+    """
+    if run.batch_size == 1 and (run.world_size == 1 or head.scope == "batch"):
+        raise UserError(
+            f"{type(head).__name__} relates the images of a batch, but data.batch_size is 1, so that there is nothing "
+            "to relate: give 2 or more"
+        )
+
+
 def mean_over_ranks(total: Tensor, mass: Tensor) -> Tensor:
     """Return this rank's share of a weighted mean over the samples of all ranks.
 

@@ -12,7 +12,7 @@ from distill.errors import UserError, require_above
 from distill.features import Features
 from distill.functional.contrast import info_nce
 from distill.functional.divergences import kl_divergence
-from distill.heads.base import Batch, Scope
+from distill.heads.base import Batch, RunInfo, Scope, require_several_images
 from distill.heads.parts.embedding_head import EmbeddingHead
 
 
@@ -53,6 +53,15 @@ class DCD(EmbeddingHead):
         self.consistency = consistency
         self.max_scale = max_scale
         self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
+
+    def prepare(self, run: RunInfo) -> None:
+        """Check that there are images to compare with each other.
+
+        Raises:
+            UserError: a batch may have only one image.
+        """
+        super().prepare(run)
+        require_several_images(self, run)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Contrast embeddings `[B, d_s]` with embeddings `[B, d_t]`."""

@@ -10,7 +10,7 @@ from distill.distributed import gather
 from distill.errors import require_at_least
 from distill.features import Features, FeatureSpec
 from distill.functional import adjacent_congruence
-from distill.heads.base import Batch, Head, Scope
+from distill.heads.base import Batch, Head, RunInfo, Scope, require_several_images
 from distill.heads.parts.projection import CastLinear
 
 
@@ -43,6 +43,15 @@ class RepDistillerCC(Head):
         """Build the projections."""
         self.student_projection = CastLinear(prod(student[self.of]), self.width)
         self.teacher_projection = CastLinear(prod(teacher[self.of]), self.width)
+
+    def prepare(self, run: RunInfo) -> None:
+        """Check that there are images to compare with each other.
+
+        Raises:
+            UserError: a batch may have only one image.
+        """
+        super().prepare(run)
+        require_several_images(self, run)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the projected features over the batches of all ranks, in rank order."""

@@ -22,6 +22,7 @@ from distill.metrics import IGNORE_INDEX, LongTailAccuracy, classification_metri
 from distill.networks import FrozenTeacher, Network
 from distill.objective import TASK, TEACHER, Distiller, Losses, Objective, Term
 from distill.schedules import Progress, Schedule
+from distill.training.checks import require_batch_statistics, require_same_classes
 from distill.training.ddp import align_ranks, effective_batch, prepare_ranks
 from distill.training.lightning_internals import trainer_of
 from distill.training.non_finite import NonFiniteGuard
@@ -186,7 +187,9 @@ class ClassificationModule(LightningModule):
     def on_fit_start(self) -> None:
         """Align the ranks and check that all terms fit the run, before step 0."""
         align_ranks(self, self.trainer.train_dataloader)
-        self.distiller.objective.prepare(run_info(self.trainer))
+        run = run_info(self.trainer)
+        require_batch_statistics(self.student, run)
+        self.distiller.objective.prepare(run)
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy of many-, medium- and few-shot classes if the data are long-tailed."""
@@ -210,6 +213,7 @@ class ClassificationModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Outside of training, skip tensors of the heads that do not fit, since only the student is needed."""
+        require_same_classes(checkpoint, self.student, self.num_classes)
         if trainer_of(self) is not None and self.trainer.state.fn != "fit":
             saved = checkpoint["state_dict"]
             student = {name: tensor for name, tensor in saved.items() if name.startswith(STUDENT)}

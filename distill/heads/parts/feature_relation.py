@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.heads.base import Batch, RelationHead, Scope
+from distill.heads.base import Batch, RelationHead, RunInfo, Scope, require_several_images
 
 
 class FeatureRelation(RelationHead):
@@ -40,6 +40,16 @@ class FeatureRelation(RelationHead):
                 f"{type(self).__name__} at scope 'image' needs equally many tokens of both networks, but {self.of!r} "
                 f"has the shape {shapes[0]} in the student and {shapes[1]} in the teacher"
             )
+
+    def prepare(self, run: RunInfo) -> None:
+        """Check that there are images to relate.
+
+        Raises:
+            UserError: a batch may have only one image.
+        """
+        super().prepare(run)
+        if self.scope != "image":
+            require_several_images(self, run)
 
     def tokens(self, features: Features, batch: Batch) -> Tensor:
         """Return one vector per image, `[B, d]`, or at scope `image` its tokens, `[B, N, d]`."""

@@ -1,0 +1,82 @@
+"""Checks of a student against the data and against a checkpoint, before step 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distill.errors import UserError
+from distill.heads import RunInfo
+from distill.networks import Network
+
+
+def require_batch_statistics(student: Network, run: RunInfo) -> None:
+    """Require that no trained BatchNorm normalizes a single value per channel, which has no variance.
+
+    This needs a batch of one image and a map of one cell. Frozen layers are not checked, since they use their running
+    statistics.
+
+    Args:
+        student: the built student.
+        run: facts of the run, with the size of its smallest batch.
+
+    Raises:
+        UserError: there is such a layer.
+    """
+    if run.batch_size != 1:
+        return
+    single: list[str] = []
+
+    def observe(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].numel() == inputs[0].shape[1]:
+                single.append(name)
+
+        return hook
+
+    modes = {layer: layer.training for layer in student.modules()}
+    handles = [
+        layer.register_forward_pre_hook(observe(name))
+        for name, layer in student.model.named_modules()
+        if _normalizes_by_batch(layer, run.world_size)
+    ]
+    try:
+        student.eval()
+        with torch.no_grad():
+            student(student.dummy_images()[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, mode in modes.items():
+            layer.training = mode
+    if single:
+        raise UserError(
+            f"data.batch_size: with a batch of 1 image, the BatchNorm {single[0]!r} of {student.name} gets a single "
+            "value per channel, which has no variance: give 2 or more, larger images, or a student without BatchNorm"
+        )
+
+
+def require_same_classes(checkpoint: Mapping[str, Any], student: Network, num_classes: int) -> None:
+    """Require a checkpoint of as many classes as the data have, if the student has an output per class.
+
+    Raises:
+        UserError: the numbers differ.
+    """
+    saved = checkpoint.get("distill", {}).get("num_classes")
+    if saved not in (None, num_classes) and student.spec.logits == (num_classes,):
+        raise UserError(
+            f"ckpt_path: the checkpoint was trained with {saved} classes, but the data have {num_classes}: give data "
+            "with its classes, or load only the weights of the backbone with model.student.weights and "
+            "model.student.drop_classifier"
+        )
+
+
+def _normalizes_by_batch(layer: nn.Module, ranks: int) -> bool:
+    if not isinstance(layer, _BatchNorm) or (isinstance(layer, nn.SyncBatchNorm) and ranks > 1):
+        return False
+    parameters = list(layer.parameters())
+    return layer.training and (not parameters or any(parameter.requires_grad for parameter in parameters))
