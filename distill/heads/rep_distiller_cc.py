@@ -45,7 +45,7 @@ class RepDistillerCC(Head):
         self.teacher_projection = CastLinear(prod(teacher[self.of]), self.width)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """Compare the projected features over the batches of all ranks, in rank order."""
+        """Compare the projected features over the batches of all ranks, in the order in which they were dealt."""
         projected = self.student_projection(student[self.of].flatten(1))
         target = self.teacher_projection(teacher[self.of].flatten(1))
         return adjacent_congruence(gather(projected), gather(target))
