@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.data.longtail import LongTail
-from distill.data.mixing import Mixing, mix, mixing_seed
+from distill.data.mixing import Mixing, mix
 from distill.data.samplers import EvaluationSampler, ResumableLoader, SampleKey, ShuffledSampler
 from distill.data.sources import Source, Subset, count_classes, labels_of
 from distill.errors import UserError, require_at_least
@@ -141,7 +141,9 @@ class ImageData(LightningDataModule, ABC):
         sampler = ShuffledSampler(
             samples, *self._ranks(), seed=samples.seed, repetitions=self.repetitions, balanced=labels
         )
-        self._train_loader = ResumableLoader(samples, sampler=sampler, drop_last=True, **self._settings())
+        self._train_loader = ResumableLoader(
+            samples, mixed=self.mixing is not None, sampler=sampler, drop_last=True, **self._settings()
+        )
         self._train_loader.load_state_dict(self._resumed)
         return self._train_loader
 
@@ -164,12 +166,6 @@ class ImageData(LightningDataModule, ABC):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume the training data at a stored position."""
         self._resumed = state_dict
-
-    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Derive the seed of a training batch's mixing while its index is on the host."""
-        if self.mixing is None or self.trainer is None or not self.trainer.training:
-            return batch
-        return {**batch, "mixing_seed": mixing_seed(batch, self._cached("train").seed)}
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Mix training batches on the device."""
