@@ -127,9 +127,9 @@ def _require_equal_data(loader: Any) -> None:
 
 
 def _require_equal_teachers(teachers: nn.Module) -> None:
-    own = {name: getattr(teacher, "fingerprint", None) for name, teacher in teachers.named_children()}
+    fingerprints = {name: getattr(teacher, "fingerprint", None) for name, teacher in teachers.named_children()}
     everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, own)
+    dist.all_gather_object(everyone, fingerprints)
     for rank, theirs in enumerate(everyone):
         different = sorted(name for name in everyone[0] if theirs.get(name) != everyone[0][name])
         if different:
