@@ -22,16 +22,17 @@ def rank() -> int:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors of all ranks along the batch, in rank order, with gradient.
+    """Put the rows of all ranks together in the order in which samplers deal them, with gradient.
 
-    Every rank then computes the same loss over the whole batch. The backward pass sums the gradients of all ranks, so
-    that DDP's mean over ranks is exactly the gradient of a single process with the whole batch.
+    Row i of rank r becomes row i * W + r for W ranks, so that the result is one process's batch, row by row. Every rank
+    then computes the same loss over the whole batch. The backward pass sums the gradients of all ranks, so that DDP's
+    mean over ranks is exactly the gradient of a single process with the whole batch.
 
     Args:
         tensor: `[B, ...]`, of the same shape on every rank.
 
     Returns:
-        `[W * B, ...]` for W ranks; `tensor` itself for one.
+        `[W * B, ...]`; `tensor` itself for one rank.
 
     Raises:
         UserError: on every rank, if the numbers of samples differ. This is checked only on CPUs, where it costs next
@@ -45,6 +46,11 @@ def gather(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def own_rows(tensor: Tensor) -> Tensor:
+    """Return this rank's rows `[B, ...]` of a gathered tensor `[W * B, ...]`, a view of it."""
+    return tensor[rank() :: world_size()]
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """Sum `tensor` over all ranks, without gradient."""
     if world_size() == 1:
@@ -52,6 +58,11 @@ def all_sum(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def all_mean(tensor: Tensor) -> Tensor:
+    """Average `tensor` over all ranks, without gradient."""
+    return all_sum(tensor) / world_size()
 
 
 def _require_equal(samples: int) -> None:
@@ -69,13 +80,12 @@ def _require_equal(samples: int) -> None:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.batch = tensor.shape[0]
         gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(gathered, tensor.contiguous())
-        return torch.cat(gathered)
+        return torch.stack(gathered, dim=1).flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
-        return total[rank() * ctx.batch : (rank() + 1) * ctx.batch]
+        return own_rows(total).contiguous()

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distill.distributed import all_sum, gather, rank, world_size
+from distill.distributed import all_mean, all_sum, gather, own_rows, rank, world_size
 from distill.errors import UserError
 from tests.golden import Q
 from tests.two_ranks import RankPool
@@ -18,9 +18,10 @@ def test_without_a_process_group_there_is_one_rank() -> None:
     assert (rank(), world_size()) == (0, 1)
 
 
-def test_without_a_process_group_gather_is_the_tensor_itself() -> None:
+def test_without_a_process_group_gather_is_the_tensor_itself_and_all_rows_are_own() -> None:
     tensor = Q([4, 3], 1).requires_grad_()
     assert gather(tensor) is tensor
+    assert torch.equal(own_rows(tensor), tensor)
 
 
 def test_without_a_process_group_all_sum_is_the_detached_tensor() -> None:
@@ -38,18 +39,21 @@ def test_each_process_has_its_place(pool: RankPool) -> None:
 
 
 def _gathered(whole: Tensor) -> Tensor:
-    return gather(whole.chunk(world_size())[rank()])
+    own = whole[rank() :: world_size()]  # as samplers deal it
+    gathered = gather(own)
+    assert torch.equal(own_rows(gathered), own)
+    return gathered
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
-def test_gather_puts_the_parts_together_in_rank_order(pool: RankPool, dtype: torch.dtype) -> None:
+def test_gather_puts_the_rows_together_as_they_were_dealt(pool: RankPool, dtype: torch.dtype) -> None:
     whole = (10 * Q([6, 3, 2], 1)).to(dtype)
     for gathered in pool.run(_gathered, whole):
         assert torch.equal(gathered, whole)
 
 
 def _gathered_transposed(whole: Tensor) -> Tensor:
-    return gather(whole.chunk(world_size())[rank()].mT)
+    return gather(whole[rank() :: world_size()].mT)
 
 
 def test_gather_takes_a_tensor_that_is_not_contiguous(pool: RankPool) -> None:
@@ -59,15 +63,16 @@ def test_gather_takes_a_tensor_that_is_not_contiguous(pool: RankPool) -> None:
 
 
 def _pairwise_gradient(whole: Tensor) -> Tensor:
-    own = whole.chunk(world_size())[rank()].clone().requires_grad_()
+    own = whole[rank() :: world_size()].clone().requires_grad_()
     x = gather(own)
-    return torch.autograd.grad((x @ x.T).square().mean(), own)[0]
+    weights = torch.arange(1.0, len(x) + 1, dtype=x.dtype)  # so that the order matters
+    return torch.autograd.grad(((x @ x.T).square() @ weights).mean(), own)[0]
 
 
 def test_gradient_through_gather_averaged_over_ranks_is_that_of_one_process(pool: RankPool) -> None:
     whole = Q([6, 3], 1)
     expected = _pairwise_gradient(whole)
-    averaged = torch.cat(pool.run(_pairwise_gradient, whole)) / 2
+    averaged = torch.stack(pool.run(_pairwise_gradient, whole), dim=1).flatten(0, 1) / 2
     torch.testing.assert_close(averaged, expected, rtol=1e-12, atol=0)
 
 
@@ -95,6 +100,15 @@ def test_all_sum_adds_over_ranks_without_gradient_and_leaves_its_input(pool: Ran
         assert own.tolist() == [1.0 + place, 10.0 * (1 + place)]
         assert not has_gradient
         assert total.tolist() == [3.0, 30.0]
+
+
+def _averaged() -> Tensor:
+    return all_mean(torch.tensor([1.0, 10.0]) * (rank() + 1))
+
+
+def test_all_mean_averages_over_ranks(pool: RankPool) -> None:
+    assert all_mean(torch.tensor(3.0)) == 3.0
+    assert [mean.tolist() for mean in pool.run(_averaged)] == [[1.5, 15.0]] * 2
 
 
 def _fails_on_one_rank() -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.distributed import gather, rank
+from distill.distributed import gather, own_rows
 from distill.errors import UserError
 from distill.memory import EmbeddingQueue, SampleBank, with_gradient_now
 from tests.golden import Q
@@ -70,18 +70,17 @@ def test_a_queue_saved_in_the_middle_of_the_ring_goes_on_bit_for_bit(dtype: str)
     assert torch.equal(straight.latest(), torch.cat(batches)[-7:].to(straight.rows.dtype))
 
 
-def filled_by_all(batches: list[Tensor], ranks: int) -> dict[str, Tensor]:
+def filled_by_all(batches: list[Tensor]) -> dict[str, Tensor]:
     queue = EmbeddingQueue(7, 3)
     for batch in batches:
-        part = len(batch) // ranks
-        queue.enqueue(gather(batch[rank() * part : (rank() + 1) * part]))
+        queue.enqueue(gather(own_rows(batch)))
     return queue.state_dict()
 
 
 def test_two_ranks_hold_the_queue_of_one_process_bit_for_bit(pool: RankPool) -> None:
     batches = [Q([count, 3], count).float() for count in (2, 6, 4, 16, 8)]
-    expected = filled_by_all(batches, 1)
-    for state in pool.run(filled_by_all, batches, 2):
+    expected = filled_by_all(batches)
+    for state in pool.run(filled_by_all, batches):
         assert torch.equal(state["rows"], expected["rows"])
         assert torch.equal(state["count"], expected["count"])
 

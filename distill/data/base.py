@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.data.longtail import LongTail
-from distill.data.mixing import Mixing, mix, mixing_seed
+from distill.data.mixing import Mixing, mix
 from distill.data.samplers import EvaluationSampler, FixedSampler, ResumableLoader, SampleKey, ShuffledSampler
 from distill.data.sources import Source, Subset, count_classes, labels_of, listed_labels
 from distill.errors import UserError, require_at_least
@@ -183,7 +183,13 @@ class ImageData(LightningDataModule, ABC):
         sampler = (FixedSampler if is_fixed else ShuffledSampler)(
             samples, *self._ranks(), seed=samples.seed, repetitions=self.repetitions, balanced=labels
         )
-        self._train_loader = ResumableLoader(samples, sampler=sampler, drop_last=self.drop_last, **self._settings())
+        self._train_loader = ResumableLoader(
+            samples,
+            mixed=self.mixing is not None,
+            sampler=sampler,
+            drop_last=self.drop_last,
+            **self._settings(),
+        )
         self._train_loader.load_state_dict(self._resumed)
         return self._train_loader
 
@@ -220,12 +226,6 @@ class ImageData(LightningDataModule, ABC):
                 "model.student.weights"
             )
         self._resumed = state_dict
-
-    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Derive the seed of a training batch's mixing while its index is on the host."""
-        if self.mixing is None or self.trainer is None or not self.trainer.training:
-            return batch
-        return {**batch, "mixing_seed": mixing_seed(batch, self._cached("train").seed)}
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Mix training batches on the device."""

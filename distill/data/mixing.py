@@ -7,10 +7,12 @@ from math import isinf
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
+from distill.distributed import gather, own_rows, world_size
 from distill.errors import UserError, require_at_least
-from distill.randomness import derive_seed, seeded_by
+from distill.randomness import seeded_by
 
 
 @dataclass
@@ -35,18 +37,12 @@ class Mixing:
             raise UserError(f"{infinite[0]} must be finite, given inf")
 
 
-def mixing_seed(batch: dict[str, Any], seed: int) -> int:
-    """Return the seed of a batch's mixing, which depends only on the run's seed and the images and draws in the batch.
-
-    Args:
-        batch: `index` and `draw` `[B]`, on the host.
-        seed: of the run.
-    """
-    return derive_seed("mixing", seed, batch["index"].tolist(), batch["draw"].tolist())
-
-
 def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> dict[str, Any]:
-    """Mix a batch with itself by mixup or CutMix.
+    """Mix each image of a batch with the one half a batch further by mixup or CutMix.
+
+    The pairs are those of the batch of all ranks, dealt as a `ShuffledSampler` deals it. If a rank's batch is even,
+    half of the whole is a multiple of the number of ranks, so that both images of a pair are on one rank; only for an
+    odd batch are images sent between ranks.
 
     If the workers have computed `segments`, CutMix pastes them with the pixels: segment k of the image becomes 2 k,
     and segment k of the pasted box 2 k + 1. Segments do not apply to images blended by mixup, which removes them.
@@ -55,16 +51,11 @@ def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> d
         batch: `image` `[B, C, H, W]`, `label` `[B]`, -1 for unlabeled: such a sample adds nothing to the soft label.
         num_classes: K.
         mixing: the settings.
-        seed: of the draws, see `mixing_seed`.
+        seed: of the draws, the same on all ranks: `mixing_seed` of a batch from `ImageData.train_dataloader`.
 
     Returns:
         The batch with mixed `image` and soft `label` `[B, K]`, whose rows sum to the labeled share of the mixed image.
     """
-    with seeded_by("mixing", seed):
-        return _mixed(batch, num_classes, mixing)
-
-
-def _mixed(batch: dict[str, Any], num_classes: int, mixing: Mixing) -> dict[str, Any]:
     from torchvision.transforms import v2
 
     image, label = batch["image"], batch["label"]
@@ -72,18 +63,30 @@ def _mixed(batch: dict[str, Any], num_classes: int, mixing: Mixing) -> dict[str,
     kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix)) if alpha > 0]
     if not kinds:
         return {**batch, "label": soft}
-    kind, alpha = kinds[int(torch.randint(len(kinds), ()))]
-    mixer = kind(alpha=alpha, num_classes=num_classes)
-    if "segments" not in batch:
-        image, soft = mixer(image, soft)
-        return {**batch, "image": image, "label": soft}
-    rest = {name: value for name, value in batch.items() if name != "segments"}
+    with seeded_by("mixing", seed):
+        kind, alpha = kinds[int(torch.randint(len(kinds), ()))]
+        drawn = kind(alpha=alpha).make_params([image])
     if kind is v2.MixUp:
-        image, soft = mixer(image, soft)
-        return {**rest, "image": image, "label": soft}
-    # Mix the segments and the image that each pixel comes from as two additional channels.
-    source = torch.arange(len(image), device=image.device).view(-1, 1, 1).expand_as(batch["segments"])
-    layers = torch.stack([batch["segments"], source], dim=1).to(image.dtype)
-    channels, soft = mixer(torch.cat([image, layers], dim=1), soft)
-    image, segments, mixed_source = channels[:, :-2], channels[:, -2].long(), channels[:, -1].long()
-    return {**rest, "image": image.contiguous(), "label": soft, "segments": 2 * segments + (mixed_source != source)}
+        rest = {name: value for name, value in batch.items() if name != "segments"}
+        return {**rest, "image": _blended(image, drawn["lam"]), "label": _blended(soft, drawn["lam"])}
+    left, top, right, bottom = drawn["box"]
+    box = (..., slice(top, bottom), slice(left, right))
+    mixed = {"image": image.clone(), "label": _blended(soft, drawn["lam_adjusted"])}
+    mixed["image"][box] = _partners(image[box])
+    if "segments" in batch:
+        mixed["segments"] = 2 * batch["segments"]
+        mixed["segments"][box] = _partners(mixed["segments"][box]) + 1
+    return {**batch, **mixed}
+
+
+def _blended(tensor: Tensor, share: float) -> Tensor:
+    return share * tensor + (1 - share) * _partners(tensor)
+
+
+def _partners(tensor: Tensor) -> Tensor:
+    """Return each row's partner, the row half of the batch of all ranks before it, around the end of the batch."""
+    ranks = world_size()
+    half = ranks * len(tensor) // 2
+    if half % ranks == 0:
+        return tensor.roll(half // ranks, 0)
+    return own_rows(gather(tensor).roll(half, 0))

@@ -137,12 +137,19 @@ class ResumableLoader(DataLoader[Any]):
 
     The data module stores its state. (Lightning would store it too, but loads it too late if the length of the run is
     needed earlier, as by every schedule over the whole run.)
+
+    Args:
+        samples: the data set.
+        mixed: whether each batch, a dict, gets a `mixing_seed`. It depends on the run's seed, the epoch and the number
+            of the batch in it, and is thus the same on all ranks.
+        kwargs: arguments of `DataLoader`.
     """
 
     sampler: ShuffledSampler
 
-    def __init__(self, samples: Dataset[Any], **kwargs: Any) -> None:
+    def __init__(self, samples: Dataset[Any], mixed: bool = False, **kwargs: Any) -> None:
         super().__init__(samples, **kwargs)
+        self.mixed = mixed
         self.batches = 0
         self._resume_state: dict[str, int] = {}
 
@@ -151,6 +158,8 @@ class ResumableLoader(DataLoader[Any]):
         self.batches = state["batches"] if state.get("epoch") == self.sampler.epoch else 0
         self.sampler.start = self.batches * (self.batch_size or 1)
         for batch in super().__iter__():
+            if self.mixed:
+                batch["mixing_seed"] = derive_seed("mixing", self.sampler.seed, self.sampler.drawn_epoch, self.batches)
             self.batches += 1
             yield batch
 

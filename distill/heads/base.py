@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from distill.distributed import all_sum, gather, world_size
+from distill.distributed import all_mean, gather
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Summary
 from distill.schedules import Progress
@@ -257,7 +257,7 @@ def mean_over_ranks(total: Tensor, mass: Tensor) -> Tensor:
     Returns:
         A scalar; 0 with zero gradient if no rank has any mass, where `total` must be 0 too.
     """
-    mass = all_sum(mass.to(total)) / world_size()
+    mass = all_mean(mass.to(total))
     return total / mass.masked_fill(mass == 0, 1.0)
 
 

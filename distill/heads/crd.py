@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distill.distributed import all_sum, gather, world_size
+from distill.distributed import all_mean, gather
 from distill.errors import UserError, one_of, require_above, require_at_least, require_between
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import noise_contrast
@@ -141,7 +141,7 @@ class CRD(EmbeddingHead):
     def _normalizers(self, logits: list[Tensor]) -> Tensor:
         """Return Z per direction, `[2]`: n times the mean exponential of the very first call, over all ranks."""
         first = torch.stack([scores.detach().exp().mean() for scores in logits])
-        first = all_sum(first) / world_size() * self.samples
+        first = all_mean(first) * self.samples
         normalizer = torch.where(self.normalizer == 0, first.to(self.normalizer.dtype), self.normalizer)
         if self.training:
             self.normalizer.copy_(normalizer)

@@ -54,7 +54,7 @@ class RepDistillerCC(Head):
         require_several_images(self, run)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """Compare the projected features over the batches of all ranks, in rank order."""
+        """Compare the projected features over the batches of all ranks, in the order in which they were dealt."""
         projected = self.student_projection(student[self.of].flatten(1))
         target = self.teacher_projection(teacher[self.of].flatten(1))
         return adjacent_congruence(gather(projected), gather(target))

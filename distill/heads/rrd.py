@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.distributed import gather, rank
+from distill.distributed import gather, own_rows
 from distill.errors import one_of, require_above, require_at_least
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import memory_relation
@@ -40,7 +40,7 @@ class RRD(EmbeddingHead):
     preset supplies those that are not given.
 
     The queue is filled once per batch, hence several times per optimizer step under gradient accumulation, with the
-    batches of all ranks in rank order, and in training only.
+    batches of all ranks in the order in which they were dealt, and in training only.
 
     Args:
         size: K, rows of the queue; 16,384 as in the authors' code.
@@ -126,7 +126,7 @@ class RRD(EmbeddingHead):
         queries = self.student_projection(student["embedding"])
         # All ranks project the whole batch: the rows are then bit for bit those of one process.
         global_keys = self.teacher_projection(gather(teacher["embedding"]))
-        keys = global_keys[rank() * len(queries) : (rank() + 1) * len(queries)]
+        keys = own_rows(global_keys)
         if self.training and self.enqueue == "before":
             self.queue.enqueue(global_keys)
         relation = memory_relation(

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from distill.distributed import all_sum, gather, world_size
+from distill.distributed import all_mean, gather, world_size
 from distill.features import FeatureSpec
 from distill.testing.case import STUDENT, TEACHER, Case, Make, Result, Sample, evaluate, seeded
 
@@ -245,9 +245,9 @@ def averaged(case: Case) -> Result:
     """Return this rank's state with loss and gradients as DDP averages them, and all ranks' feature gradients."""
     result = evaluate(case.head(), case.sample())
     return Result(
-        all_sum(result.loss) / world_size(),
+        all_mean(result.loss),
         {key: gather(value) / world_size() for key, value in result.student.items()},
-        {key: all_sum(value) / world_size() for key, value in result.parameters.items()},
+        {key: all_mean(value) for key, value in result.parameters.items()},
         result.state,
     )
 

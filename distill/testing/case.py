@@ -114,8 +114,7 @@ class Case:
         if "segments" in head.batch_needs:
             batch["segments"] = torch.randint(4, (self.size, 24, 24), generator=generator)
         sample = Sample(features(student), features(teacher) if head.needs_teacher else None, batch)
-        part = self.size // world_size()
-        return sample[slice(rank() * part, (rank() + 1) * part)]
+        return sample[slice(rank(), None, world_size())]
 
     def _specs(self, head: Head) -> tuple[FeatureSpec, FeatureSpec]:
         """Return the shapes of exactly the features that the head needs."""

@@ -75,20 +75,35 @@ def prepare_ranks(module: nn.Module, trainer: Trainer) -> None:
 
 
 def align_ranks(module: nn.Module, loader: Any) -> None:
-    """Check that all ranks have equally many batches, and copy the heads' memories from rank 0 to all ranks.
+    """Check that all ranks have the same teachers and equally many batches, and copy the heads' memories from rank 0.
 
     Args:
         module: a module with a `distiller`, on its device.
         loader: this rank's training data; a loader without a length is not checked.
 
     Raises:
-        UserError: on every rank, if the ranks have different numbers of batches or samples, since DDP would hang.
+        UserError: on every rank, if the ranks have different numbers of batches or samples, since DDP would hang, or
+            different teachers, which DDP does not align.
     """
     if world_size() == 1:
         return
     _require_equal_data(loader)
+    _require_equal_teachers(module.get_submodule("distiller.teachers"))
     for buffer in module.get_submodule("distiller.objective").buffers():
         dist.broadcast(buffer, 0)
+
+
+def align_statistics(network: nn.Module) -> None:
+    """Copy BatchNorm's statistics from rank 0, which saves the checkpoints, to all ranks.
+
+    DDP does so only before the forward passes of some steps: not with `broadcast_buffers=False`, nor while gradients
+    are accumulated.
+    """
+    if world_size() == 1:
+        return
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            dist.broadcast(buffer, 0)
 
 
 def effective_batch(trainer: Trainer) -> EffectiveBatch | None:
@@ -108,6 +123,19 @@ def _require_equal_data(loader: Any) -> None:
             raise UserError(
                 f"data: rank 0 has {_describe(*all_sizes[0])}, but rank {rank} has {_describe(*rank_sizes)}: give "
                 "every rank equally many, as a DistributedSampler does"
+            )
+
+
+def _require_equal_teachers(teachers: nn.Module) -> None:
+    fingerprints = {name: getattr(teacher, "fingerprint", None) for name, teacher in teachers.named_children()}
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, fingerprints)
+    for rank, theirs in enumerate(everyone):
+        different = sorted(name for name in everyone[0] if theirs.get(name) != everyone[0][name])
+        if different:
+            raise UserError(
+                f"model.teacher: rank 0 and rank {rank} have different weights of {different[0]!r}: load them from a "
+                "file, or seed all ranks alike before the networks are made"
             )
 
 

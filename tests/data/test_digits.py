@@ -65,12 +65,13 @@ def test_more_than_there_is_in_a_batch_is_refused():
 
 
 def test_mixing_blends_labels_as_it_blends_images():
-    label = torch.arange(8) % 4
-    image = torch.nn.functional.one_hot(label, 4).float()[:, :, None, None].expand(8, 4, 16, 16)
+    label = torch.arange(8)
+    image = torch.nn.functional.one_hot(label, 8).float()[:, :, None, None].expand(8, 8, 16, 16)
     for mixing in (Mixing(mixup=1.0), Mixing(cutmix=1.0)):
-        mixed = mix({"image": image, "label": label}, 4, mixing, seed=0)
+        mixed = mix({"image": image, "label": label}, 8, mixing, seed=0)
         assert torch.allclose(mixed["image"].mean(dim=(2, 3)), mixed["label"], atol=1e-5)
         assert torch.allclose(mixed["label"].sum(1), torch.ones(8))
+        assert (mixed["label"] > 0).sum(1).tolist() == [2] * 8, "each image is mixed with another"
 
 
 def test_an_unlabeled_image_adds_no_label_mass():

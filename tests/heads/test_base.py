@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 import distill.heads
-from distill.distributed import rank
+from distill.distributed import own_rows, rank
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.heads import KD, Batch, Head, RelationHead, shipped
@@ -49,7 +49,7 @@ def test_a_users_relation_loss_keeps_the_whole_contract(pool: RankPool) -> None:
 
 
 def batch_loss(whole: Tensor) -> Tensor:
-    own = whole.chunk(2)[rank()]
+    own = own_rows(whole)
     loss: Tensor = CosineRelation("batch")(Features(embedding=own), Features(embedding=own.square()), {})
     return loss
 
@@ -57,7 +57,7 @@ def batch_loss(whole: Tensor) -> Tensor:
 def test_at_scope_batch_ranks_relate_their_own_batch_alone(pool: RankPool) -> None:
     whole = Q([8, 5], 1)
     for place, loss in enumerate(pool.run(batch_loss, whole)):
-        own = Features(embedding=whole.chunk(2)[place])
+        own = Features(embedding=whole[place::2])
         assert torch.equal(loss, CosineRelation()(own, own.apply(torch.square), {}))
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.distributed import rank, world_size
+from distill.distributed import own_rows
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import info_nce
@@ -255,8 +255,8 @@ def test_training_resumed_from_the_middle_of_the_ring_goes_on_bit_for_bit(enqueu
 def queue_after(size: int, batches: list[int]) -> tuple[Tensor, Tensor]:
     head = built(size=size, dtype=torch.float32)
     for number, batch in enumerate(batches):
-        part = slice(rank() * batch // world_size(), (rank() + 1) * batch // world_size())
-        head(of(Q([batch, 6], number + 1)[part].float()), of(Q([batch, 12], number + 2)[part].float()), {})
+        student, teacher = (own_rows(Q([batch, width], number + width)).float() for width in (6, 12))
+        head(of(student), of(teacher), {})
     return head.queue.rows, head.queue.count
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from distill.data import Digits
+from distill.data import Digits, ExponentialTail, Mixing
 from distill.distributed import rank, world_size
 from distill.errors import UserError
+from distill.heads.crd import CRD
 from distill.heads.kd import KD
 from distill.heads.rkd import RKD
 from distill.heads.rrd import RRD
@@ -34,7 +35,6 @@ from tests.two_ranks import RankPool
 pytestmark = pytest.mark.slow
 
 STUDENT = "distiller.student.model."
-QUEUE = "distiller.objective.heads.rrd.queue.rows"
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,20 @@ class InPool(LightningEnvironment):
 
 
 def _fit(
-    folder: Path, seeds: tuple[int, int] = (0, 0), static_graph: bool = False, **settings: Any
+    folder: Path,
+    seeds: tuple[int, int] = (0, 0),
+    static_graph: bool = False,
+    batch_size: int = 16,
+    data: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> dict[str, Tensor]:
-    """Return the state after four batches of 16 images in float64, with Lightning's DDP or in one process."""
+    """Return the state after training in float64, with Lightning's DDP or in one process.
+
+    Unless `settings` say otherwise, training takes four batches of 16 images.
+    """
     module, trainer = _set_up(folder, seeds[rank()], static_graph, **settings)
-    trainer.fit(module, Digits(batch_size=16 // world_size()))
-    state = module.state_dict()
-    rows = state[QUEUE]
-    state[QUEUE] = rows[rows[:, 0].argsort()]  # the ranks insert samples in another order
-    return state
+    trainer.fit(module, Digits(batch_size=batch_size // world_size(), **(data or {})))
+    return module.state_dict()
 
 
 def _set_up(
@@ -79,15 +84,17 @@ def _set_up(
     student: Callable[[], nn.Module] = Plain,
     teacher: Callable[[], nn.Module] = Plain,
     module: Mapping[str, Any] = {},  # only read
+    ddp: Mapping[str, Any] = {},  # only read
+    teacher_seed: int = 0,
     **settings: Any,
 ) -> tuple[DistillationModule, Trainer]:
-    torch.manual_seed(0)
+    torch.manual_seed(teacher_seed)
     networks = {"student": TorchModule(student()), "teacher": TorchModule(teacher())}
     torch.manual_seed(seed)
-    strategy = DDPStrategy(cluster_environment=InPool(), process_group_backend="gloo", static_graph=static_graph)
+    strategy = DDPStrategy(cluster_environment=InPool(), process_group_backend="gloo", static_graph=static_graph, **ddp)
     return DistillationModule(
         **networks,
-        heads={"kd": Term(KD()), "rkd": Term(RKD()), "rrd": Term(RRD(size=64, width=8))},
+        heads={"kd": Term(KD()), "rkd": Term(RKD()), "rrd": Term(RRD(size=50, width=8)), "crd": Term(CRD(1078, 64, 8))},
         optimizer=partial(torch.optim.SGD, lr=0.1),
         num_classes=10,
         image_shape=(3, 32, 32),
@@ -101,9 +108,8 @@ def _set_up(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        limit_val_batches=0,
         default_root_dir=folder,
-        **{"max_epochs": 1, "limit_train_batches": 4, **settings},
+        **{"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 0, **settings},
     )
 
 
@@ -114,8 +120,25 @@ def _set_up(
         {"static_graph": True},
         {"accumulate_grad_batches": 2},
         {"module": {"lr_scaling": "linear", "lr_base_size": 64}},
+        {"gradient_clip_val": 0.1},
+        {"max_epochs": 3, "limit_train_batches": 22},
+        {"data": {"mixing": Mixing(mixup=0.4, cutmix=0.4)}, "max_epochs": 2, "limit_train_batches": 6},
+        {"data": {"mixing": Mixing(mixup=0.4, cutmix=0.4)}, "batch_size": 18},
+        {"data": {"repetitions": 3}},
+        {"data": {"class_balanced": True}},
     ],
-    ids=["plain", "static graph", "accumulation", "scaled learning rate"],
+    ids=[
+        "plain",
+        "static graph",
+        "accumulation",
+        "scaled learning rate",
+        "clipped gradients",
+        "several epochs",
+        "mixing",
+        "mixing of odd batches",
+        "repeated augmentation",
+        "balanced classes",
+    ],
 )
 def test_two_ranks_end_with_the_weights_of_one_process(settings: Any, pool: RankPool, tmp_path: Path) -> None:
     expected = _fit(tmp_path, **settings)
@@ -128,6 +151,92 @@ def test_two_ranks_end_with_the_weights_of_one_process(settings: Any, pool: Rank
 def test_ranks_with_different_seeds_hold_the_same_memories(pool: RankPool, tmp_path: Path) -> None:
     first, second = pool.run(_fit, tmp_path, (1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class FigureRecorder(Callback):
+    """Records the logged figures of all steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.steps.append(dict(trainer.callback_metrics))
+
+
+def _figures(folder: Path) -> list[dict[str, Tensor]]:
+    recorder = FigureRecorder()
+    _fit(folder, log_every_n_steps=3, limit_train_batches=5, callbacks=[recorder])
+    return recorder.steps
+
+
+def test_logged_terms_are_means_over_the_ranks_on_the_steps_that_are_shown(pool: RankPool, tmp_path: Path) -> None:
+    expected, ranks = _figures(tmp_path), pool.run(_figures, tmp_path)
+    assert {"train/loss", "train/kd_weighted", "train/rrd/student_entropy", "train/lr"} <= expected[2].keys()
+    for steps in ranks:
+        assert steps[0] == steps[1] == {}, "what no step shows is not reduced, and no rank has figures of its own"
+        for step in (2, 4):
+            torch.testing.assert_close(steps[step], expected[step], rtol=1e-6, atol=1e-7)
+        assert steps[3] == steps[2]
+
+
+def _plateau_rates(folder: Path) -> list[Tensor]:
+    from lightning.pytorch.cli import ReduceLROnPlateau
+
+    scheduler = partial(ReduceLROnPlateau, monitor="train/loss", patience=0, threshold=0.5)
+    recorder = FigureRecorder()
+    module = {"scheduler": scheduler, "scheduler_interval": "step"}
+    _fit(folder, module=module, limit_train_batches=5, callbacks=[recorder], log_every_n_steps=4)
+    return [step["train/lr"] for step in recorder.steps if "train/lr" in step]
+
+
+def test_a_plateau_scheduler_of_every_step_sees_the_mean_on_all_ranks(pool: RankPool, tmp_path: Path) -> None:
+    first, second = pool.run(_plateau_rates, tmp_path)
+    assert first == second
+    assert first[-1] == _plateau_rates(tmp_path)[-1] < first[0]
+
+
+def _validated(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    settings = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0, "ddp": {"broadcast_buffers": False}}
+    module, trainer = _set_up(folder, student=WithBatchNorm, teacher=WithBatchNorm, **settings)
+    trainer.fit(module, Digits(batch_size=8))
+    return {name: value for name, value in trainer.callback_metrics.items() if "val/" in name}, module.state_dict()
+
+
+def _evaluated(folder: Path, state: dict[str, Tensor], batch_size: int, split: str) -> dict[str, Tensor]:
+    module, trainer = _set_up(folder, student=WithBatchNorm, teacher=WithBatchNorm, limit_val_batches=1.0)
+    module.load_state_dict(state)
+    data = Digits(batch_size=batch_size, longtail=ExponentialTail(imbalance=0.1))
+    getattr(trainer, split)(module, data, verbose=False)
+    return dict(trainer.callback_metrics)
+
+
+def test_a_validation_of_two_ranks_is_that_of_the_checkpoint_in_one_process(pool: RankPool, tmp_path: Path) -> None:
+    (first, state), (second, _) = pool.run(_validated, tmp_path)
+    expected = _evaluated(tmp_path, state, 64, "validate")
+    assert {"val/top1", "val/calibration_error", "val/agreement", "val/kl_to_teacher"} <= expected.keys()
+    for figures in (first, second):
+        torch.testing.assert_close(figures, expected, rtol=1e-5, atol=0)
+
+
+def test_a_test_of_two_ranks_counts_every_image_once(pool: RankPool, tmp_path: Path) -> None:
+    state = _set_up(tmp_path, student=WithBatchNorm, teacher=WithBatchNorm)[0].state_dict()
+    expected = _evaluated(tmp_path, state, 64, "test")
+    assert {"test/few", "test/balanced", "test/kl_to_teacher", "test/recall/3"} <= expected.keys()
+    for figures in pool.run(_evaluated, tmp_path, state, 7, "test"):  # of 449 images, with 225 on each rank
+        torch.testing.assert_close(figures, expected, rtol=1e-5, atol=0)
+
+
+def _other_teachers(folder: Path) -> None:
+    module, trainer = _set_up(folder, teacher_seed=rank())
+    trainer.fit(module, Digits(batch_size=8))
+
+
+def test_ranks_with_other_teachers_are_refused(pool: RankPool, tmp_path: Path) -> None:
+    message = (
+        "model.teacher: rank 0 and rank 1 have different weights of 'teacher': load them from a file, or seed all "
+        "ranks alike before the networks are made"
+    )
+    assert pool.run(_refusal, _other_teachers, tmp_path) == [message, message]
 
 
 class BroadcastRecorder(Callback):

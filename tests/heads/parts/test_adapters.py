@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.distributed import gather, rank
+from distill.distributed import gather, own_rows
 from distill.heads.parts.adapters import CastConv2d, GlobalBatchNorm2d
 from tests.golden import Q
 from tests.two_ranks import RankPool
@@ -28,7 +28,7 @@ def test_batch_norm_is_torchs_in_training() -> None:
 
 
 def half(x: Tensor) -> tuple[Tensor, Tensor]:
-    own = x.chunk(2)[rank()].clone().requires_grad_()
+    own = own_rows(x).clone().requires_grad_()
     result = drawn(3)(own)
     (gradient,) = torch.autograd.grad(result.pow(3).sum(), own)
     return gather(result.detach()), gather(gradient)
