@@ -179,10 +179,7 @@ class Objective(nn.Module):
         for teacher, names in self.active(progress).items():
             for name in names:
                 features = by_teacher[name] if name in by_teacher else by_teacher[teacher]
-                if not isinstance(features, Summary):
-                    reduced = self.terms[name].head.summarize_teacher(features, batch)
-                    features = Summary(**vars(reduced))
-                summaries[name] = features
+                summaries[name] = self.terms[name].head.summary(features, batch)
         return summaries
 
     def forward(self, student: Features, teachers: Teachers, batch: Batch, progress: Progress) -> Losses:
