@@ -18,7 +18,11 @@ Size = int | tuple[int, int]
 """A height and a width, or one number for both."""
 
 
-class Network(nn.Module, ABC):
+class FeatureSource(nn.Module, ABC):
+    """Anything that can be configured as a teacher: a network, or features that are computed in another way."""
+
+
+class Network(FeatureSource):
     """A teacher or a student: images in, `Features` out.
 
     A subclass creates the model in `create` and runs it in `forward_features`. Images come in [0, 1] at the size of
