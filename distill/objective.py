@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads.base import Batch, Head, RunInfo
-from distill.networks import FrozenTeacher, Network
+from distill.networks import Network, Teacher
+from distill.networks.teacher import teacher_features
 from distill.schedules import Progress, Schedule, value_at
 
 TASK = "task"
@@ -55,7 +56,7 @@ class Losses:
 
     Attributes:
         total: scalar, the weighted sum to minimize.
-        values: unweighted value of each term, attached to the graph.
+        values: unweighted value of each term, attached to the graph; a term whose teacher did not run has none.
         weights: weight of each term at this step (schedule x factor).
         diagnostics: further scalars of each term's head, detached from the graph.
     """
@@ -153,12 +154,23 @@ class Objective(nn.Module):
                 raise error.at(f"{key_of(name)}.head") from None
 
     def active(self, progress: Progress) -> Mapping[str, Sequence[str]]:
-        """Return the names of the terms that read each teacher, by teacher name."""
+        """Return the names of the terms that read each teacher, by teacher name.
+
+        A teacher is left out while none of its terms has a weight or keeps a memory.
+        """
         found: dict[str, list[str]] = {}
+        needed: set[str] = set()
         for name, term in self.terms.items():
-            if term.head.needs_teacher:
-                found.setdefault(self._teacher_of(term, self.teacher_names), []).append(name)
-        return found
+            if (teacher := self.teacher_of(name)) is not None:
+                found.setdefault(teacher, []).append(name)
+                if self._weight(name, progress) != 0 or any(True for _ in term.head.buffers()):
+                    needed.add(teacher)
+        return {teacher: names for teacher, names in found.items() if teacher in needed}
+
+    def teacher_of(self, name: str) -> str | None:
+        """Return the name of the teacher that a term compares with; `None` for a loss on labels."""
+        term = self.terms[name]
+        return self._teacher_of(term, self.teacher_names) if term.head.needs_teacher else None
 
     def summarize(self, teachers: Teachers, batch: Batch, progress: Progress) -> dict[str, Summary]:
         """Reduce the teachers' features to what each head compares.
@@ -179,10 +191,7 @@ class Objective(nn.Module):
         for teacher, names in self.active(progress).items():
             for name in names:
                 features = by_teacher[name] if name in by_teacher else by_teacher[teacher]
-                if not isinstance(features, Summary):
-                    reduced = self.terms[name].head.summarize_teacher(features, batch)
-                    features = Summary(**vars(reduced))
-                summaries[name] = features
+                summaries[name] = self.terms[name].head.summary(features, batch)
         return summaries
 
     def forward(self, student: Features, teachers: Teachers, batch: Batch, progress: Progress) -> Losses:
@@ -195,14 +204,26 @@ class Objective(nn.Module):
             progress: training progress.
         """
         summaries = self.summarize(teachers, batch, progress)
+        weights = {name: self._weight(name, progress) for name in self.terms}
         values: dict[str, Tensor] = {}
-        weights: dict[str, float] = {}
+        parts: list[Tensor] = []
         for name, term in self.terms.items():
             term.head.progress = progress
+            if term.head.needs_teacher and name not in summaries:
+                parts.append(self._zero(term.head, student))
+                continue
             values[name] = term.head(student, summaries.get(name), batch)
-            weights[name] = term.weight_at(progress) * self._factors[name]
-        total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
-        return Losses(total, values, weights, {name: term.head.diagnostics() for name, term in self.terms.items()})
+            parts.append(weights[name] * values[name])
+        diagnostics = {name: self.terms[name].head.diagnostics() for name in values}
+        return Losses(torch.stack(parts).sum(), values, weights, diagnostics)
+
+    def _zero(self, head: Head, student: Features) -> Tensor:
+        """Return 0 with a gradient of 0 for all that a head reads, so that DDP and the optimizer miss no parameter."""
+        read = [*(student[name] for name in sorted(head.needs_of("student"))), *head.parameters()]
+        return 0 * sum((tensor.sum() for tensor in read), self.factors.new_zeros((), dtype=torch.float32))
+
+    def _weight(self, name: str, progress: Progress) -> float:
+        return self.terms[name].weight_at(progress) * self._factors[name]
 
     @staticmethod
     def _teacher_of(term: Term, names: Collection[str]) -> str:
@@ -231,24 +252,28 @@ class Distiller(nn.Module):
 
     Args:
         student: a built network.
-        teachers: a frozen teacher, or several by name; `None` without a teacher.
+        teachers: a teacher, or several by name; `None` without a teacher.
         objective: an objective built for the shapes of these networks.
     """
 
     def __init__(
-        self, student: Network, teachers: FrozenTeacher | Mapping[str, FrozenTeacher] | None, objective: Objective
+        self, student: Network, teachers: Teacher | Mapping[str, Teacher] | None, objective: Objective
     ) -> None:
         super().__init__()
         self.student = student
-        named = {TEACHER: teachers} if isinstance(teachers, FrozenTeacher) else dict(teachers or {})
+        named = {TEACHER: teachers} if isinstance(teachers, Teacher) else dict(teachers or {})
         self.teachers = nn.ModuleDict(named)
         self.objective = objective
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
-        """Compute the losses of a batch; the teachers run first, without gradient."""
-        image = batch["image"]
-        teachers = {name: teacher(image) for name, teacher in self.teachers.items()}
-        return self.objective(self.student(image), teachers, batch, progress)  # type: ignore[no-any-return]
+        """Compute the losses of a batch; the teachers that are read at this step run first, without gradient."""
+        teachers = self.teacher_features(batch["image"], self.objective.active(progress))
+        return self.objective(self.student(batch["image"]), teachers, batch, progress)  # type: ignore[no-any-return]
+
+    def teacher_features(self, image: Tensor, names: Iterable[str]) -> dict[str, Features]:
+        """Compute the features of the named teachers and of those that they are made of, by name, each once."""
+        teachers: Any = self.teachers
+        return teacher_features(teachers, image, names)
 
 
 def key_of(name: str) -> str:

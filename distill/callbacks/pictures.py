@@ -102,13 +102,15 @@ def _pictures(module: LightningModule, batch: dict[str, Any], **options: int) ->
     assert isinstance(module, ClassificationModule)
     was_training = module.student.training
     module.student.eval()
-    features = module.extract_features(batch["image"])
+    student, teachers = module.extract_features(batch["image"])
     module.student.train(was_training)
-    if features[1] is None:
-        return
-    student, teacher = (output.apply(Tensor.float) for output in features if output is not None)
+    student = student.apply(Tensor.float)
     for name, term in module.terms.items():
-        if can_plot(term.head) and (figure := term.head.plot(student, teacher, batch, **options)) is not None:
+        teacher = module.distiller.objective.teacher_of(name)
+        if not can_plot(term.head) or teacher is None:
+            continue
+        figure = term.head.plot(student, teachers[teacher].apply(Tensor.float), batch, **options)
+        if figure is not None:
             yield name, figure
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from distill.data import ImageReader
 from distill.errors import UserError
+from distill.features import FeatureSpec
 from distill.heads import Head
-from distill.networks import Network
+from distill.networks import FrozenTeacher, Network, Teacher
 from distill.objective import Term
 from distill.schedules import Schedule
 from distill.training.classification import ClassificationModule
@@ -91,23 +92,37 @@ def _networks(module: DistillationModule) -> Table:
     table = Table(title="Networks", title_justify="left")
     table.add_column("")
     columns: list[dict[str, str]] = []
-    for side, network in (("teacher", module.teacher), ("student", module.student)):
-        if network is not None:
-            table.add_column(side)
-            columns.append(_network_rows(network if isinstance(network, Network) else network.network))
+    for name, teacher in module.teachers.items():
+        table.add_column(name)
+        columns.append(_teacher_rows(teacher))
+    table.add_column("student")
+    columns.append(_network_rows(module.student))
     names = list(dict.fromkeys(name for column in columns for name in column))
     for name in names:
         table.add_row(name, *(column.get(name, "-") for column in columns))
     return table
 
 
+def _teacher_rows(teacher: Teacher) -> dict[str, str]:
+    if isinstance(teacher, FrozenTeacher):
+        return _network_rows(teacher.network)
+    return {"network": teacher.name, **_shapes(teacher.spec)}
+
+
 def _network_rows(network: Network) -> dict[str, str]:
-    spec = network.spec
     parameters = list(network.parameters())
-    rows = {
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (*parameters, *network.buffers()))
+    return {
         "network": network.name,
         "parameters": _count(parameters),
         "trainable": _count(parameter for parameter in parameters if parameter.requires_grad),
+        "memory": f"{size / 2**20:.1f} MiB",
+        **_shapes(network.spec),
+    }
+
+
+def _shapes(spec: FeatureSpec) -> dict[str, str]:
+    rows = {
         "logits": _shape(spec.logits),
         "embedding": _shape(spec.embedding),
         "tokens": _shape(spec.tokens),

@@ -1,6 +1,6 @@
 """Pure functions of tensors in the style of `torch.nn.functional`, one file per family; inputs set the dtype."""
 
-from distill.functional.angles import angle_difference, edges
+from distill.functional.angles import angle_difference, edges, gram_edges
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
 from distill.functional.correlations import adjacent_congruence, correlation_distance, pearson
 from distill.functional.divergences import huber, kl_divergence, probability_divergence
@@ -27,7 +27,16 @@ from distill.functional.maps import (
     to_common_grid,
     vid,
 )
-from distill.functional.relations import angle_cosines, normalized_distances, pair_distances, relative_squared_distances
+from distill.functional.relations import (
+    angle_cosines,
+    centered_gram,
+    normalized_distances,
+    normalized_gram_distances,
+    pack_symmetric,
+    pair_distances,
+    relative_squared_distances,
+    unpack_symmetric,
+)
 from distill.functional.votes import neighbor_votes
 
 __all__ = [
@@ -38,6 +47,7 @@ __all__ = [
     "angle_difference",
     "attention_map",
     "attention_transfer",
+    "centered_gram",
     "channel_discrepancy",
     "conditional_probabilities",
     "context_difference",
@@ -48,6 +58,7 @@ __all__ = [
     "factor_transfer",
     "flow_matrix",
     "fsp",
+    "gram_edges",
     "hierarchical_context_loss",
     "huber",
     "info_nce",
@@ -65,6 +76,8 @@ __all__ = [
     "noise_contrast",
     "normalized_distances",
     "normalized_gram",
+    "normalized_gram_distances",
+    "pack_symmetric",
     "pair_distances",
     "pearson",
     "pool",
@@ -74,6 +87,7 @@ __all__ = [
     "taylor_kernel",
     "tckd",
     "to_common_grid",
+    "unpack_symmetric",
     "vid",
     "with_margins",
 ]

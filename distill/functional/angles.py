@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ COSINES_PER_CHUNK = {"cpu": 2**17, "cuda": 2**24}
 """Cosines per chunk, by device type: few enough for a CPU's cache, enough to fill a GPU."""
 
 
-def edges(x: Tensor) -> Edges:
+def edges(x: Tensor, present: Tensor | None = None) -> Edges:
     """Return the Gram matrix, the inverse lengths of all edges, and the offsets of their ends.
 
     The cosine of the angle at the vertex i between the edges to j and to k is::
@@ -29,19 +30,26 @@ def edges(x: Tensor) -> Edges:
 
     Args:
         x: tokens, `[..., L, d]`.
+        present: bool `[..., L]`, by default all.
 
     Returns:
-        G, v and w, `[..., L, L]`; v and w, and hence all cosines, are 0 if two tokens are equal.
+        G, v and w, `[..., L, L]`; v and w, and hence all cosines, are 0 if two tokens are equal or one is absent.
     """
-    gram = centered_gram(x)
-    distances = gram_distances(gram)
+    return gram_edges(centered_gram(x), present)
+
+
+def gram_edges(gram: Tensor, present: Tensor | None = None) -> Edges:
+    """Return what `edges` does from the Gram matrix `[..., L, L]` of centered tokens."""
+    distances = gram_distances(gram, present)
     inverse = distances.masked_fill(distances == 0, math.inf).reciprocal()
     offset = gram - gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) / 2
     return gram, inverse, offset * inverse
 
 
-def angle_difference(student: Edges, teacher: Edges) -> Tensor:
+def angle_difference(student: Edges, teacher: Edges, present: Tensor | None = None) -> Tensor:
     """Mean Huber loss between the cosines of all triples, `huber(angle_cosines(s), angle_cosines(t))`.
+
+    With `present`, the mean runs over the triples of present tokens of each set of tokens, and then over the sets.
 
     Only the cosines of a few vertices exist at a time, in the backward pass too: memory grows with L^2, time with L^3.
     The gradient cannot be differentiated again, and the teacher gets none.
@@ -49,41 +57,57 @@ def angle_difference(student: Edges, teacher: Edges) -> Tensor:
     Args:
         student: edges of the student's tokens, `[..., L, L]`.
         teacher: edges of the teacher's tokens, `[..., L, L]`.
+        present: bool `[..., L]`, by default all; both edges must have been made with it.
 
     Returns:
         A scalar.
     """
-    loss: Tensor = _AngleDifference.apply(*student, *teacher)
+    weights = None
+    if present is not None:
+        weights = (present.sum(dim=-1).clamp_min(1).to(student[0].dtype) ** -3).flatten() / present[..., 0].numel()
+    loss: Tensor = _AngleDifference.apply(weights, *student, *teacher)
     return loss
 
 
 class _AngleDifference(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *edges: Tensor) -> Tensor:
+    def forward(ctx: Any, weights: Tensor | None, *edges: Tensor) -> Tensor:
         tokens = edges[0].shape[-1]
         gram, inverse, offset, *teacher = (part.reshape(-1, tokens, tokens) for part in edges)
         total = gram.new_zeros(())
         needs_gradient = any(ctx.needs_input_grad)
         gradients = [torch.zeros_like(part) for part in (gram, inverse, offset)] if needs_gradient else []
-        limit = COSINES_PER_CHUNK.get(gram.device.type, COSINES_PER_CHUNK["cuda"])
-        step = max(1, limit // max(gram.numel(), 1))
-        for first in range(0, tokens, step):
-            rows = slice(first, first + step)
-            cosines = _cosines(gram, inverse[:, rows], offset[:, rows])
-            difference = cosines - _cosines(teacher[0], teacher[1][:, rows], teacher[2][:, rows])
+        for sets, rows in _chunks(len(gram), tokens, gram.device):
+            cosines = _cosines(gram[sets], inverse[sets, rows], offset[sets, rows])
+            difference = cosines - _cosines(teacher[0][sets], teacher[1][sets, rows], teacher[2][sets, rows])
             slope = difference.clamp(-1, 1)
-            total += torch.dot(slope.flatten(), difference.flatten()) - slope.square().sum() / 2
+            difference -= slope / 2  # the Huber loss is slope * (difference - slope / 2)
+            if weights is not None:
+                slope *= weights[sets].view(-1, 1, 1, 1)
+            total += torch.dot(slope.flatten(), difference.flatten())
             if needs_gradient:
-                _add_gradients(gradients, rows, slope, cosines, inverse[:, rows], offset[:, rows])
+                parts = [part[sets] for part in gradients]
+                _add_gradients(parts, rows, slope, cosines, inverse[sets, rows], offset[sets, rows])
         ctx.save_for_backward(*(part.reshape(edges[0].shape) for part in gradients))
-        ctx.count = gram.numel() * tokens
-        return total / (gram.numel() * tokens)
+        ctx.count = gram.numel() * tokens if weights is None else 1
+        mean: Tensor = total / ctx.count
+        return mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         scale = gradient / ctx.count
-        return *(scale * part for part in ctx.saved_tensors), None, None, None
+        return None, *(scale * part for part in ctx.saved_tensors), None, None, None
+
+
+def _chunks(sets: int, tokens: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of the sets of tokens and of their vertices, with as many cosines as fit into a chunk."""
+    limit = COSINES_PER_CHUNK.get(device.type, COSINES_PER_CHUNK["cuda"])
+    together = min(sets, max(1, limit // max(tokens**2, 1)))
+    vertices = max(1, limit // max(together * tokens**2, 1))
+    for first_set in range(0, sets, max(together, 1)):
+        for first in range(0, tokens, vertices):
+            yield slice(first_set, first_set + together), slice(first, first + vertices)
 
 
 def _cosines(gram: Tensor, inverse: Tensor, offset: Tensor) -> Tensor:

@@ -38,7 +38,12 @@ def normalized_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
     Returns:
         `[..., L, L]`; all 0 if all tokens are equal.
     """
-    distances = pair_distances(x, present)
+    return normalized_gram_distances(centered_gram(x), present)
+
+
+def normalized_gram_distances(gram: Tensor, present: Tensor | None = None) -> Tensor:
+    """Return the distances of `normalized_distances` from the Gram matrix `[..., L, L]` of centered tokens."""
+    distances = gram_distances(gram, present)
     pairs = (distances != 0).sum(dim=(-2, -1), keepdim=True).clamp_min(1)
     mean = distances.sum(dim=(-2, -1), keepdim=True) / pairs
     return distances / mean.masked_fill(mean == 0, 1.0)
@@ -94,3 +99,27 @@ def gram_distances(gram: Tensor, present: Tensor | None = None) -> Tensor:
     if present is not None:
         equal = equal | ~(present.unsqueeze(-1) & present.unsqueeze(-2))
     return squared.masked_fill(equal, 1.0).sqrt().masked_fill(equal, 0.0)
+
+
+def pack_symmetric(matrix: Tensor) -> Tensor:
+    """Return the lower triangles of symmetric matrices `[..., L, L]`, row by row: `[..., L (L + 1) / 2]`.
+
+    >>> pack_symmetric(torch.tensor([[1, 2], [2, 3]]))
+    tensor([1, 2, 3])
+    """
+    size = matrix.shape[-1]
+    row, column = torch.tril_indices(size, size, device=matrix.device)
+    return matrix[..., row, column]
+
+
+def unpack_symmetric(packed: Tensor) -> Tensor:
+    """Return the symmetric matrices `[..., L, L]` whose lower triangles are given.
+
+    >>> unpack_symmetric(torch.tensor([1, 2, 3]))
+    tensor([[1, 2],
+            [2, 3]])
+    """
+    size = (math.isqrt(8 * packed.shape[-1] + 1) - 1) // 2
+    index = torch.arange(size, device=packed.device)
+    row, column = torch.maximum(index.unsqueeze(1), index), torch.minimum(index.unsqueeze(1), index)
+    return packed[..., row * (row + 1) // 2 + column]

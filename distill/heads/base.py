@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -88,17 +89,22 @@ class Head(nn.Module, ABC):
         """Return the loss, a scalar."""
 
     def __call__(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        """Run `forward` in float32 (float64 stays), outside autocast, with the teacher's summary detached."""
-        if teacher is not None and not isinstance(teacher, Summary):
-            teacher = self.summarize_teacher(teacher, batch)
-        device = next(_tensors(student)).device.type
-        with torch.autocast(device, enabled=False):
-            loss: Tensor = super().__call__(
-                student.apply(_at_least_float32),
-                None if teacher is None else teacher.apply(lambda tensor: _at_least_float32(tensor.detach())),
-                batch,
-            )
+        """Run `forward` on the teacher's summary in float32 (float64 stays), outside autocast."""
+        teacher = None if teacher is None else self.summary(teacher, batch)
+        with _full_precision(student):
+            loss: Tensor = super().__call__(student.apply(_at_least_float32), teacher, batch)
         return loss
+
+    def summary(self, teacher: Features, batch: Batch) -> Summary:
+        """Run `summarize_teacher` in float32 (float64 stays), outside autocast and without gradient.
+
+        A `Summary` is not summarized again.
+        """
+        teacher = teacher.apply(lambda tensor: _at_least_float32(tensor.detach()))
+        if isinstance(teacher, Summary):
+            return teacher
+        with _full_precision(teacher), torch.no_grad():
+            return Summary(**vars(self.summarize_teacher(teacher, batch)))
 
     def prepare(self, run: RunInfo) -> None:
         """Check the head against the run, or take from it what the head needs, before step 0. The default does nothing.
@@ -259,6 +265,14 @@ def mean_over_ranks(total: Tensor, mass: Tensor) -> Tensor:
     """
     mass = all_mean(mass.to(total))
     return total / mass.masked_fill(mass == 0, 1.0)
+
+
+@contextmanager
+def _full_precision(features: Features) -> Iterator[None]:
+    """Disable autocast on the device of the features."""
+    tensor = next(_tensors(features), None)
+    with nullcontext() if tensor is None else torch.autocast(tensor.device.type, enabled=False):
+        yield
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -9,8 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import UserError, one_of, require_at_least
-from distill.features import Features, FeatureSpec
-from distill.functional import angle_cosines, huber, normalized_distances
+from distill.features import Features, FeatureSpec, Summary
+from distill.functional import (
+    angle_difference,
+    centered_gram,
+    gram_edges,
+    huber,
+    normalized_distances,
+    normalized_gram_distances,
+    pack_symmetric,
+    unpack_symmetric,
+)
 from distill.heads.base import Batch, Head
 from distill.heads.parts.grid_tokens import TOKENIZERS, GridTokens, Tokenizer, averaged
 from distill.heads.parts.projection import CastLinear
@@ -19,8 +28,6 @@ from distill.superpixels.association import Gradient, Grid, Neighborhood
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-RELATIONS = {"distance": normalized_distances, "angle": angle_cosines}
 
 
 class SeRKD(Head):
@@ -32,7 +39,7 @@ class SeRKD(Head):
 
     Distances are divided by their mean over the image's non-zero pairs. The means run over all L^2 pairs and L^3
     triples of an image, degenerate ones included as zeros; with segments, over those whose segments are all present.
-    Memory grows with L^3 unless `angle` is 0.
+    Memory grows with L^2 per image, and time with L^3 unless `angle` is 0.
 
     The paper's text was not available: where its summaries are silent, the defaults are this project's.
 
@@ -113,21 +120,27 @@ class SeRKD(Head):
         if self.weights["features"] != 0:
             self.projection = CastLinear(self.student_grid.width, self.teacher_grid.width)
 
+    def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
+        """Return the packed Gram matrix of the superpixels as `gram`, and the tokens if `features` has a weight."""
+        teacher = self.teacher_grid(teacher)
+        gram = pack_symmetric(centered_gram(self.superpixels(teacher, batch)[0]))
+        if self.weights["features"] == 0:
+            return Summary(maps={"gram": gram})
+        return Summary(tokens=averaged(teacher, self.common), grid=self.common, maps={"gram": gram})
+
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the relations among the superpixels, and the tokens themselves if `features` has a weight."""
-        student, teacher = self.student_grid(student), self.teacher_grid(teacher)
-        student_superpixels, present = self.superpixels(student, batch)
-        teacher_superpixels, _ = self.superpixels(teacher, batch)
+        student = self.student_grid(student)
+        superpixels, present = self.superpixels(student, batch)
+        grams = centered_gram(superpixels), unpack_symmetric(teacher["gram"])
         losses = {
-            name: _mean_huber(relate(student_superpixels, present), relate(teacher_superpixels, present), present)
-            for name, relate in RELATIONS.items()
-            if self.weights[name] != 0
+            name: difference(*grams, present) for name, difference in DIFFERENCES.items() if self.weights[name] != 0
         }
         self._diagnostics = {name: loss.detach() for name, loss in losses.items()}
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         if self.weights["features"] == 0:
             return total
-        difference = F.mse_loss(self.projection(averaged(student, self.common)), averaged(teacher, self.common))
+        difference = F.mse_loss(self.projection(averaged(student, self.common)), teacher["tokens"])
         self._diagnostics["features"] = difference.detach()
         return total + self.weights["features"] * difference
 
@@ -187,13 +200,21 @@ class SeRKD(Head):
         )
 
 
-def _mean_huber(student: Tensor, teacher: Tensor, present: Tensor | None) -> Tensor:
-    """Return the mean over the images of each image's mean over entries whose superpixels are all present."""
+def _distance_difference(student: Tensor, teacher: Tensor, present: Tensor | None) -> Tensor:
+    """Return the mean over the images of each image's mean over the pairs of present superpixels."""
+    distances = normalized_gram_distances(student, present), normalized_gram_distances(teacher, present)
     if present is None:
-        return huber(student, teacher)
-    entries = present.sum(dim=1) ** (student.ndim - 1)
-    sums = F.huber_loss(student, teacher, reduction="none").flatten(1).sum(dim=1)  # absent entries are 0 in both
-    return (sums / entries.clamp_min(1)).mean()
+        return huber(*distances)
+    sums = F.huber_loss(*distances, reduction="none").sum(dim=(1, 2))  # absent entries are 0 in both
+    return (sums / present.sum(dim=1).square().clamp_min(1)).mean()
+
+
+def _angle_difference(student: Tensor, teacher: Tensor, present: Tensor | None) -> Tensor:
+    return angle_difference(gram_edges(student, present), gram_edges(teacher, present), present)
+
+
+DIFFERENCES = {"distance": _distance_difference, "angle": _angle_difference}
+"""Loss between two Gram matrices, by name of the relation."""
 
 
 def _tokens_on_grid(features: Features) -> tuple[Tensor, Grid]:

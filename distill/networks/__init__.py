@@ -1,9 +1,20 @@
 """Networks that return `Features`: students, and frozen teachers."""
 
-from distill.networks.base import Network
-from distill.networks.teacher import FrozenTeacher
+from distill.networks.base import FeatureSource, Network
+from distill.networks.hugging_face import HuggingFace
+from distill.networks.teacher import Ensemble, FrozenTeacher, Teacher
 from distill.networks.timm import Timm
 from distill.networks.torch_module import TorchModule
 from distill.networks.weights import load_weights
 
-__all__ = ["FrozenTeacher", "Network", "Timm", "TorchModule", "load_weights"]
+__all__ = [
+    "Ensemble",
+    "FeatureSource",
+    "FrozenTeacher",
+    "HuggingFace",
+    "Network",
+    "Teacher",
+    "Timm",
+    "TorchModule",
+    "load_weights",
+]

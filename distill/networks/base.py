@@ -22,7 +22,11 @@ NamedTaps = Literal["benchmark"] | Sequence[str] | Mapping[str, str] | None
 """Layers to read: those of the CRD benchmark, a list, or name -> layer."""
 
 
-class Network(nn.Module, ABC):
+class FeatureSource(nn.Module, ABC):
+    """Anything that can be configured as a teacher: a network, or features that are computed in another way."""
+
+
+class Network(FeatureSource):
     """A teacher or a student: images in, `Features` out.
 
     A subclass creates the model in `create` and runs it in `forward_features`. Images come in [0, 1] at the size of

@@ -20,7 +20,7 @@ from distill.features import Features
 from distill.heads import Batch
 from distill.heads.cross_entropy import CrossEntropy
 from distill.metrics import IGNORE_INDEX, LongTailAccuracy, classification_metrics
-from distill.networks import FrozenTeacher, Network
+from distill.networks import FrozenTeacher, Network, Teacher
 from distill.objective import TASK, TEACHER, Distiller, Losses, Objective, Term
 from distill.schedules import Progress, Schedule
 from distill.training.checks import require_batch_statistics, require_same_classes
@@ -103,10 +103,16 @@ class ClassificationModule(LightningModule):
         return self.distiller.student
 
     @property
+    def teachers(self) -> Mapping[str, Teacher]:
+        """The teachers by name; the one of `model.teacher` is called `teacher`."""
+        named: Any = self.distiller.teachers
+        return dict(named.items())
+
+    @property
     def teacher(self) -> FrozenTeacher | None:
-        """The frozen teacher, if there is one."""
-        teachers: Mapping[str, Any] = dict(self.distiller.teachers.items())
-        return teachers.get(TEACHER)
+        """The network of `model.teacher`, if there is one."""
+        teacher = self.teachers.get(TEACHER)
+        return teacher if isinstance(teacher, FrozenTeacher) else None
 
     @property
     def terms(self) -> Mapping[str, Term]:
@@ -118,10 +124,9 @@ class ClassificationModule(LightningModule):
         logits: Tensor = self.student(image)["logits"]
         return logits
 
-    def extract_features(self, image: Tensor) -> tuple[Features, Features | None]:
-        """Compute the student's features of images `[B, C, H, W]`, and the teacher's if there is one."""
-        teacher = self.teacher
-        return self.student(image), None if teacher is None else teacher(image)
+    def extract_features(self, image: Tensor) -> tuple[Features, dict[str, Features]]:
+        """Compute the student's features of images `[B, C, H, W]`, and those of every teacher by name."""
+        return self.student(image), self.distiller.teacher_features(image, self.distiller.teachers)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the weighted sum of all terms on a batch."""
@@ -251,8 +256,8 @@ class ClassificationModule(LightningModule):
                 "that it was trained with"
             ) from error
 
-    def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> tuple[Features, Features | None, Tensor]:
-        student, teacher = self.extract_features(batch["image"])
+    def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> tuple[Features, Tensor]:
+        student: Features = self.student(batch["image"])
         counted = batch["index"] >= 0
         label = torch.where(counted, batch["label"], IGNORE_INDEX)
         metrics = self.val_metrics if stage == "val" else self.test_metrics
@@ -260,7 +265,7 @@ class ClassificationModule(LightningModule):
         self.log_dict(metrics, batch_size=len(label))
         if stage == "test" and self.longtail_metrics is not None:
             self.longtail_metrics.update(student["logits"], label)
-        return student, teacher, counted
+        return student, counted
 
     def _progress(self) -> Progress:
         trainer = trainer_of(self)

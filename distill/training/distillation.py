@@ -5,31 +5,35 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import UserError, did_you_mean
 from distill.features import Features
 from distill.heads import Batch
 from distill.metrics import teacher_metrics
-from distill.networks import FrozenTeacher, Network
-from distill.objective import TASK, Distiller, Objective, Term
+from distill.networks import Ensemble, FeatureSource, FrozenTeacher, Network, Teacher
+from distill.objective import TASK, TEACHER, Distiller, Objective, Term
 from distill.training.classification import ClassificationModule, build
 from distill.training.lightning_internals import trainer_of
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 Compiled = Literal["none", "student", "teacher", "both"]
 
 
 class DistillationModule(ClassificationModule):
-    """Module that trains a student with labels and with heads that compare it with a frozen teacher.
+    """Module that trains a student with labels and with heads that compare it with one or several frozen teachers.
 
-    Without a teacher and heads, it is a `ClassificationModule`.
+    Without teachers and heads, it is a `ClassificationModule`.
 
     Args:
         teacher: the teacher network: always in eval mode, without gradient, in no checkpoint.
+        teachers: further teachers by name: networks, or an `Ensemble` of others. With several, each term names the
+            teacher that it compares with; the one of `teacher` is called "teacher".
         heads: terms by name, each a head with its weight; `null` or weight 0 removes a term.
-        teacher_dtype: dtype that the teacher computes in; defaults to the trainer's precision.
-        compile: networks to compile with `torch.compile`: `student`, `teacher` or `both`. Heads are not compiled, and
-            the names in checkpoints stay the same.
+        teacher_dtype: dtype that the teachers compute in, or a dtype by the teacher's name; defaults to the trainer's
+            precision.
+        compile: networks to compile with `torch.compile`: `student`, `teacher` (all of them) or `both`. Heads are not
+            compiled, and the names in checkpoints stay the same.
         training: arguments of `ClassificationModule`.
 
     Raises:
@@ -40,68 +44,103 @@ class DistillationModule(ClassificationModule):
         self,
         *,
         teacher: Network | None = None,
+        teachers: dict[str, FeatureSource] | None = None,
         heads: dict[str, Term | None] | None = None,
-        teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        teacher_dtype: Dtype | dict[str, Dtype] | None = None,
         compile: Compiled = "none",
         **training: Any,
     ) -> None:
-        self._teacher_network = [teacher]  # in a list, as nn.Module accepts no submodules before its __init__
+        given = {TEACHER: teacher, **(teachers or {})}
+        if teacher is not None and TEACHER in (teachers or {}):
+            raise UserError(f"model.teachers: {TEACHER!r} is the name of the one in model.teacher; choose another name")
+        # In a list, as nn.Module accepts no submodules before its __init__.
+        self._given_teachers = [{name: each for name, each in given.items() if each is not None}]
         self._teacher_dtype = teacher_dtype
         self._heads = heads or {}
         super().__init__(**training)
         self._compile(compile)
-        teacher_spec = None if self.teacher is None else self.teacher.spec
-        if teacher_spec is not None and teacher_spec.logits == self.student.spec.logits:
-            self.val_teacher_metrics = teacher_metrics("val")
-            self.test_teacher_metrics = teacher_metrics("test")
+        self.teacher_metrics = nn.ModuleDict()
+        for name, each in self.teachers.items():
+            if each.spec.logits is not None and each.spec.logits == self.student.spec.logits:
+                group = "" if list(self.teachers) == [TEACHER] else f"/{name}"
+                self.teacher_metrics[name] = nn.ModuleDict(
+                    {stage: teacher_metrics(f"{stage}{group}") for stage in ("val", "test")}
+                )
 
     def make_distiller(self, student: Network, terms: dict[str, Term | None]) -> Distiller:
-        """Combine the student, the teacher and the objective of the task and the heads."""
-        teacher = None
-        if (network := self._teacher_network.pop()) is not None:
-            build(network, "model.teacher", self.num_classes, self.image_shape)
-            teacher = FrozenTeacher(network, getattr(torch, self._teacher_dtype) if self._teacher_dtype else None)
+        """Combine the student, the teachers and the objective of the task and the heads."""
+        teachers = self._build_teachers(self._given_teachers.pop())
         if TASK in self._heads:
             raise UserError(f"model.heads: a term cannot be called {TASK!r}; choose another name")
-        spec = None if teacher is None else teacher.spec
-        return Distiller(student, teacher, Objective({**terms, **self._heads}, student.spec, spec))
+        specs = {name: teacher.spec for name, teacher in teachers.items()}
+        return Distiller(student, teachers, Objective({**terms, **self._heads}, student.spec, specs))
+
+    def _build_teachers(self, given: dict[str, Any]) -> dict[str, Teacher]:
+        """Build the networks first and then the ensembles, in the given order."""
+        dtypes = (
+            self._teacher_dtype if isinstance(self._teacher_dtype, dict) else dict.fromkeys(given, self._teacher_dtype)
+        )
+        for name in dtypes:
+            if name not in given:
+                raise UserError(f"model.teacher_dtype: there is no teacher {name!r}: {did_you_mean(name, given)}")
+        built: dict[str, Teacher] = {}
+        for name, teacher in sorted(given.items(), key=lambda item: isinstance(item[1], Ensemble)):
+            key = "model.teacher" if name == TEACHER else f"model.teachers.{name}"
+            if "." in name or hasattr(nn.ModuleDict, name):
+                raise UserError(f"model.teachers: a teacher cannot be called {name!r}; choose another name")
+            if isinstance(teacher, Network):
+                build(teacher, key, self.num_classes, self.image_shape)
+                dtype = dtypes.get(name)
+                built[name] = FrozenTeacher(teacher, getattr(torch, dtype) if dtype else None)
+            else:
+                try:
+                    teacher.build(built)
+                except UserError as error:
+                    raise error.at(key) from None
+                built[name] = teacher
+        return {name: built[name] for name in given}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the teacher's name and fingerprint, but not its weights."""
+        """Add the teachers' names and fingerprints, but not their weights."""
         super().on_save_checkpoint(checkpoint)
-        if self.teacher is not None:
-            checkpoint["distill"]["teacher"] = [self.teacher.name, self.teacher.fingerprint]
+        checkpoint["distill"]["teachers"] = {
+            name: [teacher.name, teacher.fingerprint] for name, teacher in self.teachers.items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume training with another teacher.
 
         Raises:
-            UserError: the teacher's weights differ from those of the checkpoint's teacher.
+            UserError: a teacher's weights differ from those of the checkpoint's teacher of that name.
         """
         super().on_load_checkpoint(checkpoint)
-        saved_teacher = checkpoint.get("distill", {}).get("teacher")
-        if saved_teacher is None or self.teacher is None or trainer_of(self) is None or self.trainer.state.fn != "fit":
+        if trainer_of(self) is None or self.trainer.state.fn != "fit":
             return
-        name, fingerprint = saved_teacher
-        if fingerprint != self.teacher.fingerprint:
-            raise UserError(
-                f"model.teacher: the checkpoint was trained with {name} (weights {fingerprint[:12]}), given "
-                f"{self.teacher.name} (weights {self.teacher.fingerprint[:12]}): resume with the same teacher"
-            )
+        for name, (network, fingerprint) in checkpoint.get("distill", {}).get("teachers", {}).items():
+            teacher = self.teachers.get(name)
+            if teacher is not None and fingerprint != teacher.fingerprint:
+                key = "model.teacher" if name == TEACHER else f"model.teachers.{name}"
+                raise UserError(
+                    f"{key}: the checkpoint was trained with {network} (weights {fingerprint[:12]}), given "
+                    f"{teacher.name} (weights {teacher.fingerprint[:12]}): resume with the same teacher"
+                )
 
     def _compile(self, which: Compiled) -> None:
         """Compile in place, so that the names in checkpoints stay the same; compilation runs in the first pass."""
         if which in ("student", "both"):
             self.student.compile()
         if which in ("teacher", "both"):
-            if self.teacher is None:
+            networks = [teacher.network for teacher in self.teachers.values() if isinstance(teacher, FrozenTeacher)]
+            if not networks:
                 raise UserError(f"model.compile is {which!r}, but model.teacher is not given")
-            self.teacher.network.compile()
+            for network in networks:
+                network.compile()
 
-    def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> tuple[Features, Features | None, Tensor]:
-        student, teacher, counted = super()._evaluate(batch, stage)
-        if teacher is not None and hasattr(self, "val_teacher_metrics"):
-            metrics = self.val_teacher_metrics if stage == "val" else self.test_teacher_metrics
-            metrics.update(student["logits"], teacher["logits"], counted)
-            self.log_dict(metrics, batch_size=len(counted))
-        return student, teacher, counted
+    def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> tuple[Features, Tensor]:
+        student, counted = super()._evaluate(batch, stage)
+        metrics: Any = self.teacher_metrics
+        teachers = self.distiller.teacher_features(batch["image"], metrics)
+        for name in metrics:
+            metrics[name][stage].update(student["logits"], teachers[name]["logits"], counted)
+            self.log_dict(metrics[name][stage], batch_size=len(counted))
+        return student, counted

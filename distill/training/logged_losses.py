@@ -39,5 +39,7 @@ def figures_of(losses: Losses) -> dict[str, Any]:
         stacked = torch.stack([torch.as_tensor(value).to(losses.total).reshape(()) for value in figures.values()])
         figures = dict(zip(figures, all_mean(stacked).unbind(), strict=True))
     for name, weight in losses.weights.items():
-        figures |= {f"{name}_weight": weight, f"{name}_weighted": weight * figures[name]}
+        figures[f"{name}_weight"] = weight
+        if name in figures:  # else its teacher did not run
+            figures[f"{name}_weighted"] = weight * figures[name]
     return figures

@@ -24,7 +24,7 @@ def gradient_of(loss: Tensor, tokens: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("at_a_time", [1, 50, 10_000])
-@pytest.mark.parametrize("shape", [[7], [1], [3, 6], [2, 2, 5]])
+@pytest.mark.parametrize("shape", [[7], [1], [3, 6], [2, 2, 5], [5, 3]])
 def test_value_and_gradient_are_those_of_all_cosines(shape: list[int], at_a_time: int, monkeypatch: Any) -> None:
     monkeypatch.setitem(angles.COSINES_PER_CHUNK, "cpu", at_a_time)
     student, teacher = 3 * Q([*shape, 4], 3).requires_grad_(), Q([*shape, 6], 4)
@@ -43,6 +43,18 @@ def test_equal_tokens_have_no_angle_and_no_gradient_that_is_not_finite(seed: int
     loss, expected = angle_difference(edges(student), edges(teacher)), literal(student, teacher)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(gradient_of(loss, student), gradient_of(expected, student), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 100, 10_000])
+def test_absent_tokens_are_left_out_of_their_sets_mean(at_a_time: int, monkeypatch: Any) -> None:
+    monkeypatch.setitem(angles.COSINES_PER_CHUNK, "cpu", at_a_time)
+    student, teacher = Q([4, 6, 4], 3).requires_grad_(), Q([4, 6, 5], 4)
+    present = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    loss = angle_difference(edges(student, present), edges(teacher, present), present)
+    sets = [literal(own[here], other[here]) for own, other, here in zip(student, teacher, present, strict=True)]
+    expected = torch.stack(sets[:3]).sum() / 4  # a set without tokens adds nothing
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradient_of(loss, student), gradient_of(expected, student), rtol=1e-10, atol=1e-13)
 
 
 def test_opposite_angles_are_compared_on_the_linear_part_of_the_loss() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.functional import angle_cosines, normalized_distances, pair_distances
+from distill.functional import angle_cosines, normalized_distances, pack_symmetric, pair_distances, unpack_symmetric
 from tests.golden import Q
 
 SEEDS = st.integers(1, 10_000)
@@ -150,3 +150,13 @@ def test_absent_tokens_take_no_part(function: Callable[[Tensor, Tensor | None], 
         found = relation[torch.meshgrid(*[rows] * relation.ndim, indexing="ij")]
         torch.testing.assert_close(found, expected)
         assert relation.count_nonzero() == expected.count_nonzero()
+
+
+@given(size=st.integers(1, 12), sets=st.integers(0, 3))
+def test_a_packed_matrix_is_unpacked_bit_for_bit(size: int, sets: int) -> None:
+    matrix = Q([sets, size, 3], size)
+    symmetric = pack_symmetric(matrix @ matrix.mT)
+    assert symmetric.shape == (sets, size * (size + 1) // 2)
+    unpacked = unpack_symmetric(symmetric)
+    assert torch.equal(unpacked.tril(), (matrix @ matrix.mT).tril())
+    assert torch.equal(unpacked, unpacked.mT)

@@ -11,7 +11,7 @@ from torch.profiler import profile
 
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.functional import angle_cosines, huber, normalized_distances
+from distill.functional import angle_cosines, angles, huber, normalized_distances
 from distill.heads.serkd import SeRKD
 from distill.superpixels import segment_tokens
 from distill.testing import check_head, evaluate
@@ -152,13 +152,26 @@ def test_a_convolution_is_trained_on_the_students_side_only() -> None:
     assert {name.split(".")[0] for name, _ in head.named_parameters()} == {"student_grid"}
 
 
-def test_no_tensor_is_larger_than_the_angles() -> None:
-    student, teacher = on_grid(Q([2, 196, 400], 3).requires_grad_(), (14, 14)), on_grid(Q([2, 196, 768], 4), (14, 14))
-    head = built(SeRKD(gradient="full"), student, teacher)
+def test_no_tensor_grows_with_the_triples_of_superpixels() -> None:
+    grids = (14, 14), (14, 14)
+    student, teacher = (on_grid(Q([2, 196, width], 3), grid) for width, grid in zip((40, 80), grids, strict=True))
+    student = student.apply(lambda tokens: tokens.requires_grad_())
+    head = built(SeRKD(cell=(1, 1)), student, teacher)
     with profile(profile_memory=True) as memory:
         torch.autograd.grad(head(student, teacher, {}), student["tokens"])
     largest = max(event.self_cpu_memory_usage for event in memory.events())
-    assert 0 < largest <= 3 * 8 * max(2 * 49**3, 2 * 196 * 768)  # one operation may hold three; L x L x d would be 8
+    assert 0 < largest <= 3 * 8 * max(2 * 196**2, angles.COSINES_PER_CHUNK["cpu"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_teachers_summary_gives_the_same_loss_as_its_features(variant: Any) -> None:
+    case = Case(variant)
+    head, sample = case.head(), case.sample()
+    assert sample.teacher is not None
+    summary = head.summary(sample.teacher, sample.batch)
+    assert "gram" in summary.maps
+    live = head(sample.student, sample.teacher, sample.batch)
+    assert torch.equal(live, head(sample.student, summary, sample.batch))
 
 
 def test_only_segments_are_asked_for_by_a_head_that_reads_them() -> None:

@@ -25,8 +25,10 @@ from distill.heads.crd import CRD
 from distill.heads.kd import KD
 from distill.heads.rkd import RKD
 from distill.heads.rrd import RRD
+from distill.networks import Ensemble
 from distill.networks.torch_module import TorchModule
 from distill.objective import Term
+from distill.schedules import Until
 from distill.training.ddp import SyncBatchNorms, _require_equal_data
 from distill.training.distillation import DistillationModule
 from tests.nets import Plain
@@ -92,14 +94,18 @@ def _set_up(
     networks = {"student": TorchModule(student()), "teacher": TorchModule(teacher())}
     torch.manual_seed(seed)
     strategy = DDPStrategy(cluster_environment=InPool(), process_group_backend="gloo", static_graph=static_graph, **ddp)
-    return DistillationModule(
-        **networks,
-        heads={"kd": Term(KD()), "rkd": Term(RKD()), "rrd": Term(RRD(size=50, width=8)), "crd": Term(CRD(1078, 64, 8))},
-        optimizer=partial(torch.optim.SGD, lr=0.1),
-        num_classes=10,
-        image_shape=(3, 32, 32),
-        **module,
-    ), Trainer(
+    defaults = {
+        "heads": {
+            "kd": Term(KD()),
+            "rkd": Term(RKD()),
+            "rrd": Term(RRD(size=50, width=8)),
+            "crd": Term(CRD(1078, 64, 8)),
+        },
+        "optimizer": partial(torch.optim.SGD, lr=0.1),
+        "num_classes": 10,
+        "image_shape": (3, 32, 32),
+    }
+    return DistillationModule(**networks, **{**defaults, **deepcopy(dict(module))}), Trainer(
         accelerator="cpu",
         devices=world_size(),
         strategy=strategy if world_size() > 1 else "auto",
@@ -144,6 +150,21 @@ def test_two_ranks_end_with_the_weights_of_one_process(settings: Any, pool: Rank
     expected = _fit(tmp_path, **settings)
     initial = _set_up(tmp_path)[0].state_dict()
     assert not torch.equal(expected[f"{STUDENT}layers.1.weight"].float(), initial[f"{STUDENT}layers.1.weight"])
+    for actual in pool.run(partial(_fit, tmp_path, **settings)):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_two_ranks_with_several_teachers_end_with_the_weights_of_one_process(pool: RankPool, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    heads = {
+        "kd": Term(KD(), teacher="both"),
+        "rkd": Term(RKD(), Until(1.0, steps=2), teacher="other"),  # from then on, nothing reads `third`
+        "kd_third": Term(KD(), Until(1.0, steps=2), teacher="third"),
+        "rrd": Term(RRD(size=64, width=8), teacher="teacher"),
+    }
+    teachers = {"other": TorchModule(Plain()), "third": TorchModule(Plain()), "both": Ensemble(["teacher", "other"])}
+    settings = {"module": {"heads": heads, "teachers": teachers}}
+    expected = _fit(tmp_path, **settings)
     for actual in pool.run(partial(_fit, tmp_path, **settings)):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 

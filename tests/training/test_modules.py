@@ -38,8 +38,7 @@ def fit(module, tmp_path, ckpt_path=None, **kwargs):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
-        limit_val_batches=0,
-        **{"logger": False, "max_steps": 3, **kwargs},
+        **{"logger": False, "max_steps": 3, "limit_val_batches": 0, **kwargs},
     )
     trainer.fit(module, Digits(batch_size=8), ckpt_path=ckpt_path)
     return trainer
@@ -101,8 +100,8 @@ def test_the_loss_is_the_weighted_sum_of_the_terms(tmp_path):
     batch = {"image": torch.rand(8, 3, 32, 32), "label": torch.arange(8), "index": torch.arange(8)}
     module = distillation(heads={"kd": Term(KD(), 0.5), "rkd": Term(RKD(), 2.0)}).eval()
     module.log_dict = module.log = lambda *args, **kwargs: None
-    student, teacher = module.extract_features(batch["image"])
-    values = {name: term.head(student, teacher, batch) for name, term in module.terms.items()}
+    student, teachers = module.extract_features(batch["image"])
+    values = {name: term.head(student, teachers["teacher"], batch) for name, term in module.terms.items()}
     expected = values["task"] + 0.5 * values["kd"] + 2.0 * values["rkd"]
     torch.testing.assert_close(module.training_step(batch, 0), expected)
 

@@ -1,0 +1,320 @@
+"""Image models of Hugging Face's transformers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.features import Features
+from distill.networks.base import Network, Size, map_to_tokens, pool_embedding
+from distill.networks.weights import load_weights
+
+AutoClass = Literal["AutoModel", "AutoModelForImageClassification", "AutoBackbone"]
+
+
+class HuggingFace(Network):
+    """An image model of Hugging Face's transformers, by folder or by name on the hub.
+
+    The tokens are the patch tokens without class, distillation and register tokens, or the cells of the last map. The
+    embedding is the input of the classifier; without one, what the model pools: its `pooler_output` if the pooling has
+    trained weights, else the class token, or the mean of the tokens. A backbone's embedding is the mean of its last
+    map. Needs the extra `transformers`.
+
+    Args:
+        name: a folder written by `save_pretrained`, or a model's name on the hub.
+        auto_class: the class that loads it: `AutoModel` and `AutoBackbone` give no logits; `None` takes
+            `AutoModelForImageClassification` if the model was saved as one, else `AutoModel`.
+        pretrained: load its weights; otherwise they are random.
+        num_classes: number of logits of a classification model; `None` requires the model's own to be those of the
+            data. Another number than the model's own gives a new classifier.
+        weights: file with further weights, see `load_weights`.
+        drop_classifier: do not load the classifier from that file.
+        taps: additional layers to read, as a list of layers or as name -> layer.
+        image_size: resize the images to this size; `None` takes the one of the model's image processor, or keeps
+            theirs if it has none.
+        mean: of each channel; `None` takes the image processor's.
+        std: of each channel; `None` takes the image processor's.
+        options: further arguments of `from_pretrained`, such as `revision` or `attn_implementation`.
+
+    Raises:
+        UserError: transformers is not installed, or the options would run code from the hub.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        auto_class: AutoClass | None = None,
+        pretrained: bool = True,
+        num_classes: int | None = None,
+        weights: str | Path | None = None,
+        drop_classifier: bool = False,
+        taps: Sequence[str] | Mapping[str, str] | None = None,
+        image_size: Size | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(weights, drop_classifier, taps, image_size, mean, std)
+        if "trust_remote_code" in (options or {}):
+            raise UserError("options: trust_remote_code would run code from the hub; wrap such a model in TorchModule")
+        self.source = name
+        self.auto_class: AutoClass | None = auto_class
+        self.pretrained = pretrained
+        self.num_classes = num_classes
+        self.options = options or {}
+
+    @property
+    def name(self) -> str:
+        """The name of the model or of its folder."""
+        return Path(self.source).name if Path(self.source).is_dir() else self.source
+
+    def create(self, num_classes: int) -> nn.Module:
+        """Load the model and the settings of its image processor.
+
+        Raises:
+            UserError: the model cannot be loaded, its weights are incomplete, or its classes or image size do not fit.
+        """
+        transformers = _transformers()
+        _require_folder(self.source)
+        self.processor = self._load("image processor", _processor_settings, optional=True) or {}
+        if self.image_size is None:
+            self.image_size = _processor_size(self.processor)
+        config = self._load("model", transformers.AutoConfig.from_pretrained)
+        _check_size(self.name, config, self.input_shape)
+        kind = self.auto_class or _saved_class(config)
+        if kind == "AutoModelForImageClassification":
+            config.num_labels = self._classes(config.num_labels, num_classes)
+        model = self._make(transformers, kind, config)
+        self.kind, self.config = kind, config
+        if self.weights is not None:
+            load_weights(model, self.weights, self.drop_classifier, _classifiers(model))
+        return model.eval()
+
+    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Return the mean and standard deviation of the image processor; without one, images stay as they are."""
+        return self.processor.get("image_mean", (0.0,)), self.processor.get("image_std", (1.0,))
+
+    def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the classifier, whose input is the embedding; also determine the layout of the tokens."""
+        self.arguments = _size_arguments(self.model, self.config, self.input_shape)
+        self.classifier = _classifiers(self.model) if self.kind == "AutoModelForImageClassification" else []
+        self.recorder = _Recorder()
+        if self.classifier:
+            base: Any = self.model.get_submodule(self.model.base_model_prefix)  # type: ignore[arg-type]  # a string
+            base.register_forward_hook(self.recorder)
+        self.prefix_tokens, self.grid = 0, None
+        if self.kind != "AutoBackbone":
+            output = self.model(pixel_values=image, output_hidden_states=True, **self.arguments)
+            hidden = self._hidden(output)
+            if hidden.ndim == 3:
+                self.grid = _grid(self.config, output, self.input_shape)
+                self.prefix_tokens = _prefix_tokens(self.config, hidden.shape[1], self.grid)
+        return {}, {"input of the classifier": self.classifier[-1]} if self.classifier else {}
+
+    def forward_features(self, image: Tensor) -> Features:
+        """Run the model once."""
+        output = self.model(pixel_values=image, **self.arguments)
+        if self.kind == "AutoBackbone":
+            cells = output.feature_maps[-1]
+            return Features(None, pool_embedding(cells), map_to_tokens(cells), tuple(cells.shape[2:]))
+        hidden = self._hidden(output)
+        grid: tuple[int, int] | None
+        if hidden.ndim == 4:
+            tokens, grid = map_to_tokens(hidden), (hidden.shape[2], hidden.shape[3])
+        else:
+            tokens, grid = hidden[:, self.prefix_tokens :], self.grid
+        if self.classifier:
+            embedding = self.taps.tensors["input of the classifier"].flatten(1)
+            return Features(output.logits, embedding, *((tokens, grid) if grid else (None, None)))
+        pooled = getattr(output, "pooler_output", None) if self.has_pooler else None
+        if pooled is None:
+            pooled = hidden[:, 0] if self.prefix_tokens else tokens.mean(dim=1)
+        return Features(None, pooled.flatten(1), *((tokens, grid) if grid else (None, None)))
+
+    def _hidden(self, output: Any) -> Tensor:
+        """Return the last hidden state, `[B, N, d]` or `[B, d, h, w]`, of an output or of the recorded base model."""
+        found = self.recorder.pop() if self.classifier else output
+        hidden: Tensor = found.last_hidden_state
+        return hidden
+
+    def _make(self, transformers: Any, kind: str, config: Any) -> nn.Module:
+        self.has_pooler = True
+        auto = getattr(transformers, kind)
+        if not self.pretrained:
+            try:
+                model: nn.Module = auto.from_config(config)
+            except ValueError as error:
+                raise UserError(f"auto_class: {self.name!r} has no {kind} ({_first_line(error)})") from None
+            return model
+        if kind == "AutoBackbone":  # whose own from_pretrained looks on the hub, even for a folder
+            mapping = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
+            if type(config) not in mapping:
+                raise UserError(f"auto_class: {self.name!r} has no AutoBackbone ({type(config).__name__})")
+            auto = mapping[type(config)]
+        model, info = self._load(
+            kind,
+            auto.from_pretrained,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            **self.options,
+        )
+        new = {name for name, *_ in info["mismatched_keys"]}
+        classifier = {f"{name}.{part}" for name in _classifiers(model) for part in ("weight", "bias")}
+        missing = sorted((set(info["missing_keys"]) | new) - classifier)
+        self.has_pooler = not any(name.split(".")[0] == "pooler" for name in missing)
+        missing = [name for name in missing if name.split(".")[0] != "pooler"]
+        if missing:
+            raise UserError(
+                f"name: {self.source!r} lacks {len(missing)} of the weights of {type(model).__name__} "
+                f"({', '.join(missing[:3])}): give the auto_class that it was saved as"
+            )
+        return model
+
+    def _load(self, what: str, load: Any, optional: bool = False, **arguments: Any) -> Any:
+        local = Path(self.source).is_dir()
+        try:
+            return load(self.source, **({"local_files_only": True} if local else {}), **arguments)
+        except Exception as error:  # transformers, safetensors and the hub raise many types
+            if optional:
+                return None
+            where = "in that folder" if local else "on the hub or in its cache"
+            raise UserError(
+                f"name: the {what} of {self.source!r} cannot be loaded {where} ({_first_line(error)})"
+            ) from error
+
+    def _classes(self, own: int, wanted: int) -> int:
+        if self.num_classes is not None:
+            return self.num_classes
+        if self.pretrained and own != wanted:
+            raise UserError(
+                f"num_classes: {self.name!r} has {own} classes and the data {wanted}: give num_classes {wanted} for a "
+                f"new classifier, {own} to keep the model's, or auto_class AutoModel for none"
+            )
+        return wanted
+
+
+@dataclass(eq=False)
+class _Recorder:
+    """Forward hook that keeps the output of a layer until it is read."""
+
+    output: Any = None
+
+    def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
+        self.output = output
+
+    def pop(self) -> Any:
+        output, self.output = self.output, None
+        return output
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"HuggingFace needs the package transformers ({error}): install the extra 'transformers'"
+        ) from error
+    return transformers
+
+
+def _processor_settings(name: str, **arguments: Any) -> dict[str, Any]:
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(name, **arguments)[0]
+    return settings
+
+
+def _processor_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the height and width that an image processor makes; `None` if it does not say."""
+    size = settings.get("crop_size") if settings.get("do_center_crop") else None
+    size = size or settings.get("size")
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, Mapping):
+        if "height" in size and "width" in size:
+            return size["height"], size["width"]
+        if "shortest_edge" in size:
+            return size["shortest_edge"], size["shortest_edge"]
+    return None
+
+
+def _require_folder(name: str) -> None:
+    path = Path(name)
+    if (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2) and not path.is_dir():
+        raise UserError(f"name: there is no folder {name!r}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"name: the folder {name!r} holds no config.json, as save_pretrained writes it")
+
+
+def _saved_class(config: Any) -> AutoClass:
+    saved = getattr(config, "architectures", None) or []
+    return "AutoModelForImageClassification" if any("ImageClassification" in name for name in saved) else "AutoModel"
+
+
+def _patch(config: Any) -> tuple[int, int] | None:
+    patch = getattr(config, "patch_size", None)
+    if patch is None:
+        return None
+    return (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
+
+
+def _check_size(name: str, config: Any, shape: tuple[int, int, int]) -> None:
+    patch = _patch(config)
+    if patch is not None and (shape[1] % patch[0] or shape[2] % patch[1]):
+        raise UserError(
+            f"image_size: {name!r} has patches of {patch[0]} x {patch[1]} pixels, which do not divide "
+            f"{shape[1]} x {shape[2]}: give a multiple of them"
+        )
+
+
+def _size_arguments(model: nn.Module, config: Any, shape: tuple[int, int, int]) -> dict[str, bool]:
+    """Return the argument for images of another size than the position embeddings were made for, if there is one."""
+    takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    size = getattr(config, "image_size", None)
+    expected = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+    return {"interpolate_pos_encoding": True} if takes and expected != shape[1:] else {}
+
+
+def _classifiers(model: nn.Module) -> list[str]:
+    """Return the name of the last linear layer outside the base model, if there is one."""
+    prefix = getattr(model, "base_model_prefix", "")
+    base = getattr(model, prefix, None) if prefix else None
+    if base is None or base is model:
+        return []
+    inside = set(base.modules())
+    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer not in inside][-1:]
+
+
+def _grid(config: Any, output: Any, shape: tuple[int, int, int]) -> tuple[int, int] | None:
+    """Return the grid of the last hidden state's tokens, from a hidden state that is a map or from the patches."""
+    states = [*(getattr(output, "reshaped_hidden_states", None) or ()), *(getattr(output, "hidden_states", None) or ())]
+    if maps := [state for state in states if isinstance(state, Tensor) and state.ndim == 4]:
+        last = maps[-1] if not getattr(output, "reshaped_hidden_states", None) else output.reshaped_hidden_states[-1]
+        return last.shape[2], last.shape[3]
+    patch = _patch(config)
+    return None if patch is None else (shape[1] // patch[0], shape[2] // patch[1])
+
+
+def _prefix_tokens(config: Any, tokens: int, grid: tuple[int, int] | None) -> int:
+    """Return the number of class, distillation and register tokens before those of the grid."""
+    if grid is None:
+        return 0
+    count = tokens - grid[0] * grid[1]
+    if count not in (0, 1, 2, 1 + getattr(config, "num_register_tokens", 0)):
+        raise UserError(
+            f"name: the {tokens} tokens of a {config.model_type!r} are not its {grid[0]} x {grid[1]} patches and a few "
+            "more; wrap the model in TorchModule"
+        )
+    return count
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,171 @@
+"""Image models of transformers: random ones of each family, saved and loaded by folder."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no request can leave
+
+import copy
+import json
+
+import pytest
+import torch
+
+from distill.errors import UserError
+from distill.networks import HuggingFace
+from distill.networks.teacher import FrozenTeacher
+
+transformers = pytest.importorskip("transformers")
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+DINO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+CNN = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "image_size": 32, "patch_size": 4, "window_size": 4}
+FAMILIES = {  # configuration, image size, grid, prefix tokens, name of the embedding in the output
+    "ViT": (lambda: transformers.ViTConfig(**VIT, image_size=32, patch_size=8), (32, 48), (4, 6), 1),
+    "DINOv2": (lambda: transformers.Dinov2Config(**DINO, image_size=28, patch_size=14), (28, 42), (2, 3), 1),
+    "DINOv2 with registers": (
+        lambda: transformers.Dinov2WithRegistersConfig(**DINO, image_size=28, patch_size=14),
+        (42, 28),
+        (3, 2),
+        5,
+    ),
+    "DINOv3": (lambda: transformers.DINOv3ViTConfig(**VIT, image_size=32, patch_size=16), (32, 64), (2, 4), 1),
+    "DINOv3 ConvNeXt": (lambda: transformers.DINOv3ConvNextConfig(**CNN), (64, 96), (2, 3), 1),
+    "Swin": (lambda: transformers.SwinConfig(**SWIN), (32, 64), (4, 8), 0),
+    "ConvNeXt": (lambda: transformers.ConvNextConfig(**CNN), (64, 96), (2, 3), None),
+    "CLIP": (lambda: transformers.CLIPVisionConfig(**VIT, image_size=32, patch_size=8), (32, 40), (4, 5), 1),
+    "SigLIP": (lambda: transformers.SiglipVisionConfig(**VIT, image_size=32, patch_size=8), (32, 40), (4, 5), 0),
+    "ResNet": (
+        lambda: transformers.ResNetConfig(embedding_size=8, **CNN, layer_type="basic"),
+        (64, 96),
+        (2, 3),
+        None,
+    ),
+}
+PROCESSOR = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7], "size": {"height": 32, "width": 48}}
+
+
+def saved(folder, config, auto_class="AutoModel", processor=None, **settings):
+    torch.manual_seed(0)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    model = getattr(transformers, auto_class).from_config(config).eval()
+    model.save_pretrained(folder)
+    if processor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return model
+
+
+def built(network, shape=(3, 32, 48), classes=4):
+    network.build(classes, shape)
+    return network.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_headless_model_of_each_family_gives_its_tokens_grid_and_embedding(family, tmp_path):
+    configuration, size, grid, prefix = FAMILIES[family]
+    model = saved(tmp_path, configuration())
+    network = built(HuggingFace(str(tmp_path)), (3, *size))
+    image = torch.rand(2, 3, *size)
+    features = network(image)
+    expected = model(image, **network.arguments)
+    hidden = expected.last_hidden_state
+    tokens = hidden.flatten(2).mT if prefix is None else hidden[:, prefix:]
+    assert features.logits is None
+    assert features.grid == grid
+    torch.testing.assert_close(features["tokens"], tokens)
+    torch.testing.assert_close(features["embedding"], expected.pooler_output.flatten(1))
+
+
+@pytest.mark.parametrize("family", ["ViT", "DINOv2", "Swin", "ConvNeXt", "ResNet"])
+def test_a_classification_model_gives_logits_and_the_input_of_its_classifier(family, tmp_path):
+    configuration, size, grid, _ = FAMILIES[family]
+    model = saved(tmp_path, configuration(), "AutoModelForImageClassification", num_labels=4)
+    network = built(HuggingFace(str(tmp_path)), (3, *size))
+    image = torch.rand(2, 3, *size)
+    features = network(image)
+    torch.testing.assert_close(features["logits"], model(image, **network.arguments).logits)
+    classifier = network.model.get_submodule(network.classifier[0])
+    logits = torch.nn.functional.linear(features["embedding"], classifier.weight, classifier.bias)
+    torch.testing.assert_close(logits, features["logits"])
+    assert features.grid == grid
+    torch.testing.assert_close(features["tokens"], copy.deepcopy(network)(image)["tokens"])
+
+
+@pytest.mark.parametrize("family", ["DINOv2 with registers", "DINOv3", "Swin", "ConvNeXt", "ResNet"])
+def test_a_backbone_gives_its_last_map(family, tmp_path):
+    configuration, size, grid, _ = FAMILIES[family]
+    model = saved(tmp_path, configuration(), "AutoBackbone")
+    network = built(HuggingFace(str(tmp_path), auto_class="AutoBackbone"), (3, *size))
+    image = torch.rand(2, 3, *size)
+    last = model(image).feature_maps[-1]
+    features = network(image)
+    assert features.grid == grid
+    torch.testing.assert_close(features["tokens"], last.flatten(2).mT)
+    torch.testing.assert_close(features["embedding"], last.mean((2, 3)))
+
+
+def test_mean_std_and_size_are_the_image_processors(tmp_path):
+    saved(tmp_path, FAMILIES["ViT"][0](), processor=PROCESSOR)
+    network = built(HuggingFace(str(tmp_path)), (3, 20, 20))
+    assert network.image_size == (32, 48)
+    assert network.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert network.std.flatten().tolist() == pytest.approx([0.5, 0.6, 0.7])
+    own = built(HuggingFace(str(tmp_path), image_size=16, mean=[0.0], std=[1.0]), (3, 20, 20))
+    assert own.image_size == (16, 16)
+    assert own(torch.rand(1, 3, 20, 20)).grid == (2, 2)
+
+
+def test_a_pooling_without_trained_weights_is_replaced_by_the_class_token(tmp_path):
+    model = saved(tmp_path, FAMILIES["ViT"][0](), "AutoModelForImageClassification", num_labels=4)
+    network = built(HuggingFace(str(tmp_path), auto_class="AutoModel"))
+    image = torch.rand(2, 3, 32, 48)
+    hidden = model.vit(image, interpolate_pos_encoding=True).last_hidden_state
+    torch.testing.assert_close(network(image)["embedding"], hidden[:, 0])
+
+
+def test_layers_are_tapped_by_name_and_a_frozen_teacher_is_deterministic(tmp_path):
+    saved(tmp_path, FAMILIES["ViT"][0]())
+    teacher = FrozenTeacher(built(HuggingFace(str(tmp_path), taps={"early": "layers.0"})))
+    image = torch.rand(2, 3, 32, 48)
+    assert teacher(image)["early"].shape == (2, 25, 32)
+    assert torch.equal(teacher(image)["tokens"], teacher(image)["tokens"])
+    assert not teacher(image)["tokens"].requires_grad
+
+
+def test_random_weights_and_a_new_classifier(tmp_path):
+    saved(tmp_path, FAMILIES["ViT"][0](), "AutoModelForImageClassification", num_labels=7)
+    assert built(HuggingFace(str(tmp_path), num_classes=4)).spec.logits == (4,)
+    assert built(HuggingFace(str(tmp_path), num_classes=7)).spec.logits == (7,)
+    random = built(HuggingFace(str(tmp_path), pretrained=False))
+    assert random.spec.logits == (4,)
+    random.train()(torch.rand(2, 3, 32, 48))["logits"].sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "./nowhere"}, "name: there is no folder './nowhere'"),
+        ({"name": "nobody/nothing"}, "name: the model of 'nobody/nothing' cannot be loaded on the hub or in its cache"),
+        ({"auto_class": "AutoBackbone"}, "auto_class: '.*' has no AutoBackbone"),
+        ({"image_size": 30}, r"patches of 8 x 8 pixels, which do not divide 30 x 30"),
+        ({"options": {"trust_remote_code": True}}, "would run code from the hub"),
+        ({}, r"has 7 classes and the data 4: give num_classes 4 for a new classifier, 7 to keep"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(arguments, message, tmp_path):
+    saved(tmp_path, FAMILIES["ViT"][0](), "AutoModelForImageClassification", num_labels=7)
+    with pytest.raises(UserError, match=message):
+        built(HuggingFace(**{"name": str(tmp_path), **arguments}))
+
+
+def test_a_folder_without_weights_and_one_with_too_few_are_refused(tmp_path):
+    model = saved(tmp_path, FAMILIES["ViT"][0]())
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="name: the AutoModel of '.*' cannot be loaded in that folder"):
+        built(HuggingFace(str(tmp_path)))
+    state = model.state_dict()
+    del state["layernorm.weight"]
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(UserError, match=r"lacks 1 of the weights of ViTModel \(layernorm.weight\)"):
+        built(HuggingFace(str(tmp_path)))
