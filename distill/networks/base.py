@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from distill.errors import UserError, require_above
 from distill.features import Features, FeatureSpec, Taps
+from distill.networks.weights import WeightsFile
 
 Size = int | tuple[int, int]
 """A height and a width, or one number for both."""
@@ -26,7 +27,7 @@ class Network(nn.Module, ABC):
     Call `build` before anything else.
 
     Args:
-        weights: file with the weights, see `load_weights`.
+        weights: file with the weights, see `load_weights`; a `WeightsFile` where it holds several networks that fit.
         drop_classifier: do not load the classifier from that file.
         taps: additional layers to read, as a list of layers or as name -> layer.
         image_size: resize the images to this size (bilinear, antialiased); `None` keeps their size.
@@ -49,7 +50,7 @@ class Network(nn.Module, ABC):
 
     def __init__(
         self,
-        weights: str | Path | None = None,
+        weights: str | Path | WeightsFile | None = None,
         drop_classifier: bool = False,
         taps: Sequence[str] | Mapping[str, str] | None = None,
         image_size: Size | None = None,

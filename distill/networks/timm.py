@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.errors import UserError, did_you_mean
 from distill.features import Features
 from distill.networks.base import Network, Size, map_to_tokens, pool_embedding
-from distill.networks.weights import load_weights
+from distill.networks.weights import WeightsFile, load_weights
 
 
 class Timm(Network):
@@ -25,7 +25,7 @@ class Timm(Network):
     Args:
         name: of the model, as timm lists it, with or without the tag of its weights.
         pretrained: download timm's weights.
-        weights: file with the weights, see `load_weights`.
+        weights: file with the weights, see `load_weights`; a `WeightsFile` where it holds several networks that fit.
         drop_classifier: do not load the classifier from that file.
         num_classes: number of logits; `None` takes the number of classes of the data.
         taps: additional layers to read, as a list of layers or as name -> layer.
@@ -40,7 +40,7 @@ class Timm(Network):
         self,
         name: str,
         pretrained: bool = False,
-        weights: str | Path | None = None,
+        weights: str | Path | WeightsFile | None = None,
         drop_classifier: bool = False,
         num_classes: int | None = None,
         taps: Sequence[str] | Mapping[str, str] | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.errors import UserError, require_at_least
 from distill.features import Features
 from distill.networks.base import Network, Size, map_to_tokens, pool_embedding
-from distill.networks.weights import load_weights
+from distill.networks.weights import WeightsFile, load_weights
 
 
 class TorchModule(Network):
@@ -23,7 +23,7 @@ class TorchModule(Network):
             the input of the last linear layer, if there is one.
         tokens: layer whose output is a map `[B, d, h, w]` or tokens `[B, N, d]`; `None` gives no tokens.
         prefix_tokens: number of leading tokens of `[B, N, d]` that are not patches (class token, registers).
-        weights: file with the weights, see `load_weights`.
+        weights: file with the weights, see `load_weights`; a `WeightsFile` where it holds several networks that fit.
         drop_classifier: do not load the classifier, the last linear layer, from that file.
         taps: additional layers to read, as a list of layers or as name -> layer.
         image_size: resize the images to this size; `None` keeps their size.
@@ -37,7 +37,7 @@ class TorchModule(Network):
         embedding: str | None = None,
         tokens: str | None = None,
         prefix_tokens: int = 0,
-        weights: str | Path | None = None,
+        weights: str | Path | WeightsFile | None = None,
         drop_classifier: bool = False,
         taps: Sequence[str] | Mapping[str, str] | None = None,
         image_size: Size | None = None,
