@@ -101,8 +101,8 @@ def _numpy() -> Iterator[Any]:
     yield from (np.ndarray, np.dtype)
     yield from {type(np.dtype(code)) for code in (*np.typecodes["All"], np.dtype([("a", "i4")]))}
     for module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # of NumPy 2 and 1
-        for function in (np.ndarray(0).__reduce__()[0], np.float64(0).__reduce__()[0]):
-            yield function, f"{module}.{function.__name__}"
-    for scalar in np.sctypeDict.values():
+        yield np.ndarray(0).__reduce__()[0], f"{module}._reconstruct"
+        yield np.float64(0).__reduce__()[0], f"{module}.scalar"
+    for scalar in {type(np.dtype(code).type(0)) for code in "?bhilqBHILQefdFD"}:
         yield scalar, f"numpy.{scalar.__name__}"
     yield np.bool_, "numpy.bool_"
