@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from distill.errors import UserError, require_above
 from distill.features import Features, FeatureSpec, Taps
+from distill.networks.layouts import Axes, Layout, find_axes
 from distill.networks.weights import WeightsFile
 
 Size = int | tuple[int, int]
@@ -33,6 +34,8 @@ class Network(nn.Module, ABC):
         image_size: resize the images to this size (bilinear, antialiased); `None` keeps their size.
         mean: of each channel, in [0, 1]; a single number applies to all channels.
         std: of each channel, likewise.
+        layout: axes of the tapped outputs, for all taps or by tap name: `NCHW`, `NHWC`, `NLC` or `NCL` (images N,
+            channels C, rows H, columns W, tokens L); needed only where passes at other image sizes do not show them.
 
     Attributes:
         model: the wrapped module, whose key names are the ones that are exported.
@@ -56,6 +59,7 @@ class Network(nn.Module, ABC):
         image_size: Size | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
         super().__init__()
         if drop_classifier and weights is None:
@@ -67,6 +71,8 @@ class Network(nn.Module, ABC):
             raise UserError(f"taps: {min(reserved)!r} is the name of a feature of every network, choose another name")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.normalization = (mean, std)
+        self.layout = layout
+        self.axes: dict[str, Axes] = {}
 
     @property
     def name(self) -> str:
@@ -96,6 +102,18 @@ class Network(nn.Module, ABC):
         """
         return {}, {}
 
+    def run(self, image: Tensor) -> object:
+        """Run every tapped layer once on `image`, as `forward_features` gets it."""
+        return self.forward_features(image)
+
+    def declared_layouts(self, layers: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the layouts that the family declares for outputs, given as tap name -> layer; the default: of none."""
+        return {}
+
+    def model_for_size(self, size: tuple[int, int]) -> nn.Module | None:
+        """Create a model for images `(H, W)`, without weights, for families whose models take one size only."""
+        return None
+
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
         """Create the model, load its weights and determine its shapes by a pass over two dummy images.
 
@@ -117,6 +135,7 @@ class Network(nn.Module, ABC):
             image = self.prepare(self.dummy_images())
             outputs, inputs = self.feature_layers(image)
             self.taps = Taps(self.model, {**self.tap_layers, **outputs}, inputs)
+            self.axes = find_axes(self, image, {**self.tap_layers, **outputs})
             with self.taps:
                 features = self.forward_features(image)
                 self.taps.protect()
@@ -135,7 +154,13 @@ class Network(nn.Module, ABC):
         return features
 
     def _with_maps(self, features: Features) -> Features:
-        return replace(features, maps={name: self.taps.tensors[name] for name in self.tap_layers})
+        return replace(features, maps={name: self.tapped(name) for name in self.tap_layers})
+
+    def tapped(self, name: str) -> Tensor:
+        """Return the output of a tap in the current pass: a map `[B, d, h, w]`, tokens `[B, N, d]` or a vector."""
+        tensor = self.taps.tensors[name]
+        axes = self.axes.get(name)
+        return tensor if axes is None or axes == tuple(range(tensor.ndim)) else tensor.permute(axes)
 
     def loading_code(self, path: str) -> str:
         """Return Python code that loads the weights exported to `path` and runs them without this project."""
