@@ -75,10 +75,10 @@ def find_axes(network: Network, image: Tensor, layers: Mapping[str, str]) -> dic
             )
     shapes = {name: shape for name, shape in shapes.items() if len(shape) in (3, 4)}
     found: dict[str, Axes] = {}
-    for other_size, other in _other_shapes(network, image, {name: layers[name] for name in shapes}, runs):
+    for other_size, other_shapes in _other_shapes(network, image, {name: layers[name] for name in shapes}, runs):
         growth = other_size[0] / size[0], other_size[1] / size[1]
-        for name in shapes.keys() & other.keys() - found.keys():
-            if (axes := axes_that_move(shapes[name], other[name], growth)) is not None:
+        for name in shapes.keys() & other_shapes.keys() - found.keys():
+            if (axes := axes_that_move(shapes[name], other_shapes[name], growth)) is not None:
                 found[name] = axes
         if found.keys() == shapes.keys():
             break
@@ -101,19 +101,19 @@ def find_axes(network: Network, image: Tensor, layers: Mapping[str, str]) -> dic
     return found
 
 
-def axes_that_move(shape: Shape, other: Shape, growth: tuple[float, float]) -> Axes | None:
+def axes_that_move(shape: Shape, second: Shape, growth: tuple[float, float]) -> Axes | None:
     """Return the axes of an output by the shapes that it has for images of two sizes, or `None` if these do not tell.
 
     Args:
         shape: for 2 images of the first size.
-        other: for 3 images of the second size.
+        second: for 3 images of the second size.
         growth: second height and width over the first.
     """
-    if len(shape) != len(other) or (shape[0], other[0]) != (_BATCH, _OTHER_BATCH):
+    if len(shape) != len(second) or (shape[0], second[0]) != (_BATCH, _OTHER_BATCH):
         return None
     axes = range(1, len(shape))
-    moved = [axis for axis in axes if shape[axis] != other[axis]]
-    single = [axis for axis in axes if shape[axis] == other[axis] == 1]
+    moved = [axis for axis in axes if shape[axis] != second[axis]]
+    single = [axis for axis in axes if shape[axis] == second[axis] == 1]
     fixed = [axis for axis in axes if axis not in moved and axis not in single]
     if len(fixed) > 1 or len(moved) > len(shape) - 2:
         return None
@@ -126,7 +126,7 @@ def axes_that_move(shape: Shape, other: Shape, growth: tuple[float, float]) -> A
         return 0, rest[0], fixed[0]
     rows, columns = rest
     if len(moved) == 2:
-        grown = [math.log(other[axis] / shape[axis]) for axis in rest]
+        grown = [math.log(second[axis] / shape[axis]) for axis in rest]
         height, width = math.log(growth[0]), math.log(growth[1])
         in_order = abs(grown[0] - height) + abs(grown[1] - width)
         if abs(grown[1] - height) + abs(grown[0] - width) < in_order - 0.1:
@@ -231,30 +231,31 @@ def _other_shapes(
 
 def _run_without_data(network: Network, image: Tensor, layers: Mapping[str, str]) -> Run | None:
     """Return a function that runs a copy of the network whose tensors have shapes but no data."""
-    memo: dict[int, object] = {}
-    for module in network.modules():
-        values = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
-        caches = [item for value in values if isinstance(value, dict) for item in value.values()]
-        memo |= {id(tensor): tensor.to("meta") for tensor in (*values, *caches) if isinstance(tensor, Tensor)}
     try:
-        other = copy.deepcopy(network, memo)
+        memo: dict[int, object] = {}
+        for module in network.modules():
+            values = list(vars(module).values())
+            inside = [item for value in values if isinstance(value, dict) for item in value.values()]
+            tensors = (value for value in (*values, *inside) if isinstance(value, Tensor))
+            memo |= {id(tensor): tensor.detach().to("meta") for tensor in tensors}
+        copied = copy.deepcopy(network, memo)
     except Exception:  # what cannot be copied
         return None
 
     def run(batch: int, size: tuple[int, int]) -> dict[str, Shape]:
         with torch.device("meta"):
             images = torch.empty(batch, image.shape[1], *size, dtype=image.dtype)
-            return _shapes(other.taps, other.run, images, layers)
+            return _shapes(copied.taps, copied.run, images, layers)
 
     return run
 
 
 def _run_with_data(network: Network, image: Tensor, layers: Mapping[str, str]) -> Run:
     try:
-        other = copy.deepcopy(network)
+        copied = copy.deepcopy(network)
     except Exception:
-        other = network
-    return lambda batch, size: _shapes(other.taps, other.run, image.new_zeros(batch, image.shape[1], *size), layers)
+        copied = network
+    return lambda batch, size: _shapes(copied.taps, copied.run, image.new_zeros(batch, image.shape[1], *size), layers)
 
 
 def _run_of_another_model(image: Tensor, layers: Mapping[str, str], make: Callable[..., nn.Module | None]) -> Run:

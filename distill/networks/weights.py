@@ -157,7 +157,7 @@ def _only(fitting: Mapping[str, State], given: str | None, file: str, network: s
     """
     distinct: list[str] = []
     for prefix, state in fitting.items():
-        if not any(_equal(state, fitting[other]) for other in distinct):
+        if not any(_equal(state, fitting[known]) for known in distinct):
             distinct.append(prefix)
     if given is not None and len(distinct) > 1:
         distinct = [prefix for prefix in distinct if _parts(prefix) == _parts(given)] or distinct
@@ -185,15 +185,15 @@ def _shortest(prefixes: Sequence[str]) -> str:
     """Return the shortest prefix that chooses one of several."""
     for prefix in prefixes:
         for part in reversed(_parts(prefix)):
-            if sum(_is_meant(other, part) for other in prefixes) == 1:
+            if sum(_is_meant(candidate, part) for candidate in prefixes) == 1:
                 return part
     return prefixes[-1].rstrip(".") or "''"
 
 
-def _equal(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(
-        tensor is other[key] or (tensor.dtype == other[key].dtype and torch.equal(tensor, other[key]))
-        for key, tensor in one.items()
+def _equal(state: State, second: State) -> bool:
+    return state.keys() == second.keys() and all(
+        tensor is second[key] or (tensor.dtype == second[key].dtype and torch.equal(tensor, second[key]))
+        for key, tensor in state.items()
     )
 
 

@@ -91,8 +91,8 @@ def _read(path: Path, head: bytes) -> Any:
         return _read_safetensors(path)
     if head.startswith(b"PK\x03\x04"):
         _require_torch_archive(path)
-    elif (other := _other_kind(path, head)) is not None:
-        raise UserError(f"it is {other}")
+    elif (kind := _other_kind(path, head)) is not None:
+        raise UserError(f"it is {kind}")
     # A file and not its path, whose suffix torch.load would believe.
     with torch.serialization.safe_globals(harmless_types()), path.open("rb") as file:
         try:
