@@ -135,7 +135,7 @@ SLOW_TOKENS = {
     "pit_ti_224": ["transformers.0.blocks"],
     "hiera_tiny_224": ["blocks.0", "blocks.11"],
     "cait_xxs24_224": ["blocks.0", "blocks_token_only.0"],
-    "twins_svt_small": ["blocks.0"],
+    "twins_svt_small": ["blocks.0.0"],
     "mvitv2_tiny": ["stages.0.blocks.0.norm1"],
 }
 
