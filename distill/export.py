@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import torch
 import yaml
@@ -51,19 +56,69 @@ def load_student(ckpt_path: str | Path) -> Network:
 def export(student: Network, output: str | Path, format: Format = "safetensors") -> str:
     """Write a student to `output` and return Python code that loads it.
 
+    The file appears under its name when it is whole, with the permissions of any new file.
+
     Args:
         student: a built network.
         output: the file to write.
         format: see `distill export --help`.
 
     Raises:
-        UserError: `output` exists, or a package that the format needs is not installed.
+        UserError: `output` exists or cannot be written, in which case nothing of it is left, or a package that the
+            format needs is not installed.
     """
-    path = Path(output)
-    if path.exists():
-        raise UserError(f"output: {str(path)!r} exists and is not overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _WRITERS[format](student, path)
+    path = Path(output).expanduser()
+    if os.path.lexists(path):
+        raise _exists(path)
+    data, code = _FORMATS[format](student, path)
+    _write_new(path, data)
+    return code
+
+
+def _write_new(path: Path, data: bytes | memoryview) -> None:
+    """Write a new file, all of it or nothing, not even the folders it was to lie in.
+
+    The data are written to a temporary file beside `path`, which then gets its name.
+    """
+    missing = list(takewhile(lambda folder: not os.path.lexists(folder), path.parents))
+    part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _give_name(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that another process uses by now stays
+            for folder in missing:
+                folder.rmdir()
+        if isinstance(error, FileExistsError) and os.path.lexists(path):
+            raise _exists(path) from None
+        if (inside := next((str(folder) for folder in path.parents if folder.is_file()), None)) is not None:
+            raise UserError(f"output: {str(path)!r} cannot lie in {inside!r}, which is a file") from None
+        size = f"{memoryview(data).nbytes / 2**20:.1f} MiB"
+        raise UserError(
+            f"output: {str(path)!r} ({size}) cannot be written ({error.strerror or error}); nothing is left of it"
+        ) from error
+
+
+def _give_name(part: Path, path: Path) -> None:
+    """Rename a file, unless another process has written `path` in the meantime."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this file system
+        part.rename(path)
+    else:
+        part.unlink()
+
+
+def _exists(path: Path) -> UserError:
+    return UserError(f"output: {str(path)!r} exists and is not overwritten")
 
 
 class _Logits(nn.Module):
@@ -78,51 +133,60 @@ class _Logits(nn.Module):
         return logits
 
 
-def _write_safetensors(student: Network, path: Path) -> str:
-    from safetensors.torch import save_file
+# Each format's data are made in memory: torch's and ONNX's own writers leave a part of the file on a full disk, and
+# torch's then aborts the process.
+
+
+def _safetensors(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
+    from safetensors.torch import save
 
     weights = {name: tensor.contiguous().clone() for name, tensor in student.model.state_dict().items()}
-    save_file(weights, path, metadata={"format": "pt"})
-    return student.loading_code(str(path))
+    return save(weights, metadata={"format": "pt"}), student.loading_code(str(path))
 
 
-def _write_onnx(student: Network, path: Path) -> str:
+def _onnx(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
     try:
         import onnxscript  # noqa: F401  # used by torch.onnx
     except ImportError:
         raise UserError("format: onnx needs the packages onnx and onnxscript: install distill[onnx]") from None
     image = torch.rand(2, *student.image_shape)
-    torch.onnx.export(
+    program = torch.onnx.export(
         _Logits(student),
         (image,),
-        str(path),
         dynamo=True,
         input_names=["image"],
         output_names=["logits"],
         dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
-        external_data=False,
         verbose=False,
     )
-    return (
+    assert program is not None
+    code = (
         "import onnxruntime\n"
-        f'session = onnxruntime.InferenceSession("{path}")\n'
+        f"session = onnxruntime.InferenceSession({str(path)!r})\n"
         '(logits,) = session.run(None, {"image": image})  # image: float32 [B, C, H, W] in [0, 1]'
     )
+    try:
+        return program.model_proto.SerializeToString(), code
+    except Exception as error:  # protobuf's own, if the file would have more than 2 GiB
+        raise UserError(f"format: onnx cannot hold this student in one file ({error}): choose torch") from error
 
 
-def _write_torch(student: Network, path: Path) -> str:
+def _torch(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
     image = torch.rand(2, *student.image_shape)
     program = torch.export.export(_Logits(student), (image,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
-    torch.export.save(program, path)
-    return (
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    code = (
         "import torch\n"
-        f'network = torch.export.load("{path}").module()\n'
+        f"network = torch.export.load({str(path)!r}).module()\n"
         "logits = network(image)  # image: float32 [B, C, H, W] in [0, 1]"
     )
+    return content.getbuffer(), code
 
 
-_WRITERS: dict[str, Callable[[Network, Path], str]] = {
-    "safetensors": _write_safetensors,
-    "onnx": _write_onnx,
-    "torch": _write_torch,
+_FORMATS: dict[str, Callable[[Network, Path], tuple[bytes | memoryview, str]]] = {
+    "safetensors": _safetensors,
+    "onnx": _onnx,
+    "torch": _torch,
 }
+"""For each format, the function that returns the content of the file and Python code that loads it."""

@@ -26,7 +26,8 @@ class Features:
         tokens: `[B, N, d]`, patch tokens without class or distillation tokens, or the cells of the last map,
             row by row.
         grid: `(h, w)` of the tokens, `h * w = N`.
-        maps: output of each tapped layer, by tap name.
+        maps: output of each tapped layer, by tap name: a map `[B, d, h, w]`, tokens `[B, N, d]` or a vector `[B, d]`,
+            whichever axes the layer itself gives.
     """
 
     logits: Tensor | None = None

@@ -1,5 +1,11 @@
 """`distill export`: the student alone gives the module's logits, without this project."""
 
+import os
+import re
+import resource
+import stat
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -67,6 +73,60 @@ def test_an_existing_file_is_not_overwritten(trained, tmp_path, capsys):
     assert main(["export", f"--ckpt_path={trained[0]}", f"--output={tmp_path}/a.safetensors"]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
     assert (tmp_path / "a.safetensors").read_text() == "mine"
+
+
+FORMATS = ["safetensors", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch", "onnx"))]
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """No file can be written beyond `size` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_leaves_nothing_and_a_file_has_ordinary_permissions(format, trained, tmp_path, capsys):
+    arguments = ["export", f"--ckpt_path={trained[0]}", f"--output={tmp_path}/new/folder/a", f"--format={format}"]
+    with files_of_at_most(64 * 1024):
+        assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"distill: output: '.*/new/folder/a' \(\S+ MiB\) cannot be written \(File too large\).*", error)
+    assert not list(tmp_path.iterdir())
+    umask = os.umask(0o027)
+    try:
+        assert main(arguments) == 0
+    finally:
+        os.umask(umask)
+    (file,) = (tmp_path / "new/folder").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_a_file_that_appears_in_the_meantime_is_not_overwritten(trained, tmp_path, monkeypatch, capsys):
+    def save(*arguments, **options):
+        (tmp_path / "a").write_text("mine")
+        return b"weights"
+
+    monkeypatch.setattr("safetensors.torch.save", save)
+    assert main(["export", f"--ckpt_path={trained[0]}", f"--output={tmp_path}/a"]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_output_below_a_file_is_refused(trained, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["export", f"--ckpt_path={trained[0]}", f"--output={tmp_path}/file/a"]) == 2
+    assert "file', which is a file" in capsys.readouterr().err
+
+
+def test_an_output_in_the_home_folder_is_written_there(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["export", f"--ckpt_path={trained[0]}", "--output=~/a.safetensors"]) == 0
+    assert (tmp_path / "a.safetensors").is_file()
 
 
 @pytest.mark.parametrize("args", [["--ckpt_path=nowhere.ckpt", "--output=a"], ["--output=a"], ["--ckpt_pth=a"]])

@@ -5,7 +5,7 @@ from distill.networks.hugging_face import HuggingFace
 from distill.networks.teacher import Ensemble, FrozenTeacher, Teacher
 from distill.networks.timm import Timm
 from distill.networks.torch_module import TorchModule
-from distill.networks.weights import load_weights
+from distill.networks.weights import WeightsFile, load_weights
 
 __all__ = [
     "Ensemble",
@@ -16,5 +16,6 @@ __all__ = [
     "Teacher",
     "Timm",
     "TorchModule",
+    "WeightsFile",
     "load_weights",
 ]

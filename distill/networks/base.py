@@ -14,6 +14,8 @@ from torch.nn.functional import interpolate
 
 from distill.errors import UserError, require_above
 from distill.features import Features, FeatureSpec, Taps
+from distill.networks.layouts import Axes, Layout, find_axes
+from distill.networks.weights import WeightsFile
 
 Size = int | tuple[int, int]
 """A height and a width, or one number for both."""
@@ -34,13 +36,15 @@ class Network(FeatureSource):
     Call `build` before anything else.
 
     Args:
-        weights: file with the weights, see `load_weights`.
+        weights: file with the weights, see `load_weights`; a `WeightsFile` where it holds several networks that fit.
         drop_classifier: do not load the classifier from that file.
         taps: additional layers to read, as a list of layers or as name -> layer; or `benchmark`, which reads those of
             the model's `benchmark_taps`: the features of the CRD benchmark, under the same names in all its networks.
         image_size: resize the images to this size (bilinear, antialiased); `None` keeps their size.
         mean: of each channel, in [0, 1]; a single number applies to all channels.
         std: of each channel, likewise.
+        layout: axes of the tapped outputs, for all taps or by tap name: `NCHW`, `NHWC`, `NLC` or `NCL` (images N,
+            channels C, rows H, columns W, tokens L); needed only where passes at other image sizes do not show them.
 
     Attributes:
         model: the wrapped module, whose key names are the ones that are exported.
@@ -58,12 +62,13 @@ class Network(FeatureSource):
 
     def __init__(
         self,
-        weights: str | Path | None = None,
+        weights: str | Path | WeightsFile | None = None,
         drop_classifier: bool = False,
         taps: NamedTaps = None,
         image_size: Size | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
         super().__init__()
         if drop_classifier and weights is None:
@@ -80,6 +85,8 @@ class Network(FeatureSource):
             raise UserError(f"taps: {min(reserved)!r} is the name of a feature of every network, choose another name")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.normalization = (mean, std)
+        self.layout = layout
+        self.axes: dict[str, Axes] = {}
 
     @property
     def name(self) -> str:
@@ -109,6 +116,18 @@ class Network(FeatureSource):
         """
         return {}, {}
 
+    def run(self, image: Tensor) -> object:
+        """Run every tapped layer once on `image`, as `forward_features` gets it."""
+        return self.forward_features(image)
+
+    def declared_layouts(self, layers: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the layouts that the family declares for outputs, given as tap name -> layer; the default: of none."""
+        return {}
+
+    def model_for_size(self, size: tuple[int, int]) -> nn.Module | None:
+        """Create a model for images `(H, W)`, without weights, for families whose models take one size only."""
+        return None
+
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
         """Create the model, load its weights and determine its shapes by a pass over two dummy images.
 
@@ -132,6 +151,7 @@ class Network(FeatureSource):
             image = self.prepare(self.dummy_images())
             outputs, inputs = self.feature_layers(image)
             self.taps = Taps(self.model, {**self.tap_layers, **outputs}, inputs)
+            self.axes = find_axes(self, image, {**self.tap_layers, **outputs})
             with self.taps:
                 features = self.forward_features(image)
                 self.taps.protect()
@@ -150,7 +170,13 @@ class Network(FeatureSource):
         return features
 
     def _with_maps(self, features: Features) -> Features:
-        return replace(features, maps={name: self.taps.tensors[name] for name in self.tap_layers})
+        return replace(features, maps={name: self.tapped(name) for name in self.tap_layers})
+
+    def tapped(self, name: str) -> Tensor:
+        """Return the output of a tap in the current pass: a map `[B, d, h, w]`, tokens `[B, N, d]` or a vector."""
+        tensor = self.taps.tensors[name]
+        axes = self.axes.get(name)
+        return tensor if axes is None or axes == tuple(range(tensor.ndim)) else tensor.permute(axes)
 
     def loading_code(self, path: str) -> str:
         """Return Python code that loads the weights exported to `path` and runs them without this project."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.features import Features
-from distill.networks.base import Network, Size, map_to_tokens, pool_embedding
-from distill.networks.weights import load_weights
+from distill.networks.base import NamedTaps, Network, Size, map_to_tokens, pool_embedding
+from distill.networks.layouts import Layout
+from distill.networks.weights import WeightsFile, load_weights
 
 AutoClass = Literal["AutoModel", "AutoModelForImageClassification", "AutoBackbone"]
 
@@ -33,7 +34,7 @@ class HuggingFace(Network):
         pretrained: load its weights; otherwise they are random.
         num_classes: number of logits of a classification model; `None` requires the model's own to be those of the
             data. Another number than the model's own gives a new classifier.
-        weights: file with further weights, see `load_weights`.
+        weights: file with further weights, see `load_weights`; a `WeightsFile` where several networks in it fit.
         drop_classifier: do not load the classifier from that file.
         taps: additional layers to read, as a list of layers or as name -> layer.
         image_size: resize the images to this size; `None` takes the one of the model's image processor, or keeps
@@ -41,6 +42,7 @@ class HuggingFace(Network):
         mean: of each channel; `None` takes the image processor's.
         std: of each channel; `None` takes the image processor's.
         options: further arguments of `from_pretrained`, such as `revision` or `attn_implementation`.
+        layout: axes of the tapped outputs, see `Network`.
 
     Raises:
         UserError: transformers is not installed, or the options would run code from the hub.
@@ -52,15 +54,16 @@ class HuggingFace(Network):
         auto_class: AutoClass | None = None,
         pretrained: bool = True,
         num_classes: int | None = None,
-        weights: str | Path | None = None,
+        weights: str | Path | WeightsFile | None = None,
         drop_classifier: bool = False,
-        taps: Sequence[str] | Mapping[str, str] | None = None,
+        taps: NamedTaps = None,
         image_size: Size | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         options: dict[str, Any] | None = None,
+        layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
-        super().__init__(weights, drop_classifier, taps, image_size, mean, std)
+        super().__init__(weights, drop_classifier, taps, image_size, mean, std, layout)
         if "trust_remote_code" in (options or {}):
             raise UserError("options: trust_remote_code would run code from the hub; wrap such a model in TorchModule")
         self.source = name

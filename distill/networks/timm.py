@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from distill.errors import UserError, did_you_mean
 from distill.features import Features
 from distill.networks.base import NamedTaps, Network, Size, map_to_tokens, pool_embedding
-from distill.networks.weights import load_weights
+from distill.networks.layouts import Layout
+from distill.networks.weights import WeightsFile, load_weights
 
 
 class Timm(Network):
@@ -25,7 +26,7 @@ class Timm(Network):
     Args:
         name: of the model, as timm lists it, with or without the tag of its weights.
         pretrained: download timm's weights.
-        weights: file with the weights, see `load_weights`.
+        weights: file with the weights, see `load_weights`; a `WeightsFile` where it holds several networks that fit.
         drop_classifier: do not load the classifier from that file.
         num_classes: number of logits; `None` takes the number of classes of the data.
         taps: additional layers to read, as a list of layers or as name -> layer; `benchmark` for the CRD benchmark's
@@ -35,13 +36,15 @@ class Timm(Network):
         mean: of each channel; `None` takes the model's.
         std: of each channel; `None` takes the model's.
         options: further arguments of `timm.create_model`, such as `drop_path_rate` or `patch_size`.
+        layout: axes of the outputs of the taps, for all or by tap name, where passes at other image sizes do not show
+            them: `NCHW`, `NHWC`, `NLC` or `NCL`.
     """
 
     def __init__(
         self,
         name: str,
         pretrained: bool = False,
-        weights: str | Path | None = None,
+        weights: str | Path | WeightsFile | None = None,
         drop_classifier: bool = False,
         num_classes: int | None = None,
         taps: NamedTaps = None,
@@ -49,8 +52,9 @@ class Timm(Network):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         options: dict[str, Any] | None = None,
+        layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
-        super().__init__(weights, drop_classifier, taps, image_size, mean, std)
+        super().__init__(weights, drop_classifier, taps, image_size, mean, std, layout)
         if pretrained and weights is not None:
             raise UserError(f"pretrained and weights ({str(weights)!r}) exclude each other, give one of the two")
         self.architecture = name
@@ -70,7 +74,7 @@ class Timm(Network):
             UserError: name, options, weights or image size do not fit.
         """
         _check_name(self.architecture)
-        count = self.num_classes if self.num_classes is not None else num_classes
+        self.count = count = self.num_classes if self.num_classes is not None else num_classes
         random_state = torch.get_rng_state()
         self.size_options: dict[str, tuple[int, int]] = {}
         model = self._make(count)
@@ -80,7 +84,7 @@ class Timm(Network):
             torch.set_rng_state(random_state)
             try:
                 self.size_options = {"img_size": self.input_shape[1:]}
-                model = self._make(count, **self.size_options)
+                model = self._make(count, size=self.input_shape[1:])
                 self._try(model)
             except Exception:
                 raise _wrong_size(model, self.name, self.input_shape, error) from error
@@ -102,18 +106,33 @@ class Timm(Network):
             f"network = timm.create_model({self.architecture!r}{arguments}, checkpoint_path={path!r})",
         ]
 
-    def _make(self, num_classes: int, **size: tuple[int, ...]) -> nn.Module:
+    def declared_layouts(self, layers: Mapping[str, str]) -> Mapping[str, str]:
+        """Return timm's `output_fmt` of the model for the layers that it lists as features."""
+        model: Any = self.model
+        layout = getattr(model, "output_fmt", None)
+        listed = {info["module"] for info in getattr(model, "feature_info", None) or [] if "module" in info}
+        return {name: str(layout) for name, layer in layers.items() if layout in ("NCHW", "NHWC") and layer in listed}
+
+    def model_for_size(self, size: tuple[int, int]) -> nn.Module | None:
+        """Create the timm model for images of another size; `None` if it takes only its own."""
+        try:
+            return self._make(self.count, size, pretrained=False)
+        except Exception:
+            return None
+
+    def _make(self, num_classes: int, size: tuple[int, int] | None = None, pretrained: bool = True) -> nn.Module:
         import timm
 
         arguments: dict[str, Any] = {
-            "pretrained": self.pretrained,
+            "pretrained": self.pretrained and pretrained,
             "num_classes": num_classes,
             "in_chans": self.input_shape[0],
         }
         if clash := arguments.keys() & self.options.keys():
             raise UserError(f"options: {min(clash)!r} cannot be given there, {type(self).__name__} sets it itself")
+        size_option = {} if size is None else {"img_size": size}
         try:
-            model: nn.Module = timm.create_model(self.architecture, **arguments, **{**size, **self.options})
+            model: nn.Module = timm.create_model(self.architecture, **arguments, **{**size_option, **self.options})
         except TypeError as error:
             raise UserError(f"options {self.options} do not fit timm's {self.name!r}: {error}") from None
         except Exception as error:
@@ -137,7 +156,7 @@ class Timm(Network):
 
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """Return the classifiers, whose inputs are the embedding; also determine the layout of the tokens."""
-        self.layout = _find_layout(self.model, image)
+        self.cells = _find_layout(self.model, image)
         self.classifier = [_first_after_pooling(name, layer) for name, layer in _classifiers(self.model)]
         self.classifier_inputs = {f"input of {name}": name for name in self.classifier}
         return {}, self.classifier_inputs
@@ -145,7 +164,7 @@ class Timm(Network):
     def forward_features(self, image: Tensor) -> Features:
         """Run timm's `forward_features` and `forward_head`, once each."""
         model: Any = self.model
-        layout = self.layout
+        layout = self.cells
         if layout.separate:
             final, maps = model.forward_intermediates(image, indices=1, norm=layout.norm)
             cells = maps[-1]

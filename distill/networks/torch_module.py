@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from distill.errors import UserError, require_at_least
 from distill.features import Features
 from distill.networks.base import Network, Size, map_to_tokens, pool_embedding
-from distill.networks.weights import load_weights
+from distill.networks.layouts import Layout
+from distill.networks.weights import WeightsFile, load_weights
 
 
 class TorchModule(Network):
@@ -23,12 +24,14 @@ class TorchModule(Network):
             the input of the last linear layer, if there is one.
         tokens: layer whose output is a map `[B, d, h, w]` or tokens `[B, N, d]`; `None` gives no tokens.
         prefix_tokens: number of leading tokens of `[B, N, d]` that are not patches (class token, registers).
-        weights: file with the weights, see `load_weights`.
+        weights: file with the weights, see `load_weights`; a `WeightsFile` where it holds several networks that fit.
         drop_classifier: do not load the classifier, the last linear layer, from that file.
         taps: additional layers to read, as a list of layers or as name -> layer.
         image_size: resize the images to this size; `None` keeps their size.
         mean: of each channel; `None` subtracts nothing.
         std: of each channel; `None` divides by nothing.
+        layout: axes of the outputs of the taps, of `embedding` and of `tokens`, for all or by name, where passes at
+            other image sizes do not show them: `NCHW`, `NHWC`, `NLC` or `NCL`.
     """
 
     def __init__(
@@ -37,14 +40,15 @@ class TorchModule(Network):
         embedding: str | None = None,
         tokens: str | None = None,
         prefix_tokens: int = 0,
-        weights: str | Path | None = None,
+        weights: str | Path | WeightsFile | None = None,
         drop_classifier: bool = False,
         taps: Sequence[str] | Mapping[str, str] | None = None,
         image_size: Size | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
-        super().__init__(weights, drop_classifier, taps, image_size, mean, std)
+        super().__init__(weights, drop_classifier, taps, image_size, mean, std, layout)
         require_at_least(0, prefix_tokens=prefix_tokens)
         self.model = module
         self.embedding = embedding
@@ -82,17 +86,25 @@ class TorchModule(Network):
         inputs = {"embedding": classifier} if self.embedding is None and classifier else {}
         return {name: layer for name, layer in outputs.items() if layer is not None}, inputs
 
+    def run(self, image: Tensor) -> object:
+        """Run the module."""
+        return self.model(image)
+
+    def declared_layouts(self, layers: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the layouts of `embedding` and `tokens` where they are sequences."""
+        return {"embedding": "NLC", "tokens": "NLC"}
+
     def forward_features(self, image: Tensor) -> Features:
         """Run the module and read embedding and tokens from its layers."""
         logits = self.model(image)
         tensors = self.taps.tensors
-        embedding = pool_embedding(tensors["embedding"]) if "embedding" in tensors else None
+        embedding = pool_embedding(self.tapped("embedding")) if "embedding" in tensors else None
         if embedding is not None and embedding.ndim != 2:
             raise UserError(
                 f"embedding of {self.name} must be [B, d] or [B, d, h, w], given {tuple(embedding.shape)}: "
                 "choose another layer as embedding"
             )
-        tokens, grid = self._tokens(tensors["tokens"], image) if "tokens" in tensors else (None, None)
+        tokens, grid = self._tokens(self.tapped("tokens"), image) if "tokens" in tensors else (None, None)
         return Features(logits, embedding, tokens, grid)
 
     def _tokens(self, cells: Tensor, image: Tensor) -> tuple[Tensor, tuple[int, int]]:

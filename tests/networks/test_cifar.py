@@ -15,7 +15,7 @@ from torch import nn
 import distill.networks.cifar
 from distill.errors import UserError
 from distill.export import export
-from distill.networks import Timm, load_weights
+from distill.networks import Timm, WeightsFile, load_weights
 from distill.networks.cifar import NETWORKS
 from tests.networks.cifar_reference import REFERENCES, Checkpoint, Seen, resnet18
 
@@ -184,6 +184,54 @@ def test_checkpoints_of_the_benchmark_are_read_from_its_files(name, zipped, wrap
     own = [tensor for tensor in model.state_dict().values() if tensor.ndim == 4]
     assert len(own) == len(convolutions)
     assert {float(tensor.sum()) for tensor in own} == {float(tensor.sum()) for tensor in convolutions}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("resnet8_cifar", "vgg8_cifar", "wrn_16_1_cifar")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in ONE_OF_EACH
+    ],
+)
+def test_whole_checkpoints_of_mdistillers_public_code_give_the_network_of_the_prefix(name, tmp_path):
+    student = dict(of_benchmark(name)[0])
+    teacher = {key: tensor * 2 for key, tensor in student.items()}
+    distiller = {
+        **{f"module.student.{key}": tensor for key, tensor in student.items()},
+        **{f"module.teacher.{key}": tensor for key, tensor in teacher.items()},
+        "module.abfs.0.conv1.0.weight": torch.ones(2, 2, 1, 1),
+    }
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.05, "params": [0]}]}
+    whole = {"epoch": 240, "model": distiller, "optimizer": optimizer, "best_acc": 75.0}
+    torch.save(whole, tmp_path / "latest")
+    torch.save({"model": {f"module.{key}": tensor for key, tensor in teacher.items()}}, tmp_path / "teacher_best")
+    model, expected = timm.create_model(name), timm.create_model(name)
+    with pytest.raises(UserError, match="'model.module.student', 'model.module.teacher': .* prefix: student"):
+        load_weights(model, tmp_path / "latest", classifier=["fc"])
+    load_weights(expected, tmp_path / "teacher_best", classifier=["fc"])
+    load_weights(model, WeightsFile(tmp_path / "latest", "teacher"), classifier=["fc"])
+    for tensor, other in zip(model.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other)
+    load_weights(model, WeightsFile(tmp_path / "latest", "module.student"), classifier=["fc"])
+    for tensor, other in zip(model.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert torch.equal(tensor * 2, other)
+
+
+def test_a_whole_checkpoint_of_mdistillers_public_code_with_one_network_that_fits_needs_no_prefix(tmp_path):
+    student, teacher = dict(of_benchmark("vgg8_cifar")[0]), dict(of_benchmark("resnet8_cifar")[0])
+    distiller = {f"module.student.{key}": tensor for key, tensor in student.items()}
+    distiller |= {f"module.teacher.{key}": tensor for key, tensor in teacher.items()}
+    torch.save({"model": distiller}, tmp_path / "latest")
+    for name, key, tensor in (
+        ("vgg8_cifar", "stem.blocks.0.conv", "block0.0"),
+        ("resnet8_cifar", "stem.conv", "conv1"),
+    ):
+        model = timm.create_model(name)
+        load_weights(model, tmp_path / "latest", classifier=["fc"])
+        stored = student if name == "vgg8_cifar" else teacher
+        assert torch.equal(model.get_submodule(key).weight, stored[f"{tensor}.weight"])
 
 
 def test_the_classifier_of_a_benchmark_checkpoint_can_be_left_out(tmp_path):

@@ -166,8 +166,12 @@ def empty(path: Path) -> None:
     path.touch()
 
 
+class Anything:
+    """A class of the training program."""
+
+
 def objects(path: Path) -> None:
-    torch.save({"model": model().state_dict(), "where": Path("a")}, path)
+    torch.save({"model": model().state_dict(), "tracker": Anything()}, path)
 
 
 def no_tensors(path: Path) -> None:
@@ -198,10 +202,10 @@ def other_count(path: Path) -> None:
     [
         (missing, "does not exist"),
         (truncated, "cannot be read: it is truncated or not a file of weights"),
-        (garbage, "cannot be read: it is truncated or not a file of weights"),
-        (empty, "cannot be read: it is truncated or not a file of weights"),
-        (objects, "besides tensors it contains 'pathlib.*', which are not loaded for safety"),
-        (no_tensors, "contains no named tensors"),
+        (garbage, "cannot be read: it is an HTML page"),
+        (empty, "cannot be read: it is empty"),
+        (objects, "besides tensors it contains '.*Anything', which are not loaded for safety: save the state dict"),
+        (no_tensors, "contains no named tensors, but list"),
         (foreign, "has no weights of ResNet: none of its tensors .'encoder.a', 'encoder.b'. has a matching name"),
         (partly, "only in part: .* 1 are missing .'conv1.0.weight'.; 1 are unexpected .'extra.weight'."),
         (other_width, r"only in part: .*'conv1.0.weight' is \[4, 3, 3, 3\], not \["),
