@@ -15,6 +15,9 @@ from distill.cli.commands import COMMANDS
 from distill.cli.messages import parser_message
 from distill.errors import UserError
 
+WEIGHTS_HELP = "The weights of a run with a weight average (EMA) to take; the averaged ones by default."
+"""Help for the option `weights`."""
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Help formatter that keeps the line breaks of the description and shows defaults like jsonargparse."""

@@ -16,6 +16,7 @@ from distill.distributed import world_size
 from distill.errors import UserError
 from distill.training import lightning_internals as internals
 from distill.training.optimizer import EffectiveBatch
+from distill.training.run_info import length
 
 
 class SyncBatchNorms(LayerSync):
@@ -100,7 +101,7 @@ def effective_batch(trainer: Trainer) -> EffectiveBatch | None:
 
 def _require_equal_data(loader: Any) -> None:
     """Raise on every rank if the ranks have different amounts of data, since DDP would hang."""
-    sizes = (_length(loader), _length(getattr(loader, "sampler", None)), getattr(loader, "batch_size", None))
+    sizes = (length(loader), length(getattr(loader, "sampler", None)), getattr(loader, "batch_size", None))
     all_sizes: list[Any] = [None] * world_size()
     dist.all_gather_object(all_sizes, sizes)
     for rank, rank_sizes in enumerate(all_sizes):
@@ -113,13 +114,6 @@ def _require_equal_data(loader: Any) -> None:
 
 def _is_batch_norm(layer: nn.Module) -> bool:
     return isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
-
-
-def _length(sized: Any) -> int | None:
-    try:
-        return len(sized)
-    except TypeError:  # loader of an IterableDataset, or no sampler
-        return None
 
 
 def _describe(batches: int | None, samples: int | None, size: int | None) -> str:
