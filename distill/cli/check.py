@@ -14,10 +14,11 @@ from torch import Tensor
 from distill.heads import Head
 from distill.networks import Network
 from distill.objective import Term
-from distill.schedules import Schedule
+from distill.schedules import Schedule, bounds_of
 from distill.training.classification import ClassificationModule
 from distill.training.distillation import DistillationModule
 from distill.training.optimizer import EffectiveBatch
+from distill.training.run_info import steps_per_epoch
 
 
 def print_set_up(
@@ -38,7 +39,7 @@ def print_set_up(
     if data is not None:
         console.print(_data(data, trainer))
         if (batch := _effective_batch(data, trainer)) is not None:
-            console.print(_step(module, batch))
+            console.print(_step(module, batch, data, trainer))
     console.print("The set-up is valid.")
 
 
@@ -106,9 +107,13 @@ def _data(data: LightningDataModule, trainer: Trainer) -> Table:
     return table
 
 
-def _step(module: LightningModule, batch: EffectiveBatch) -> Table:
+def _step(module: LightningModule, batch: EffectiveBatch, data: LightningDataModule, trainer: Trainer) -> Table:
     table = Table(title="Optimizer step", title_justify="left", show_header=False)
     table.add_row("effective batch", str(batch))
+    limit = trainer.limit_train_batches
+    batches = len(data.train_dataloader()) // trainer.world_size
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    table.add_row("steps per epoch", f"{steps_per_epoch(batches, trainer.accumulate_grad_batches):,}")
     if isinstance(module, ClassificationModule):
         table.add_row("learning rate", module.make_optimizer(batch)[1])
     return table
@@ -140,7 +145,9 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def _weight(term: Term) -> str:
+    lowest = (bounds_of(term.weight) or (0.0,))[0]
+    note = " (negative: this term is maximized)" if lowest < 0 else ""
     if not isinstance(term.weight, Schedule):
-        return f"{term.weight:g}"
+        return f"{term.weight:g}{note}"
     settings: dict[str, Any] = {name: value for name, value in vars(term.weight).items() if value is not None}
-    return f"{type(term.weight).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"
+    return f"{type(term.weight).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())}){note}"

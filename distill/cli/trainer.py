@@ -10,6 +10,7 @@ from distill.cli.check import print_set_up
 from distill.errors import UserError
 from distill.heads import Head, shipped
 from distill.training.classification import ClassificationModule
+from distill.training.run_info import require_trainable
 
 
 class Trainer(LightningTrainer):
@@ -17,6 +18,7 @@ class Trainer(LightningTrainer):
 
     def check(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
         """Check the configuration and print networks, heads and data, without training."""
+        require_trainable(self)
         print_set_up(model, datamodule, self)
 
     def plot(

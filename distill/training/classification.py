@@ -22,7 +22,7 @@ from distill.networks import FrozenTeacher, Network
 from distill.objective import TASK, TEACHER, Distiller, Losses, Objective, Term
 from distill.schedules import Progress, Schedule, bounds_of
 from distill.training.continuation import Continuation
-from distill.training.ddp import align_ranks, effective_batch, prepare_ranks
+from distill.training.ddp import align_ranks, choose_unused_parameter_detection, effective_batch, prepare_ranks
 from distill.training.lightning_internals import trainer_of
 from distill.training.loading import STUDENT, differences, student_and_what_fits
 from distill.training.lr_schedulers import Interval, scheduler_settings
@@ -35,7 +35,7 @@ from distill.training.optimizer import (
     require_valid_settings,
     scale_learning_rate,
 )
-from distill.training.run_info import accumulation_weight, progress_of, require_trainable, run_info
+from distill.training.run_info import accumulation_weight, log_every_epoch, progress_of, require_trainable, run_info
 from distill.training.weight_averaging import WeightsChoice, WholeAverages, evaluated_weights
 
 
@@ -160,9 +160,10 @@ class ClassificationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Prepare the module for DDP before the strategy wraps it, and the metrics of a test on long-tailed data."""
+        prepare_ranks(self, self.trainer)
         if stage == "fit":
             require_trainable(self.trainer)
-        prepare_ranks(self, self.trainer)
+            choose_unused_parameter_detection(self, self.num_classes, self.trainer)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
         self.longtail_metrics = None
         if stage == "test" and getattr(data, "longtail", None) is not None:
@@ -204,6 +205,7 @@ class ClassificationModule(LightningModule):
         """Align the ranks and check that all terms fit the run, before step 0."""
         align_ranks(self, self.trainer.train_dataloader)
         self.distiller.objective.prepare(run_info(self.trainer))
+        log_every_epoch(self.trainer)
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy of many-, medium- and few-shot classes if the data are long-tailed."""
@@ -274,7 +276,7 @@ class ClassificationModule(LightningModule):
         step = self.global_step + 1
         last = self.trainer.is_last_batch or step == self.trainer.max_steps or self.trainer.should_stop
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning's Trainer has it
-        return last or step % max(every, 1) == 0
+        return every > 0 and (last or step % every == 0)
 
     def _log_terms(self, losses: Losses, batch_size: int) -> None:
         shown: dict[str, Any] = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}

@@ -75,6 +75,14 @@ def run_info(trainer: Trainer) -> RunInfo:
     )
 
 
+def log_every_epoch(trainer: Trainer) -> None:
+    """Log at least at the last step of each epoch, where the logging interval is longer than an epoch or the run."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning's Trainer has it
+    steps = [phase[2] for phase in _phases(trainer.num_training_batches, _accumulation(trainer))]
+    run = progress_of(trainer, 0).steps or inf
+    trainer.log_every_n_steps = int(min(every, run, *steps))  # type: ignore[attr-defined]
+
+
 def length(sized: Any) -> int | None:
     """Return the length of a data set, a loader or a sampler; `None` if it has none."""
     try:

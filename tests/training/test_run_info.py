@@ -63,8 +63,9 @@ def test_progress_is_that_of_a_loop_that_steps_at_the_end_of_an_epoch(batches, a
 
 
 @pytest.mark.parametrize(
-    ("batches", "epochs", "max_steps", "steps"), [(12, -1, -1, None), (12, -1, 7, 7), (math.inf, 3, 9, 9), (math.inf, 3, -1, None)]
-)  # fmt: skip
+    ("batches", "epochs", "max_steps", "steps"),
+    [(12, -1, -1, None), (12, -1, 7, 7), (math.inf, 3, 9, 9), (math.inf, 3, -1, None)],
+)
 def test_a_run_may_have_no_end_and_data_no_length(batches, epochs, max_steps, steps):
     progress = progress_of(trainer_with(batches, epochs, max_steps, accumulated=5), 3)
     assert (progress.step, progress.steps, progress.epoch) == (3, steps, 0.0 if batches == math.inf else 1.0)
@@ -141,7 +142,7 @@ class Endless(IterableDataset):
     """Data without a length."""
 
     def __iter__(self):
-        return iter([sample for sample in [Digits(augment=False).samples("train")[0]] * 12])
+        return iter([Digits(augment=False).samples("train")[0]] * 12)
 
 
 def test_data_without_a_length_train_and_count_their_steps(tmp_path):
@@ -166,7 +167,7 @@ def test_data_without_a_length_train_and_count_their_steps(tmp_path):
         ({"max_epochs": 0}, "trainer.max_epochs is 0"),
         ({"max_steps": 0}, "trainer.max_steps is 0"),
         ({"limit_train_batches": 0}, "trainer.limit_train_batches is 0"),
-        ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches must be a whole number of at least 1, given 0"),
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches must be a whole number of at least 1, given 0"),
         ({"accumulate_grad_batches": -2}, "trainer.accumulate_grad_batches must be a whole number"),
         ({"gradient_clip_val": -1.0}, "trainer.gradient_clip_val must be a finite number above 0 or null, given -1.0"),
         ({"gradient_clip_val": math.nan}, "trainer.gradient_clip_val must be"),
