@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from safetensors.torch import load_file
 
 from distill.__main__ import main
 from distill.heads import KD, RKD, RRD
@@ -18,6 +19,7 @@ from distill.networks.torch_module import TorchModule
 from distill.objective import Term
 from distill.training.ddp import _has_unused_parameters
 from distill.training.distillation import DistillationModule
+from distill.training.loading import STUDENT
 from tests.nets import Plain
 from tests.training.test_modules import SETTINGS
 
@@ -172,7 +174,7 @@ def test_plain_ddp_trains_with_a_classifier_that_no_term_reads(tmp_path):
 
 @pytest.mark.slow
 def test_without_the_detection_ddp_would_stop(tmp_path):
-    with pytest.raises(RuntimeError, match="parameters that were not used in producing loss"):
+    with pytest.raises(RuntimeError, match="parameters that were not used in producing the loss"):
         fit({**FEATURES_ONLY, "trainer.strategy": "ddp_find_unused_parameters_false"})
 
 
@@ -202,3 +204,23 @@ def test_a_trial_step_that_is_not_possible_counts_as_one_with_unused_parameters(
     networks = {"student": TorchModule(Plain()), "teacher": TorchModule(Plain())}
     module = DistillationModule(**networks, heads={"own": Term(Demanding())}, **SETTINGS)
     assert _has_unused_parameters(module.distiller, 10)
+
+
+@pytest.mark.slow
+def test_the_program_continues_under_other_settings_and_exports_either_weights(tmp_path):
+    ema = {"trainer.callbacks": "EMAWeightAveraging", "trainer.callbacks.decay": 0.5, "model.student": "Timm"}
+    ema |= {"model.student.name": "test_vit", "trainer.log_every_n_steps": 1}
+    first = {**SIXTEEN, **ema, "trainer.default_root_dir": "run"}
+    del first["model.student.module"]
+    assert main(["fit", *(f"--{key}={value}" for key, value in first.items())]) == 0
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    second = first | {"trainer.default_root_dir": "next", "trainer.max_epochs": 2, "model.optimizer.lr": 0.003}
+    assert main(["fit", *(f"--{key}={value}" for key, value in second.items()), f"--ckpt_path={last}"]) == 0
+    with (tmp_path / "next/metrics.csv").open() as file:
+        assert [float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]] == pytest.approx([0.003] * 4)
+    checkpoint = torch.load(last, weights_only=True)
+    for choice, key in (("averaged", "state_dict"), ("current", "current_model_state")):
+        arguments = [f"--ckpt_path={last}", f"--output={choice}.safetensors", f"--weights={choice}"]
+        assert main(["export", *arguments]) == 0
+        tensors = load_file(f"{choice}.safetensors")
+        assert all(torch.equal(tensor, checkpoint[key][f"{STUDENT}model.{name}"]) for name, tensor in tensors.items())
