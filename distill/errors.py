@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from math import isfinite
 
 
 class UserError(ValueError):
@@ -49,6 +50,17 @@ def one_of(name: str, given: str, known: Iterable[str]) -> str:
     if given not in names:
         raise UserError(f"{name} cannot be {given!r}: {did_you_mean(given, names)}")
     return given
+
+
+def require_finite(**numbers: float | None) -> None:
+    """Require every given number to be finite; `None` passes.
+
+    Raises:
+        UserError: a number is NaN or infinite; the message names it.
+    """
+    for name, number in numbers.items():
+        if number is not None and not isfinite(number):
+            raise UserError(f"{name} must be finite, given {number}")
 
 
 def require_at_least(least: float, **numbers: float | None) -> None:

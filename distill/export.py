@@ -21,16 +21,23 @@ import distill.networks.torch_module  # noqa: F401  # registers the networks' sh
 from distill.errors import UserError
 from distill.networks import Network
 from distill.runs.checkpoints import read_checkpoint
-from distill.training.classification import STUDENT
+from distill.training.loading import STUDENT
+from distill.training.weight_averaging import WeightsChoice, evaluated_weights
 
 Format = Literal["safetensors", "onnx", "torch"]
 
 
-def load_student(ckpt_path: str | Path) -> Network:
+def load_student(ckpt_path: str | Path, weights: WeightsChoice | None = None) -> Network:
     """Rebuild the student of a checkpoint, with its weights, in eval mode; the teacher is not needed.
 
+    Args:
+        ckpt_path: the checkpoint.
+        weights: `averaged` or `current` weights of a run with a weight average; by default the averaged ones, with a
+            message.
+
     Raises:
-        UserError: the checkpoint is missing, broken, or was not written by `distill fit`.
+        UserError: the checkpoint is missing, broken, or was not written by `distill fit`, or it has no averaged
+            weights, which were asked for.
     """
     checkpoint = read_checkpoint(ckpt_path)
     if "distill_config" not in checkpoint:
@@ -44,12 +51,12 @@ def load_student(ckpt_path: str | Path) -> Network:
     parser.add_subclass_arguments(Network, "student")
     student: Network = parser.instantiate_classes(parser.parse_object({"student": config})).student
     student.build(checkpoint["distill"]["num_classes"], tuple(checkpoint["distill"]["image_shape"]))
-    weights = {
+    tensors = {
         name.removeprefix(STUDENT): tensor
-        for name, tensor in checkpoint["state_dict"].items()
+        for name, tensor in evaluated_weights(checkpoint, weights, "weights").items()
         if name.startswith(STUDENT)
     }
-    student.load_state_dict(weights)
+    student.load_state_dict(tensors)
     return student.eval()
 
 

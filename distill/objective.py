@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ from distill.features import Features, FeatureSpec, Summary
 from distill.heads.base import Batch, Head, RunInfo
 from distill.networks import Network, Teacher
 from distill.networks.teacher import teacher_features
-from distill.schedules import Progress, Schedule, value_at
+from distill.schedules import Progress, Schedule, require_finite_values, value_at
 
 TASK = "task"
 """Name of the term on the labels."""
@@ -111,6 +112,8 @@ class Objective(nn.Module):
                 raise UserError(f"model.heads: a term cannot be called {name!r}; choose another name")
             if term is None or term.is_off:
                 continue
+            if not isinstance(term.weight, Schedule) and not math.isfinite(term.weight):
+                raise UserError(f"{key_of(name)}.weight must be finite, given {term.weight}")
             try:
                 teacher = specs[self._teacher_of(term, specs)] if term.head.needs_teacher and specs else None
                 term.head.check(student, teacher)
@@ -140,10 +143,13 @@ class Objective(nn.Module):
             UserError: a term does not fit the run; the message begins with the term's configuration key.
         """
         for name, term in self.terms.items():
-            try:
-                term.weight_at(run.progress)
-            except UserError as error:
-                raise error.at(f"{key_of(name)}.weight") from None
+            schedules = {"weight": term.weight} | {f"head.{key}": value for key, value in vars(term.head).items()}
+            for key, schedule in schedules.items():
+                try:
+                    if isinstance(schedule, Schedule):
+                        require_finite_values(schedule, run.progress)
+                except UserError as error:
+                    raise error.at(f"{key_of(name)}.{key}") from None
             try:
                 for need in sorted(term.head.batch_needs - run.provides):
                     remedy = _REMEDIES.get(need, "use data that provide it")

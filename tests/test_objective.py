@@ -1,5 +1,6 @@
 """The objective in any loop: what a LightningModule trains, a plain loop trains with the same losses."""
 
+import math
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from distill.features import Features, FeatureSpec, Summary
 from distill.heads import KD, RKD, RRD, TRG, CrossEntropy, Head, RunInfo, SeRKD
 from distill.networks import FrozenTeacher, Timm
 from distill.objective import Distiller, Objective, Term
-from distill.schedules import Linear, Progress, Until
+from distill.schedules import Linear, Progress, Schedule, Until
 from distill.superpixels import add_segments
 from distill.training.distillation import DistillationModule
 
@@ -171,6 +172,18 @@ class Cautious(Head):
         return student["logits"].sum()
 
 
+class Vanishing(Schedule):
+    """A number until step 3, then none."""
+
+    def __call__(self, progress):
+        return 1.0 if progress.step < 3 else math.nan
+
+
+def test_a_negative_weight_is_legal():
+    losses = Objective({"kd": Term(KD(), -0.5)}, SPEC, SPEC)(features(), features(1), BATCH, Progress())
+    assert losses.total == -0.5 * losses.values["kd"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -197,6 +210,21 @@ class Cautious(Head):
             lambda: Objective({"kd": Term(KD(), Until())}, SPEC, SPEC).prepare(RunInfo()),
             "model.heads.kd.weight: Until over a run without an end needs steps or epochs",
         ),
+        (
+            lambda: Objective({"kd": Term(KD(temperature=Linear(4.0, 1.0)))}, SPEC, SPEC).prepare(RunInfo()),
+            "model.heads.kd.head.temperature: Linear over a run without an end",
+        ),
+        (
+            lambda: Objective({"kd": Term(KD(), Vanishing())}, SPEC, SPEC).prepare(
+                RunInfo(Progress(steps=5, epochs=1))
+            ),
+            "model.heads.kd.weight: Vanishing gives nan at step 3, but every value must be finite",
+        ),
+        (
+            lambda: Objective({"kd": Term(KD(), math.nan)}, SPEC, SPEC),
+            "model.heads.kd.weight must be finite, given nan",
+        ),
+        (lambda: Objective({"task": Term(KD(), math.inf)}, SPEC, SPEC), "model.task.weight must be finite, given inf"),
         (
             lambda: Objective(
                 {"a": Term(SeRKD(superpixels="segments"))},

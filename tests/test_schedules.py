@@ -1,13 +1,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import UserError
-from distill.schedules import After, Constant, Cosine, Linear, Progress, Schedule, Span, Step, Until, Warmup, value_at
+from distill.heads.kd import KD
+from distill.schedules import (
+    After,
+    Constant,
+    Cosine,
+    Linear,
+    Progress,
+    Schedule,
+    Span,
+    Step,
+    Until,
+    Warmup,
+    require_finite_values,
+    require_values_above,
+    value_at,
+)
 
 
 def at(step: int, steps: int | None = 100, per_epoch: int = 10) -> Progress:
@@ -129,3 +145,91 @@ def test_start_begins_where_stop_ends(step: int, length: int) -> None:
 def test_start_without_a_length_is_refused() -> None:
     with pytest.raises(UserError, match="After needs steps or epochs"):
         After(2.0)
+
+
+NUMBERS = st.floats(-9, 9)
+SCHEDULES = st.one_of(
+    st.builds(Constant, NUMBERS),
+    st.builds(Linear, NUMBERS, NUMBERS),
+    st.builds(Cosine, NUMBERS, NUMBERS, steps=st.integers(1, 50)),
+    st.builds(Step, st.lists(st.floats(0, 9), max_size=3).map(sorted), NUMBERS, st.floats(0, 2)),
+)
+NESTED = st.one_of(
+    SCHEDULES,
+    st.builds(Warmup, st.one_of(NUMBERS, SCHEDULES), epochs=st.floats(0.1, 9), start=st.floats(0, 2)),
+    st.builds(Until, st.one_of(NUMBERS, SCHEDULES), steps=st.integers(1, 99)),
+    st.builds(After, st.one_of(NUMBERS, SCHEDULES), steps=st.integers(1, 99)),
+)
+
+
+@given(schedule=NESTED, step=st.integers(0, 120))
+def test_no_schedule_leaves_its_bounds(schedule: Schedule, step: int) -> None:
+    bounds = schedule.bounds()
+    assert bounds is not None
+    assert bounds[0] - 1e-9 <= schedule(at(step)) <= bounds[1] + 1e-9
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Constant,
+        lambda bad: Linear(bad, 1),
+        lambda bad: Linear(1, bad),
+        lambda bad: Cosine(1, bad),
+        lambda bad: Linear(1, 0, epochs=bad),
+        lambda bad: Warmup(bad),
+        lambda bad: Warmup(1.0, start=bad),
+        lambda bad: Step([2], value=bad),
+        lambda bad: Step([2], factor=bad),
+        lambda bad: Step([bad]),
+        Until,
+        lambda bad: After(bad, steps=1),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(make: Callable[[float], Schedule], bad: float) -> None:
+    with pytest.raises(UserError, match="must be finite, given|needs a positive length, given"):
+        make(bad)
+
+
+@pytest.mark.parametrize("make", [lambda: Warmup(1.0, start=-0.1), lambda: Step([-1]), lambda: Step([1], factor=-1.0)])
+def test_numbers_that_cannot_be_negative_are_refused(make: Callable[[], Schedule]) -> None:
+    with pytest.raises(UserError, match="must be at least 0, given -"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Linear(4.0, 0.0),
+        Cosine(0.0, 4.0),
+        Cosine(4.0, -1.0),
+        Warmup(4.0),
+        Until(4.0),
+        After(4.0, steps=2),
+        Constant(0.0),
+    ],
+)
+def test_a_temperature_that_reaches_0_is_refused(schedule: Schedule) -> None:
+    with pytest.raises(UserError, match=f"temperature must be above 0, but {type(schedule).__name__} reaches"):
+        require_values_above(0, temperature=schedule)
+    with pytest.raises(UserError, match="temperature must be above 0"):
+        KD(temperature=schedule)
+
+
+def test_a_temperature_that_stays_above_0_passes() -> None:
+    for schedule in (Linear(4.0, 1.0), Warmup(4.0, start=0.5), Step([2], 4.0)):
+        assert KD(temperature=schedule).temperature is schedule
+    with pytest.raises(UserError, match="temperature must be finite, given inf"):
+        KD(temperature=math.inf)
+
+
+def test_a_users_schedule_is_checked_over_the_run() -> None:
+    class Vanishing(Schedule):
+        def __call__(self, progress: Progress) -> float:
+            return 1.0 if progress.step < 7 else math.inf
+
+    require_values_above(0, temperature=Vanishing())
+    require_finite_values(Vanishing(), at(0, steps=7))
+    with pytest.raises(UserError, match="Vanishing gives inf at step 7, but every value must be finite"):
+        require_finite_values(Vanishing(), at(0, steps=8))

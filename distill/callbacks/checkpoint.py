@@ -171,7 +171,7 @@ class RunCheckpoint(ModelCheckpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning's Trainer has it
             return
         self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
-        trainer.save_checkpoint(self.last_model_path)
+        trainer.save_checkpoint(self.last_model_path, weights_only=False)
         self._last_step = trainer.global_step
         if trainer.is_global_zero:
             for logger in trainer.loggers:

@@ -18,10 +18,11 @@ from distill.features import FeatureSpec
 from distill.heads import Head
 from distill.networks import FrozenTeacher, Network, Teacher
 from distill.objective import Term
-from distill.schedules import Schedule
+from distill.schedules import Schedule, bounds_of
 from distill.training.classification import ClassificationModule
 from distill.training.distillation import DistillationModule
 from distill.training.optimizer import EffectiveBatch
+from distill.training.run_info import steps_per_epoch
 
 
 def print_set_up(
@@ -42,7 +43,7 @@ def print_set_up(
     if data is not None:
         console.print(_data(data, trainer))
         if (batch := _effective_batch(data, trainer)) is not None:
-            console.print(_step(module, batch, _last_batch(data, batch)))
+            console.print(_step(module, batch, data, trainer))
     console.print("The set-up is valid.")
 
 
@@ -168,11 +169,16 @@ def _data(data: LightningDataModule, trainer: Trainer) -> Table:
     return table
 
 
-def _step(module: LightningModule, batch: EffectiveBatch, last: int) -> Table:
+def _step(module: LightningModule, batch: EffectiveBatch, data: LightningDataModule, trainer: Trainer) -> Table:
     table = Table(title="Optimizer step", title_justify="left", show_header=False)
     table.add_row("effective batch", str(batch))
-    if last < batch.images:
+    images, limit = len(data.train_dataloader().dataset) // batch.devices, trainer.limit_train_batches
+    batches, last = divmod(images, batch.images)
+    if last and not getattr(data, "drop_last", True):
         table.add_row("last batch of an epoch", f"{last} images x {batch.devices} devices")
+        batches += 1
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    table.add_row("steps per epoch", f"{steps_per_epoch(batches, trainer.accumulate_grad_batches):,}")
     if isinstance(module, ClassificationModule):
         table.add_row("learning rate", module.make_optimizer(batch)[1])
     return table
@@ -181,13 +187,6 @@ def _step(module: LightningModule, batch: EffectiveBatch, last: int) -> Table:
 def _effective_batch(data: LightningDataModule, trainer: Trainer) -> EffectiveBatch | None:
     images = getattr(data, "batch_size", None)
     return None if images is None else EffectiveBatch(images, trainer.world_size, trainer.accumulate_grad_batches)
-
-
-def _last_batch(data: LightningDataModule, batch: EffectiveBatch) -> int:
-    """Return the number of images per device in an epoch's last batch."""
-    if getattr(data, "drop_last", True):
-        return batch.images
-    return len(data.train_dataloader().dataset) // batch.devices % batch.images or batch.images
 
 
 def _scope(head: Head) -> str:
@@ -211,7 +210,9 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def _weight(term: Term) -> str:
+    lowest = (bounds_of(term.weight) or (0.0,))[0]
+    note = " (negative: this term is maximized)" if lowest < 0 else ""
     if not isinstance(term.weight, Schedule):
-        return f"{term.weight:g}"
+        return f"{term.weight:g}{note}"
     settings: dict[str, Any] = {name: value for name, value in vars(term.weight).items() if value is not None}
-    return f"{type(term.weight).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"
+    return f"{type(term.weight).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())}){note}"

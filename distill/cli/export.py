@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from distill.cli.parser import command_parser
+from distill.cli.parser import WEIGHTS_HELP, command_parser
 from distill.export import Format, export, load_student
+from distill.training.weight_averaging import WeightsChoice
 
 
 def run_export(args: list[str]) -> None:
@@ -18,6 +19,7 @@ def run_export(args: list[str]) -> None:
         help="`safetensors`: the weights under the network's own names; `onnx` and `torch` (a `torch.export` program): "
         "the whole student from an image in [0, 1] to logits, normalization included.",
     )
+    parser.add_argument("--weights", type=WeightsChoice | None, default=None, help=WEIGHTS_HELP)
     options = parser.parse_args(args[1:])
-    student = load_student(options.ckpt_path)
+    student = load_student(options.ckpt_path, options.weights)
     print(export(student, options.output, options.format))

@@ -10,10 +10,14 @@ from typing import Any, NoReturn
 from jsonargparse import DefaultHelpFormatter
 from jsonargparse import _typehints as jsonargparse_typehints
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
 from distill.cli.commands import COMMANDS
 from distill.cli.messages import parser_message
 from distill.errors import UserError
+
+WEIGHTS_HELP = "The weights of a run with a weight average (EMA) to take; the averaged ones by default."
+"""Help for the option `weights`."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -29,6 +33,15 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         flags = [flag for action in self._actions for flag in action.option_strings]
         raise UserError(parser_message(message, flags)) from ex
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:
+        """Add a class's arguments; a logger's folder is not required, since it is the run's by default."""
+        added = super().add_class_arguments(theclass, *args, **kwargs)
+        if isinstance(theclass, type) and issubclass(theclass, Logger):
+            for action in self._actions:
+                if action.dest == "save_dir" and action.required:
+                    action.required, action.default = False, ""
+        return added
 
 
 def description(name: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from distill.cli.parser import command_parser, find_user_error
+from distill.cli.parser import WEIGHTS_HELP, command_parser, find_user_error
 from distill.cli.short_names import import_named_classes
 from distill.data import ImageData
 from distill.export import load_student
 from distill.knn import ProbeResult, probe
 from distill.networks import Network
+from distill.training.weight_averaging import WeightsChoice
 
 
 def run_probe(args: list[str]) -> None:
@@ -23,10 +24,11 @@ def run_probe(args: list[str]) -> None:
     parser.add_argument(
         "--temperature", type=float, default=0.07, help="Temperature of a vote's weight, exp(cosine / temperature)."
     )
+    parser.add_argument("--weights", type=WeightsChoice | None, default=None, help=WEIGHTS_HELP)
     options = parser.parse_args(args[1:])
     if "augment" in options.data.init_args:
         options.data.init_args.augment = False  # the training images are embedded without augmentation
-    student = load_student(options.ckpt_path)
+    student = load_student(options.ckpt_path, options.weights)
     try:
         data: ImageData = parser.instantiate_classes(options).data
     except ValueError as error:  # the parser wraps errors raised by a class

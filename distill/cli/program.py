@@ -97,6 +97,9 @@ class DistillCLI(LightningCLI):
             self.run_folder = new_folder(trainer.default_root_dir, self._get(self.config, "ckpt_path"))
             if (dirpath := self._get(self.config, "checkpoint").dirpath) is not None:
                 refuse_checkpoints_of_another(Path(dirpath))
+        for logger in _loggers(trainer.logger):
+            if logger.get("init_args") and logger.init_args.get("save_dir") == "":
+                logger.init_args.save_dir = str(self.run_folder or trainer.default_root_dir or ".")
         for logger in _wandb_loggers(trainer.logger):
             self._configure_wandb(logger)
 
@@ -125,11 +128,12 @@ class DistillCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Instantiate the trainer; by default its CSV log and checkpoints go into the run's folder."""
         checkpoint_content = self.resumed_checkpoint or {}
-        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+        settings = self._get(self.config_init, "trainer")
+        if settings.get("logger") in (None, True) and not settings.get("barebones"):
             step = checkpoint_content.get("global_step", 0)
             is_due = checkpoint_content.get("interrupted", {}).get("validation_is_due", False)
             kwargs["logger"] = ResumableCSVLogger(self.run_folder, step, is_due) if self.run_folder else False
-        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = settings.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
@@ -150,6 +154,12 @@ class DistillCLI(LightningCLI):
                 if isinstance(callback, Results):
                     callback.folder, callback.configuration = self.run_folder, yaml.safe_load(saving.text)
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> LightningTrainer:
+        """Leave out the checkpoints where they are switched off, since Lightning refuses them there."""
+        if config.get("barebones") or config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
 
     def _parse_ckpt_path(self) -> None:
         """Check or find the checkpoint; unlike in Lightning, it never overrides the configuration."""
@@ -224,10 +234,15 @@ def _clean_exit() -> Iterator[None]:
             wandb.finish(exit_code=int(failed))
 
 
+def _loggers(loggers: Any) -> list[Namespace]:
+    """Return the loggers in a configuration."""
+    loggers = loggers if isinstance(loggers, list) else [loggers]
+    return [logger for logger in loggers if isinstance(logger, Namespace)]
+
+
 def _wandb_loggers(loggers: Any) -> list[Namespace]:
     """Return wandb's loggers in a configuration."""
-    loggers = loggers if isinstance(loggers, list) else [loggers]
-    return [logger for logger in loggers if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger")]
+    return [logger for logger in _loggers(loggers) if logger.class_path.endswith("WandbLogger")]
 
 
 def run(args: list[str]) -> DistillCLI:
@@ -252,6 +267,7 @@ _IGNORED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # from Lightning's use of torch
     "The '.*_dataloader' does not have many workers",  # data in memory need none
     "You're using the WeightAveraging callback, but loading a checkpoint outside",  # as in a test
-    "The number of training batches .* is smaller than the logging interval",
+    "The number of training batches .* is smaller than the logging interval",  # which the module then shortens
+    r"You are trying to `self\.log\(\)` but `Trainer\(barebones=True\)`",  # by barebones
     r"(Experiment logs|Checkpoint) directory .* exists and is not empty",  # of a resumed run
 )

@@ -10,6 +10,7 @@ from distill.cli.check import print_set_up, read_all_images
 from distill.errors import UserError
 from distill.heads import Head, shipped
 from distill.training.classification import ClassificationModule
+from distill.training.run_info import require_trainable
 
 
 class Trainer(LightningTrainer):
@@ -29,6 +30,7 @@ class Trainer(LightningTrainer):
         Raises:
             UserError: an image cannot be read.
         """
+        require_trainable(self)
         print_set_up(model, datamodule, self)
         if read_data and datamodule is not None:
             read_all_images(datamodule)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from distill.distributed import all_mean, gather
-from distill.errors import UserError, one_of, require_above, require_at_least, require_between
+from distill.errors import UserError, one_of, require_at_least, require_between
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import noise_contrast
 from distill.heads.base import Batch, RunInfo, Scope
 from distill.heads.parts.embedding_head import EmbeddingHead
 from distill.memory import SampleBank, with_gradient_now
 from distill.randomness import random_bits
-from distill.schedules import Number, constant, value_at
+from distill.schedules import Number, require_values_above, value_at
 
 
 class CRD(EmbeddingHead):
@@ -68,7 +68,7 @@ class CRD(EmbeddingHead):
         require_at_least(2, samples=samples)
         require_at_least(1, negatives=negatives)
         require_between(0, 1, momentum=momentum)
-        require_above(0, temperature=constant(temperature))
+        require_values_above(0, temperature=temperature)
         self.samples, self.negatives, self.momentum, self.temperature = samples, negatives, momentum, temperature
         self.positives = one_of("positives", positives, ("exact", "class"))
         self.seed = seed

@@ -7,10 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from distill import functional
-from distill.errors import require_above
 from distill.features import Features
 from distill.heads.base import Batch, LogitHead, RelationHead, Scope
-from distill.schedules import Number, constant, value_at
+from distill.schedules import Number, require_values_above, value_at
 
 
 class DIST(RelationHead, LogitHead):
@@ -39,7 +38,7 @@ class DIST(RelationHead, LogitHead):
     ) -> None:
         super().__init__(scope)
         self.beta, self.gamma = beta, gamma
-        require_above(0, temperature=constant(temperature))
+        require_values_above(0, temperature=temperature)
         self.temperature = temperature
 
     def tokens(self, features: Features, batch: Batch) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill import functional
-from distill.errors import UserError, require_above
+from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.heads.base import Batch, LogitHead, mean_over_ranks
-from distill.schedules import Number, constant, value_at
+from distill.schedules import Number, require_values_above, value_at
 
 
 class DKD(LogitHead):
@@ -36,7 +36,7 @@ class DKD(LogitHead):
         super().__init__()
         self.alpha = alpha
         self.beta = beta
-        require_above(0, temperature=constant(temperature))
+        require_values_above(0, temperature=temperature)
         self.temperature = temperature
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill import functional
-from distill.errors import require_above
 from distill.features import Features
 from distill.heads.base import Batch, LogitHead
-from distill.schedules import Number, constant, value_at
+from distill.schedules import Number, require_values_above, value_at
 
 
 class KD(LogitHead):
@@ -25,7 +24,7 @@ class KD(LogitHead):
 
     def __init__(self, temperature: Number = 4.0) -> None:
         super().__init__()
-        require_above(0, temperature=constant(temperature))
+        require_values_above(0, temperature=temperature)
         self.temperature = temperature
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:

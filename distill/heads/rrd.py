@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.distributed import gather, own_rows
-from distill.errors import one_of, require_above, require_at_least
+from distill.errors import one_of, require_at_least
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import memory_relation
 from distill.heads.base import Batch, Scope
@@ -17,7 +17,7 @@ from distill.heads.parts.embedding_head import EmbeddingHead
 from distill.heads.parts.projection import L2Normalize, NormalizedLinear
 from distill.memory import EmbeddingQueue, Storage
 from distill.randomness import derive_seed
-from distill.schedules import Number, constant, value_at
+from distill.schedules import Number, require_values_above, value_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,9 +86,7 @@ class RRD(EmbeddingHead):
     ) -> None:
         super().__init__(width)
         require_at_least(1, size=size, chunk=chunk)
-        require_above(
-            0, student_temperature=constant(student_temperature), teacher_temperature=constant(teacher_temperature)
-        )
+        require_values_above(0, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
         preset_student, preset_teacher, preset_order = PRESETS[one_of("preset", preset, PRESETS)]
         self.student_temperature = preset_student if student_temperature is None else student_temperature
         self.teacher_temperature = preset_teacher if teacher_temperature is None else teacher_temperature

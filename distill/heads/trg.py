@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.distributed import gather, world_size
-from distill.errors import UserError, one_of, require_above, require_at_least
+from distill.errors import UserError, one_of, require_at_least
 from distill.features import Features, FeatureSpec
 from distill.functional import adjacency_divergence, context_difference, neighbor_divergence, node_contrast
 from distill.heads.base import Batch, Head, RunInfo, Scope, require_scope
 from distill.heads.parts.grid_tokens import GridTokens, averaged
 from distill.heads.parts.projection import NormalizedLinear
 from distill.randomness import random_bits
-from distill.schedules import Cosine, Number, constant, value_at
+from distill.schedules import Cosine, Number, require_values_above, value_at
 from distill.superpixels.association import Grid
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class TRG(Head):
                 "TRG compares nothing with local_weight 0, global_weight 0 and contextual_weight 0: give at least one"
             )
         require_at_least(1, tokens_per_image=tokens_per_image, neighbors=neighbors, width=width, chunk=chunk)
-        require_above(0, sigma=sigma, temperature=constant(temperature))
+        require_values_above(0, sigma=sigma, temperature=temperature)
         self.mode = one_of("mode", mode, ("teacher", "paper"))
         if mode == "teacher" and neighbors == 1 and local_weight != 0:
             raise UserError(

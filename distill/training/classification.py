@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from distill import __version__
-from distill.distributed import world_size
 from distill.errors import UserError, require_at_least
 from distill.features import Features
 from distill.heads import Batch
@@ -22,17 +20,31 @@ from distill.heads.cross_entropy import CrossEntropy
 from distill.metrics import IGNORE_INDEX, LongTailAccuracy, classification_metrics
 from distill.networks import FrozenTeacher, Network, Teacher
 from distill.objective import TASK, TEACHER, Distiller, Losses, Objective, Term
-from distill.schedules import Progress, Schedule
+from distill.schedules import Progress, Schedule, bounds_of
 from distill.training.checks import require_batch_statistics, require_same_classes
-from distill.training.ddp import align_ranks, align_statistics, effective_batch, prepare_ranks
+from distill.training.continuation import Continuation
+from distill.training.ddp import (
+    align_ranks,
+    align_statistics,
+    choose_unused_parameter_detection,
+    effective_batch,
+    prepare_ranks,
+)
 from distill.training.lightning_internals import trainer_of
-from distill.training.logged_losses import figures_of, is_logged
+from distill.training.loading import STUDENT, differences, student_and_what_fits
+from distill.training.logged_losses import log_losses
+from distill.training.lr_schedulers import Interval, scheduler_settings
 from distill.training.non_finite import NonFiniteGuard
-from distill.training.optimizer import EffectiveBatch, LRScaling, WeightDecayOn, parameter_groups, scale_learning_rate
-from distill.training.run_info import progress_of, run_info
-
-STUDENT = "distiller.student."
-"""Prefix of the student's tensor names in a checkpoint."""
+from distill.training.optimizer import (
+    EffectiveBatch,
+    LRScaling,
+    WeightDecayOn,
+    parameter_groups,
+    require_valid_settings,
+    scale_learning_rate,
+)
+from distill.training.run_info import accumulation_weight, log_every_epoch, progress_of, require_trainable, run_info
+from distill.training.weight_averaging import WeightsChoice, WholeAverages, evaluated_weights
 
 
 class ClassificationModule(LightningModule):
@@ -51,8 +63,10 @@ class ClassificationModule(LightningModule):
             (biases, norms) and those that the network itself exempts, as in timm.
         lr_scaling: rule that scales the optimizer's learning rate to the effective batch: `linear` multiplies it by
             effective batch / `lr_base_size`, `sqrt` by the square root of that ratio. Learning rates set in the
-            scheduler are not scaled, and a resumed run keeps those of its checkpoint.
+            scheduler are not scaled.
         lr_base_size: effective batch that the learning rate was chosen for.
+        evaluation_weights: weights that validation, test and prediction take in a run with a weight average, such as
+            Lightning's `EMAWeightAveraging`: `averaged` (the default) or `current`.
 
     Raises:
         UserError: the network cannot be built, or the task's head does not fit it.
@@ -66,27 +80,32 @@ class ClassificationModule(LightningModule):
         image_shape: tuple[int, int, int],
         task: Term | None = None,
         scheduler: LRSchedulerCallable | Schedule | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        scheduler_interval: Interval = "epoch",
         weight_decay_on: WeightDecayOn = "all",
         lr_scaling: LRScaling = "none",
         lr_base_size: int = 256,
+        evaluation_weights: WeightsChoice | None = None,
     ) -> None:
         super().__init__()
         require_at_least(1, lr_base_size=lr_base_size)
+        if isinstance(scheduler, Schedule) and (bounds := bounds_of(scheduler)) is not None and bounds[0] < 0:
+            raise UserError(f"scheduler: a learning rate cannot be negative, but the factor reaches {bounds[0]:g}")
         self.num_classes = num_classes
         self.image_shape = image_shape
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.scheduler_interval = scheduler_interval
+        self.scheduler_interval: Interval = scheduler_interval
         self.weight_decay_on: WeightDecayOn = weight_decay_on
         self.lr_scaling: LRScaling = lr_scaling
         self.lr_base_size = lr_base_size
+        self.evaluation_weights = evaluation_weights
         build(student, "model.student", num_classes, image_shape)
         self.distiller = self.make_distiller(student, {TASK: task or Term(CrossEntropy())})
         self.val_metrics = classification_metrics(num_classes, "val")
         self.test_metrics = classification_metrics(num_classes, "test")
         self.longtail_metrics: LongTailAccuracy | None = None
         self._guard = NonFiniteGuard()
+        self._continuation = Continuation()
 
     def make_distiller(self, student: Network, terms: dict[str, Term | None]) -> Distiller:
         """Combine the student, its teachers and the objective.
@@ -132,15 +151,10 @@ class ClassificationModule(LightningModule):
         """Compute the weighted sum of all terms on a batch."""
         losses: Losses = self.distiller(batch, self._progress())
         self._guard.check(self.global_step, losses.values)
-        size, loss = len(batch["image"]), losses.total.detach()
-        if trainer_of(self) is not None and is_logged(self.trainer, self.global_step + 1):
-            figures = figures_of(losses) | {"lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
-            loss = figures.pop("loss")
-            self.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=size)
-        elif world_size() > 1:
-            return losses.total  # its own loss would be another on each rank, and so would what depends on it
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        return losses.total
+        log_losses(self, losses, len(batch["image"]))
+        trainer = trainer_of(self)
+        share = 1.0 if trainer is None else accumulation_weight(trainer, batch_idx)
+        return losses.total if share == 1.0 else losses.total * share
 
     def on_validation_epoch_start(self) -> None:
         """Evaluate the same weights and statistics on all ranks."""
@@ -161,10 +175,17 @@ class ClassificationModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Prepare the module for DDP before the strategy wraps it, and the metrics of a test on long-tailed data."""
         prepare_ranks(self, self.trainer)
+        if stage == "fit":
+            require_trainable(self.trainer)
+            choose_unused_parameter_detection(self, self.num_classes, self.trainer)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
         self.longtail_metrics = None
         if stage == "test" and getattr(data, "longtail", None) is not None:
             self.longtail_metrics = LongTailAccuracy(self.num_classes, data.longtail.groups(data.class_counts()))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the callback that keeps memories out of weight averages."""
+        return [WholeAverages(self.evaluation_weights or "averaged")]
 
     def configure_optimizers(self) -> Any:
         """Create the optimizer of the student's and heads' parameters, and the scheduler."""
@@ -172,24 +193,17 @@ class ClassificationModule(LightningModule):
         optimizer, description = self.make_optimizer(batch)
         if batch is not None:
             rank_zero_info(f"learning rate: {description}")
-        if self.scheduler is None:
-            return optimizer
-        scheduler: Any
-        if isinstance(self.scheduler, Schedule):
-            factor, interval = self.scheduler, "step"
-            scheduler = LambdaLR(optimizer, lambda step: factor(progress_of(self.trainer, step)))
-        else:
-            scheduler, interval = self.scheduler(optimizer), self.scheduler_interval
-        settings = {"scheduler": scheduler, "interval": interval}
-        if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau
-            settings["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": settings}
+        scheduler = None
+        if self.scheduler is not None:
+            scheduler = scheduler_settings(self.scheduler, optimizer, self.scheduler_interval, self.trainer)
+        self._continuation.configure(optimizer, scheduler, self.scheduler, self.optimizer)
+        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def make_optimizer(self, batch: EffectiveBatch | None) -> tuple[Optimizer, str]:
         """Create the optimizer with its scaled learning rate, and a description of the scaling.
 
         Raises:
-            UserError: the learning rate is to be scaled, but the batch size is unknown.
+            UserError: the learning rate is to be scaled, but the batch size is unknown, or a setting is not finite.
         """
         if batch is None and self.lr_scaling != "none":
             raise UserError(
@@ -198,6 +212,7 @@ class ClassificationModule(LightningModule):
         exempt: set[str] = getattr(self.student.model, "no_weight_decay", set)()
         groups = parameter_groups(self, self.weight_decay_on, {f"{STUDENT}model.{name}" for name in exempt})
         optimizer = self.optimizer(groups)
+        require_valid_settings(optimizer)
         return optimizer, scale_learning_rate(optimizer, self.lr_scaling, batch, self.lr_base_size)
 
     def on_fit_start(self) -> None:
@@ -206,6 +221,7 @@ class ClassificationModule(LightningModule):
         run = run_info(self.trainer)
         require_batch_statistics(self.student, run)
         self.distiller.objective.prepare(run)
+        log_every_epoch(self.trainer)
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy of many-, medium- and few-shot classes if the data are long-tailed."""
@@ -225,17 +241,19 @@ class ClassificationModule(LightningModule):
             "version": __version__,
             "num_classes": self.num_classes,
             "image_shape": list(self.image_shape),
+            "optimizer": self._continuation.settings,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Outside of training, skip tensors of the heads that do not fit, since only the student is needed."""
         require_same_classes(checkpoint, self.student, self.num_classes)
-        if trainer_of(self) is not None and self.trainer.state.fn != "fit":
-            saved = checkpoint["state_dict"]
-            student = {name: tensor for name, tensor in saved.items() if name.startswith(STUDENT)}
-            rest = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(STUDENT)}
-            same = {name: saved[name] for name, tensor in rest.items() if _shape(saved.get(name)) == tensor.shape}
-            checkpoint["state_dict"] = student | rest | same
+        if trainer_of(self) is None:
+            return
+        if self.trainer.state.fn == "fit":
+            self._continuation.load(checkpoint, self.trainer)
+        else:
+            weights = evaluated_weights(checkpoint, self.evaluation_weights, "model.evaluation_weights")
+            checkpoint["state_dict"] = student_and_what_fits(weights, self.state_dict())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights.
@@ -246,11 +264,7 @@ class ClassificationModule(LightningModule):
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            current = self.state_dict()
-            different = sorted(
-                name for name in {*current, *state_dict} if _shape(current.get(name)) != _shape(state_dict.get(name))
-            )
-            shown = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+            shown = differences(state_dict, self.state_dict())
             raise UserError(
                 f"ckpt_path: the checkpoint does not fit this model (they differ in {shown}); use the configuration "
                 "that it was trained with"
@@ -278,7 +292,3 @@ def build(network: Network, key: str, num_classes: int, image_shape: tuple[int, 
         network.build(num_classes, image_shape)
     except UserError as error:
         raise error.at(key) from None
-
-
-def _shape(tensor: Tensor | None) -> torch.Size | None:
-    return None if tensor is None else tensor.shape

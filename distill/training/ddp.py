@@ -9,13 +9,17 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import LayerSync, TorchSyncBatchNorm
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.distributed import world_size
 from distill.errors import UserError
+from distill.randomness import get_states, set_states
+from distill.schedules import Progress
 from distill.training import lightning_internals as internals
 from distill.training.optimizer import EffectiveBatch
+from distill.training.run_info import length
 
 
 class SyncBatchNorms(LayerSync):
@@ -74,6 +78,25 @@ def prepare_ranks(module: nn.Module, trainer: Trainer) -> None:
         internals.set_layer_sync(strategy, SyncBatchNorms())
 
 
+def choose_unused_parameter_detection(module: nn.Module, num_classes: int, trainer: Trainer) -> None:
+    """Let DDP look for unused parameters if a trial step has some, such as a classifier that no term reads.
+
+    DDP would otherwise stop in the second step. The choice holds for the whole run; a user's own is kept, and a static
+    graph needs none. Call this before the strategy wraps the module.
+
+    Args:
+        module: a module with a `distiller`.
+        num_classes: number of classes K of the labels.
+        trainer: the trainer whose strategy will wrap the module.
+    """
+    strategy: Any = trainer.strategy
+    options = internals.ddp_options(strategy)
+    if not isinstance(strategy, DDPStrategy) or {"static_graph", "find_unused_parameters"} & options.keys():
+        return
+    module.to(strategy.root_device)  # where the strategy moves it anyway, and where collectives work
+    options["find_unused_parameters"] = _has_unused_parameters(module.get_submodule("distiller"), num_classes)
+
+
 def align_ranks(module: nn.Module, loader: Any) -> None:
     """Check that all ranks have the same teachers and equally many batches, and copy the heads' memories from rank 0.
 
@@ -115,7 +138,7 @@ def effective_batch(trainer: Trainer) -> EffectiveBatch | None:
 
 def _require_equal_data(loader: Any) -> None:
     """Raise on every rank if the ranks have different amounts of data, since DDP would hang."""
-    sizes = (_length(loader), _length(getattr(loader, "sampler", None)), getattr(loader, "batch_size", None))
+    sizes = (length(loader), length(getattr(loader, "sampler", None)), getattr(loader, "batch_size", None))
     all_sizes: list[Any] = [None] * world_size()
     dist.all_gather_object(all_sizes, sizes)
     for rank, rank_sizes in enumerate(all_sizes):
@@ -139,15 +162,44 @@ def _require_equal_teachers(teachers: nn.Module) -> None:
             )
 
 
+def _has_unused_parameters(distiller: Any, num_classes: int, images: int = 8) -> bool:
+    """Return True if a trainable parameter gets no gradient, or if that cannot be found out on random images.
+
+    A trial takes two steps, since memories are empty in the first. It leaves weights, buffers and random states as
+    they were.
+    """
+    parameters = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+    device = parameters[0].device
+    channels, height, width = distiller.student.image_shape
+    index = torch.arange(images, device=device)
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "image": torch.rand(images, channels, height, width, generator=generator).to(device),
+        "label": index % num_classes,
+        "index": index,
+        "draw": torch.zeros_like(index),
+        "segments": (torch.arange(height * width, device=device) * 4 // (height * width)).expand(images, -1),
+    }
+    batch["segments"] = batch["segments"].reshape(images, height, width)
+    buffers, states = {name: buffer.clone() for name, buffer in distiller.named_buffers()}, get_states()
+    unused = False
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            for _ in range(2):
+                total = distiller(dict(batch), Progress(0, 0.0, 1, 1.0)).total
+                gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+                unused |= any(gradient is None for gradient in gradients)
+    except Exception:  # a head may need other data than random images
+        unused = True
+    finally:
+        for name, buffer in distiller.named_buffers():
+            buffer.copy_(buffers[name])
+        set_states(states)
+    return unused
+
+
 def _is_batch_norm(layer: nn.Module) -> bool:
     return isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
-
-
-def _length(sized: Any) -> int | None:
-    try:
-        return len(sized)
-    except TypeError:  # loader of an IterableDataset, or no sampler
-        return None
 
 
 def _describe(batches: int | None, samples: int | None, size: int | None) -> str:

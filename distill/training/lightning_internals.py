@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import Strategy
+from torch.optim.swa_utils import AveragedModel
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -104,3 +106,18 @@ def layer_sync(strategy: Strategy) -> LayerSync | None:
 def set_layer_sync(strategy: Any, sync: LayerSync) -> None:
     """Set the plugin that replaces layers by synchronized ones."""
     strategy._layer_sync = sync
+
+
+def weights_average(callback: WeightAveraging) -> AveragedModel | None:
+    """Return the average of a callback; `None` outside of training."""
+    return callback._average_model
+
+
+def set_weights_average(callback: WeightAveraging, average: AveragedModel) -> None:
+    """Set the average of a callback."""
+    callback._average_model = average
+
+
+def swap_weights(callback: WeightAveraging, module: LightningModule) -> None:
+    """Exchange the weights of a module with their average, as the callback does before and after a validation."""
+    callback._swap_models(module)

@@ -5,10 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from distill.distributed import all_mean, world_size
 from distill.objective import Losses
+from distill.training.lightning_internals import trainer_of
+
+
+def log_losses(module: LightningModule, losses: Losses, images: int) -> None:
+    """Log the loss of a step, and on the steps that are shown, its terms and the learning rate.
+
+    Args:
+        module: the module that made the step.
+        losses: of the step.
+        images: number of images in the batch.
+    """
+    loss, trainer = losses.total.detach(), trainer_of(module)
+    if trainer is not None and is_logged(trainer, module.global_step + 1):
+        figures = figures_of(losses) | {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        loss = figures.pop("loss")
+        module.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=images)
+    elif world_size() > 1:
+        return  # this rank's own loss is another on each rank, and so would be what depends on it
+    module.log("train/loss", loss, prog_bar=True, batch_size=images)
 
 
 def is_logged(trainer: Trainer, step: int) -> bool:
@@ -22,7 +41,9 @@ def is_logged(trainer: Trainer, step: int) -> bool:
         step: the number of the optimizer step, from 1.
     """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning's Trainer has it
-    if trainer.is_last_batch or step == trainer.max_steps or step % max(every, 1) == 0:
+    if every == 0:  # a barebones trainer logs nothing
+        return False
+    if trainer.is_last_batch or step == trainer.max_steps or step % every == 0:
         return True
     if world_size() == 1:
         return trainer.should_stop

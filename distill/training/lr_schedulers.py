@@ -1,12 +1,48 @@
-"""Torch wrapper of timm's learning-rate schedulers."""
+"""Learning-rate schedulers: their settings for Lightning, and a torch wrapper of timm's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from distill.errors import UserError, require_at_least, require_finite
+from distill.schedules import Schedule
+from distill.training.run_info import progress_of
+
+Interval = Literal["epoch", "step"]
+"""The time between two steps of a torch scheduler."""
+
+
+def scheduler_settings(
+    source: Callable[[Optimizer], Any] | Schedule, optimizer: Optimizer, interval: Interval, trainer: Trainer
+) -> dict[str, Any]:
+    """Create a scheduler and return its settings for Lightning.
+
+    Args:
+        source: creates a torch scheduler, or is a factor of the learning rate at every step.
+        optimizer: the optimizer whose learning rate is scheduled.
+        interval: when a torch scheduler steps.
+        trainer: knows the length of the run.
+
+    Raises:
+        UserError: the scheduler counts epochs, but is to step every step.
+    """
+    if isinstance(source, Schedule):
+        factor = LambdaLR(optimizer, lambda step: source(progress_of(trainer, step)))
+        return {"scheduler": factor, "interval": "step"}
+    scheduler = source(optimizer)
+    if interval != getattr(scheduler, "interval", interval):
+        raise UserError(
+            f"model.scheduler_interval is {interval!r}, but {type(scheduler).__name__} counts epochs: set it to 'epoch'"
+        )
+    settings = {"scheduler": scheduler, "interval": interval}
+    if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau
+        settings["monitor"] = scheduler.monitor
+    return settings
 
 
 class TimmScheduler(LRScheduler):
@@ -23,7 +59,12 @@ class TimmScheduler(LRScheduler):
         decay_milestones: epochs of the decays (`multistep`).
         decay_rate: factor of the learning rate at each decay.
         warmup_prefix: whether the warm-up comes before the schedule instead of replacing its beginning.
+
+    Raises:
+        UserError: a number is not finite or too small.
     """
+
+    interval = "epoch"
 
     def __init__(
         self,
@@ -40,6 +81,9 @@ class TimmScheduler(LRScheduler):
     ) -> None:
         from timm.scheduler.scheduler_factory import create_scheduler_v2
 
+        require_finite(warmup_lr=warmup_lr, min_lr=min_lr, decay_rate=decay_rate)
+        require_at_least(1, num_epochs=num_epochs, decay_epochs=decay_epochs)
+        require_at_least(0, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr, decay_rate=decay_rate)
         self.timm, _ = create_scheduler_v2(
             optimizer,
             sched=sched,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
+
+from distill.errors import UserError
 
 WeightDecayOn = Literal["all", "matrices"]
 """Parameters with weight decay: all, or those of more than one dimension."""
@@ -59,6 +62,23 @@ def parameter_groups(
         {"params": [parameter for name, parameter in trainable.items() if name not in without_decay]},
         {"params": [trainable[name] for name in trainable if name in without_decay], "weight_decay": 0.0},
     ]
+
+
+def require_valid_settings(optimizer: Optimizer) -> None:
+    """Check the numbers of a new optimizer, of which torch lets NaN and infinity pass.
+
+    Raises:
+        UserError: a setting is not finite, or a learning rate or weight decay is negative.
+    """
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            numbers = value if isinstance(value, tuple | list) else [value]
+            if name == "params" or not all(isinstance(number, int | float) for number in numbers):
+                continue
+            least = 0.0 if name in ("lr", "weight_decay") else -inf
+            if not all(isfinite(number) and number >= least for number in numbers):
+                rule = "finite and not negative" if least == 0 else "finite"
+                raise UserError(f"model.optimizer: {name} must be {rule}, given {value}")
 
 
 def scale_learning_rate(optimizer: Optimizer, rule: LRScaling, batch: EffectiveBatch | None, reference: int) -> str:
