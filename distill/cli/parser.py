@@ -24,7 +24,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 class Parser(LightningArgumentParser):
     """Parser that raises each error as a one-sentence `UserError`, and expands `~` in paths."""
 
-    def parse_args(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]  # the same arguments
+    def parse_args(self, *args: Any, **options: Any) -> Any:
         """Parse the arguments, and expand `~` in them and in their configuration files."""
         return expand_user(super().parse_args(*args, **options))
 

@@ -160,7 +160,8 @@ class DistillCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Check the given checkpoint, which unlike in Lightning never overrides the configuration; open the folder."""
         config = self.config[self.config.subcommand]
-        check_checkpoint(config)
+        if not self.trains or is_first_rank():  # the other ranks of a training take rank 0's
+            check_checkpoint(config)
         if self.trains:
             self.run = open_run_folder(config)
             if config.resume and self.run is not None and is_first_rank():

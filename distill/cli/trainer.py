@@ -42,6 +42,11 @@ class Trainer(LightningTrainer):
             elif (run := RunFolder.join()) is not None:
                 self.run_folder, ckpt_path = run, run.checkpoint
                 write_to(run, self)
+        elif self.has_run_folder and self.run_folder is None:
+            raise UserError(
+                "trainer.devices: this process trains alone, but a variable of its environment (RANK, LOCAL_RANK, "
+                "NODE_RANK or SLURM_PROCID) calls it another than the first of a run; unset it, or give all devices"
+            )
         super()._fit_impl(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def check(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:

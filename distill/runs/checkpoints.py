@@ -47,7 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: the file is missing, damaged, or not a checkpoint of this project.
         """
         if "://" in str(path):
-            return super().load_checkpoint(path, map_location or "cpu", weights_only=True)
+            return super().load_checkpoint(path, weights_only=True)
         return read_checkpoint(path, mmap=False)
 
 

@@ -7,12 +7,12 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill.runs.files import write_atomic
 
@@ -46,10 +46,10 @@ class ResumableCSVLogger(CSVLogger):
         """The writer."""
         if self._experiment is None:
             self._experiment = _Writer(str(self.folder))
-        return self._experiment
+        return cast(ExperimentWriter, self._experiment)
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:  # type: ignore[override]  # Fabric's too
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log a row."""
         self._restore()
         self._rows += 1

@@ -2,7 +2,7 @@
 
 They work with the Lightning versions that `pyproject.toml` allows, checked by
 `tests/training/test_lightning_internals.py`. Overrides of private methods stay in their subclasses:
-`distill.cli.program` (the parser) and `distill.callbacks.checkpoint` (`ModelCheckpoint`).
+`distill.cli.program` (the parser), `distill.cli.trainer`, `distill.runs.csv_logger` and `distill.callbacks.checkpoint`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def pending_row(trainer: Trainer) -> dict[str, float] | None:
     Call it in `on_train_batch_end` or `on_train_epoch_end`, on all ranks, since metrics of an epoch are synchronized.
     """
     loop, connector = trainer.fit_loop, trainer._logger_connector
-    batches, epochs = loop.epoch_loop.batch_progress.current, loop.epoch_progress.current
+    batches: Any = loop.epoch_loop.batch_progress.current
+    epochs: Any = loop.epoch_progress.current
     step = loop.epoch_loop._batches_that_stepped
     if not trainer.training:
         return None  # the row of a validation is logged before its end
@@ -72,7 +73,7 @@ def epoch_metrics(trainer: Trainer) -> dict[str, dict[str, Any]]:
 
     Only values are included, no torchmetrics objects, whose state is their module's. Call it on all ranks.
     """
-    epochs = trainer.fit_loop.epoch_progress.current
+    epochs: Any = trainer.fit_loop.epoch_progress.current
     if epochs.processed > epochs.completed:  # the epoch's end: they are logged, and begin again
         return {}
     saved = {}

@@ -381,5 +381,13 @@ def test_lightnings_names_of_checkpoints_are_read_as_safely_as_paths(undisturbed
     assert main(["test", *TINY, *TEACHER, "--ckpt_path=hpc", "--trainer.default_root_dir=."]) == 0
 
 
+def test_a_process_that_is_not_the_first_of_a_run_does_not_train_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert main(["fit", *TINY]) == 2
+    assert "trainer.devices: this process trains alone, but a variable of its environment" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 class Foreign:
     """An object that a checkpoint must not load."""
