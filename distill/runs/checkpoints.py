@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 from distill.errors import UserError
 from distill.runs.files import write_atomic
 
+_LAUNCHERS_FILE = ".temp.ckpt"  # in which Lightning's `ddp_fork` and `ddp_spawn` return the weights of rank 0
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin that writes to a temporary file beside the target and then renames it.
@@ -46,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: the file is missing, damaged, or not a checkpoint of this project.
         """
-        if "://" in str(path):
+        if "://" in str(path) or Path(path).name == _LAUNCHERS_FILE:
             return super().load_checkpoint(path, weights_only=True)
         return read_checkpoint(path, mmap=False)
 

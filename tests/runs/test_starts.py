@@ -116,3 +116,28 @@ def test_a_refused_start_of_two_ranks_leaves_nothing_behind(tmp_path):
     refused = program("distill", *FIT, *RANKS, *TEACHER, *KD, "--ckpt_path=nowhere.ckpt", folder=tmp_path)
     assert refused.returncode == 2
     assert listed(tmp_path) == []
+
+
+def test_a_sigterm_stops_two_ranks_after_the_same_step_and_loses_no_gradient(server, tmp_path):
+    fit = [*FIT, "--model.student.name=test_vit", "--trainer.devices=2", "--trainer.strategy=ddp_fork"]
+    fit += [
+        "--trainer.limit_train_batches=6",
+        "--trainer.accumulate_grad_batches=4",
+        "--trainer.max_epochs=3",
+        "--resume",
+    ]
+    assert server.run([*fit, "--trainer.default_root_dir=undisturbed"]) == 0, server.errors
+    fit += ["--trainer.callbacks=tests.signals.TermInAccumulation", "--trainer.callbacks.batch=7"]
+    fit += ["--trainer.default_root_dir=disturbed"]
+    assert server.run(fit) != 0
+    saved = torch.load(tmp_path / "disturbed/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3, server.errors
+    assert not saved["interrupted"]["is_accumulating"]
+    assert server.run(fit) == 0, server.errors
+    actual, expected = (
+        torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in ("disturbed", "undisturbed")
+    )
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    rows = [(tmp_path / run / "metrics.csv").read_text() for run in ("disturbed", "undisturbed")]
+    assert rows[0] == rows[1]
