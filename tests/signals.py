@@ -55,13 +55,13 @@ class FailBefore(Callback):
 
 
 class TermInAccumulation(Callback):
-    """Sends SIGTERM on rank 0 before a batch in the middle of accumulation."""
+    """Sends SIGTERM on rank 0 before a batch or two, which may lie in the middle of accumulation."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, batch: int, again: int = -1) -> None:
+        self.batches = batch, again
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.fit_loop.total_batch_idx == self.batch and trainer.is_global_zero:
+        if trainer.fit_loop.total_batch_idx in self.batches and trainer.is_global_zero:
             os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -45,7 +45,10 @@ class ExactResume(Callback):
             "validation_is_due": self._validation_is_due,
             "epoch_is_over": self._epoch_is_over,
             "is_accumulating": internals.is_accumulating(trainer),
-            "epoch_metrics": internals.epoch_metrics(trainer),
+            "epoch_metrics": {
+                **self._epoch_metrics,
+                **internals.epoch_metrics(trainer),
+            },  # the former not yet added
             "figures": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "metrics_file": loggers[0].state(row) if loggers and trainer.is_global_zero else None,
         }

@@ -73,26 +73,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(undisturbed, stopped, step):
 ACCUMULATE = ["--trainer.accumulate_grad_batches=4", "--checkpoint.every_n_train_steps=100"]
 
 
-@pytest.fixture(scope="module")
-def accumulated(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("accumulated") / "run"
-    run([*FIT, *ACCUMULATE, "--trainer.callbacks+=tests.signals.LogOverEpochs", f"--trainer.default_root_dir={folder}"])
-    return folder
-
-
-@pytest.mark.parametrize("batch", [7, pytest.param(11, marks=pytest.mark.slow)])  # in a group of four; in one of two
-def test_a_sigterm_during_accumulation_loses_no_gradient(accumulated, batch, tmp_path):
-    fit = [*FIT, *ACCUMULATE, "--trainer.callbacks+=tests.signals.LogOverEpochs"]
-    fit += ["--trainer.callbacks+=tests.signals.TermInAccumulation", f"--trainer.callbacks.batch={batch}"]
-    fit += [f"--trainer.default_root_dir={tmp_path / 'run'}"]
-    with pytest.raises(SystemExit) as end:
-        main(fit)
-    assert end.value.code == 143
-    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert saved["global_step"] == {7: 3, 11: 4}[batch]
-    assert not saved["interrupted"]["is_accumulating"]
+def test_sigterms_during_accumulation_lose_no_gradient_and_no_metric_of_the_epoch(tmp_path):
+    fit = [*FIT, *ACCUMULATE, "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=2"]
+    fit += ["--trainer.callbacks+=tests.signals.LogOverEpochs"]
+    run([*fit, f"--trainer.default_root_dir={tmp_path / 'undisturbed'}"])
+    fit += ["--trainer.callbacks+=tests.signals.TermInAccumulation", "--trainer.callbacks.batch=6"]
+    fit += ["--trainer.callbacks.again=8", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    for step in (4, 5):  # both in the second epoch, in the first of two batches
+        with pytest.raises(SystemExit) as end:
+            main(fit)
+        assert end.value.code == 143
+        saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+        assert saved["global_step"] == step
+        assert not saved["interrupted"]["is_accumulating"]
     assert main(fit) == 0
-    assert_alike(tmp_path / "run", accumulated)
+    assert_alike(tmp_path / "run", tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
