@@ -146,7 +146,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Do nothing: training always ends with the end of an epoch, which has been saved."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save at a SIGTERM noticed between two steps; with several ranks, this is the only place."""
+        """Save at a SIGTERM that is noticed only between two steps."""
         if isinstance(exception, SIGTERMException):
             if trainer.training and self._last_step != trainer.global_step:
                 self._save_last(trainer)

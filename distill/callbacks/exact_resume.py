@@ -91,6 +91,7 @@ class ExactResume(Callback):
     ) -> None:
         """Request a validation at the run's last step, and note whether one is due."""
         internals.add_epoch_metrics(trainer, self._epoch_metrics, epoch_is_over=False)
+        internals.agree_on_sigterm(trainer)
         self._defer_stop(trainer)
         if internals.is_stopping(trainer):
             trainer.should_stop = True  # then Lightning also validates within an epoch

@@ -16,7 +16,6 @@ from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -181,36 +180,32 @@ class _SigtermAtStepEnds(_SignalConnector):
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self.is_held = False
+        self.is_held = self._is_agreed = False
         super().__init__(trainer)
 
     @property
-    def is_reported(self) -> bool:
-        """Whether a SIGTERM was received and training can stop."""
-        fits = self.trainer.state.fn == "fit"
-        return self._received and not (fits and (self.is_held or is_accumulating(self.trainer)))
-
-    @property
     def received_sigterm(self) -> bool:
-        """The flag that Lightning looks at; with several ranks, they look at it together, in `stop_together`."""
-        return self.is_reported and (self.trainer.world_size == 1 or self.trainer.state.fn != "fit")
+        """The flag that Lightning looks at; the same on all ranks."""
+        is_fit = self.trainer.state.fn == "fit"
+        if is_fit and (self.is_held or is_accumulating(self.trainer)):
+            return False
+        return self._is_agreed if is_fit and self.trainer.world_size > 1 else self._received
 
     @received_sigterm.setter
     def received_sigterm(self, received: bool) -> None:
         self._received = received
+
+    def agree(self) -> None:
+        """Let all ranks know whether rank 0 has received a SIGTERM."""
+        flag = torch.tensor([self._received], dtype=torch.int32, device=self.trainer.strategy.root_device)
+        torch.distributed.broadcast(flag, src=0)
+        self._is_agreed = bool(flag.item())
 
     def _sigterm_notifier_fn(self, signum: Any, _: Any) -> None:
         launcher: Any = self.trainer.strategy.launcher
         if not self._received and launcher is not None:
             launcher.kill(signum)
         self._received = True  # without Lightning's broadcast, which could meet another collective of a rank
-
-    def stop_together(self) -> None:
-        """Stop all ranks before a batch if rank 0 has received a SIGTERM; replaces the same method of Lightning's."""
-        flag = torch.tensor([self.is_reported], dtype=torch.int32, device=self.trainer.strategy.root_device)
-        torch.distributed.broadcast(flag, src=0)
-        if flag.item():
-            raise SIGTERMException
 
 
 def stop_at_step_ends(trainer: Trainer) -> None:
@@ -220,7 +215,15 @@ def stop_at_step_ends(trainer: Trainer) -> None:
     """
     connector = _SigtermAtStepEnds(trainer)
     trainer._signal_connector = connector
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = connector.stop_together  # type: ignore[method-assign]
+    # Lightning's broadcast before every batch, for which `agree_on_sigterm` stands
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def agree_on_sigterm(trainer: Trainer) -> None:
+    """Let all ranks stop after the same step; call it at the end of each, on all ranks."""
+    connector = trainer._signal_connector
+    if trainer.world_size > 1 and isinstance(connector, _SigtermAtStepEnds) and not is_accumulating(trainer):
+        connector.agree()
 
 
 def hold_sigterm(trainer: Trainer, hold: bool) -> None:

@@ -210,7 +210,7 @@ def test_a_process_joins_only_the_folder_of_its_own_launcher(fork):
     environment = os.environ["DISTILL_RUN_FOLDER"]
     run.release()
     assert "DISTILL_RUN_FOLDER" not in os.environ
-    os.environ["DISTILL_RUN_FOLDER"] = environment.replace(str(os.getpid()), "1")  # of a run that started this program
+    os.environ["DISTILL_RUN_FOLDER"] = environment.replace(str(os.getpid()), "0")  # of a run that started this program
     try:
         assert RunFolder.join() is None
     finally:
