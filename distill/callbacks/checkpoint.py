@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from distill.training.lightning_internals import is_stopping, validation_is_due
+from distill.training.lightning_internals import is_accumulating, is_stopping, validation_is_due
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -76,6 +76,8 @@ class RunCheckpoint(ModelCheckpoint):
         self._time_interval = train_time_interval
         self._last_step: int | None = None  # optimizer step of `last.ckpt`
         self._validated_step: int | None = None
+        self._last_is_due = False
+        self._best_is_due = False
 
     @property
     def state_key(self) -> str:
@@ -101,14 +103,19 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save at an interval, at SIGTERM, and when training stops within an epoch."""
-        if self._last_step == trainer.global_step:  # gradients are still being accumulated
-            return
+        if is_accumulating(trainer) or self._last_step == trainer.global_step:
+            return  # the gradients accumulated so far are in no checkpoint
         is_final = is_stopping(trainer)
-        if is_final and validation_is_due(trainer):
-            return  # the last step is saved after its validation
-        signalled = trainer.received_sigterm and trainer.world_size == 1
-        if self._is_interval_over(trainer) or signalled or (is_final and not trainer.is_last_batch):
-            if not signalled and (self.save_top_k == -1 or not self._monitors_validation):
+        is_over = self._is_interval_over(trainer)
+        takes_best = is_over and (self.save_top_k == -1 or not self._monitors_validation)
+        if validation_is_due(trainer):
+            if is_final:
+                return  # the last step is saved after its validation
+        elif trainer.is_last_batch:
+            self._best_is_due = takes_best
+            return  # the epoch's end follows
+        if is_over or is_final or self._last_is_due or trainer.received_sigterm:
+            if takes_best:
                 self._save_best(trainer)
             self._save_last(trainer)
 
@@ -119,24 +126,27 @@ class RunCheckpoint(ModelCheckpoint):
         self._validated_step = trainer.global_step
         if not trainer.is_last_batch:
             self._save_best(trainer)
-            self._save_last(trainer)
-        elif trainer.received_sigterm and trainer.world_size == 1:
-            self._save_last(trainer)
+            if is_accumulating(trainer):
+                self._last_is_due = True
+            else:
+                self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of an epoch, after its validation."""
         if not trainer.is_last_batch and self._last_step == trainer.global_step:
             return  # saved within the epoch, which continues if the run is extended
         is_known = not self._monitors_validation or self._validated_step == trainer.global_step
-        if is_known and self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+        is_compared = is_known and self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        if is_compared or self._best_is_due:
             self._save_best(trainer)
+        self._best_is_due = False
         self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do nothing: training always ends with the end of an epoch, which has been saved."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save at a SIGTERM noticed between two steps; with several ranks, this is the only place."""
+        """Save at a SIGTERM that is noticed only between two steps."""
         if isinstance(exception, SIGTERMException):
             if trainer.training and self._last_step != trainer.global_step:
                 self._save_last(trainer)
@@ -173,6 +183,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
         trainer.save_checkpoint(self.last_model_path, weights_only=False)
         self._last_step = trainer.global_step
+        self._last_is_due = False
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from distill.cli.commands import COMMANDS
 from distill.cli.messages import parser_message
+from distill.cli.paths import expand_user
 from distill.errors import UserError
 
 WEIGHTS_HELP = "The weights of a run with a weight average (EMA) to take; the averaged ones by default."
@@ -25,7 +26,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 class Parser(LightningArgumentParser):
-    """Parser that raises each error as a one-sentence `UserError`."""
+    """Parser that raises each error as a one-sentence `UserError`, and expands `~` in paths."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """Parse the arguments, and expand `~` in them and in their configuration files."""
+        return expand_user(super().parse_args(*args, **options))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a `UserError`; the nested parser of a class's arguments leaves its errors to the outer parser."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,45 @@ from distill.callbacks import ExactResume, RandomState, Results, RunCheckpoint, 
 from distill.callbacks.wandb import go_offline_without_a_key
 from distill.cli.messages import key_of, trainer_message
 from distill.cli.parser import HelpFormatter, Parser, description, find_user_error, fresh_arguments_on_class_change
+from distill.cli.run_folder import check_checkpoint, find_run_to_resume, open_run_folder, write_to
 from distill.cli.saved_configuration import SaveConfiguration
 from distill.cli.short_names import import_named_classes
 from distill.cli.trainer import Trainer
 from distill.errors import UserError
-from distill.runs.checkpoints import AtomicCheckpointIO, latest_valid_checkpoint, read_checkpoint
+from distill.runs.checkpoints import AtomicCheckpointIO
 from distill.runs.csv_logger import ResumableCSVLogger
-from distill.runs.folder import folder_to_resume, new_folder, refuse_checkpoints_of_another, refuse_to_overwrite
-from distill.runs.resume import changes
+from distill.runs.folder import RunFolder, is_first_rank
 from distill.training.distillation import DistillationModule
 
 
 class DistillCLI(LightningCLI):
     """Command line of the commands run by the Trainer: `fit`, `validate`, `test`, `predict`, `check` and `plot`."""
 
-    run_folder: Path | None = None
+    run: RunFolder | None = None
+    """Folder of a training; `None` in processes that receive it from rank 0 when training begins."""
     resumed_checkpoint: dict[str, Any] | None = None
     """Content of the checkpoint that `--resume` continues from."""
 
     def __init__(self, args: list[str]) -> None:
         self.command = args[0]
+        try:
+            self._run_command(args)
+        except BaseException:
+            self._release(failed=True)
+            raise
+        self._release()
+
+    @property
+    def trains(self) -> bool:
+        """Whether the command is a training that writes to a folder."""
+        return self.command == "fit" and not self.config["fit"].trainer.fast_dev_run
+
+    @property
+    def run_folder(self) -> Path | None:
+        """Path of a training's folder, if this process knows it."""
+        return None if self.run is None else self.run.path
+
+    def _run_command(self, args: list[str]) -> None:
         super().__init__(
             DistillationModule,
             LightningDataModule,
@@ -60,6 +78,10 @@ class DistillCLI(LightningCLI):
             load_from_checkpoint_support=False,
             args=args,
         )
+
+    def _release(self, failed: bool = False) -> None:
+        if self.run is not None:
+            self.run.release(failed)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which calls it here
         """Return only the command that runs, since building the parsers of all commands would take seconds."""
@@ -91,12 +113,8 @@ class DistillCLI(LightningCLI):
         return parser
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run's folder before anything is instantiated."""
+        """Let loggers write to the run's folder unless they are given another."""
         trainer = self._get(self.config, "trainer")
-        if self.subcommand == "fit" and not trainer.fast_dev_run and self.run_folder is None:
-            self.run_folder = new_folder(trainer.default_root_dir, self._get(self.config, "ckpt_path"))
-            if (dirpath := self._get(self.config, "checkpoint").dirpath) is not None:
-                refuse_checkpoints_of_another(Path(dirpath))
         for logger in _loggers(trainer.logger):
             if logger.get("init_args") and logger.init_args.get("save_dir") == "":
                 logger.init_args.save_dir = str(self.run_folder or trainer.default_root_dir or ".")
@@ -114,45 +132,34 @@ class DistillCLI(LightningCLI):
             raise (user_error.at(key) if key else user_error) from None
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; remove the empty folders of a run that is rejected before it writes anything."""
-        try:
-            with _clean_exit():
-                super()._run_subcommand(subcommand)
-        except UserError:
-            if self.run_folder is not None and not any(path.is_file() for path in self.run_folder.rglob("*")):
-                shutil.rmtree(self.run_folder, ignore_errors=True)
-                with suppress(OSError):  # the parent too, unless it holds other runs
-                    self.run_folder.parent.rmdir()
-            raise
+        with _clean_exit():
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Instantiate the trainer; by default its CSV log and checkpoints go into the run's folder."""
-        checkpoint_content = self.resumed_checkpoint or {}
         settings = self._get(self.config_init, "trainer")
         if settings.get("logger") in (None, True) and not settings.get("barebones"):
-            step = checkpoint_content.get("global_step", 0)
-            is_due = checkpoint_content.get("interrupted", {}).get("validation_is_due", False)
-            kwargs["logger"] = ResumableCSVLogger(self.run_folder, step, is_due) if self.run_folder else False
+            resumed = self.resumed_checkpoint and self.resumed_checkpoint["interrupted"].get("metrics_file")
+            kwargs["logger"] = ResumableCSVLogger(self.run_folder, resumed) if self.trains else False
         plugins = settings.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        checkpoint = self._get(self.config_init, "checkpoint")
-        if self.run_folder is not None:
-            checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
             if (message := trainer_message(str(error))) is None:
                 raise
             raise UserError(message) from error
+        assert isinstance(trainer, Trainer)
+        trainer.has_run_folder, trainer.run_folder = self.trains, self.run
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
         saving = next((callback for callback in callbacks if isinstance(callback, SaveConfiguration)), None)
-        if saving is not None and self.run_folder is not None:
-            saving.folder = self.run_folder
-            for callback in callbacks:
-                if isinstance(callback, Results):
-                    callback.folder, callback.configuration = self.run_folder, yaml.safe_load(saving.text)
+        for callback in callbacks:
+            if isinstance(callback, Results) and saving is not None and self.trains:
+                callback.configuration = yaml.safe_load(saving.text)
+        if self.run is not None:
+            write_to(self.run, trainer)
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> LightningTrainer:
@@ -162,36 +169,14 @@ class DistillCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
     def _parse_ckpt_path(self) -> None:
-        """Check or find the checkpoint; unlike in Lightning, it never overrides the configuration."""
+        """Check the given checkpoint, which unlike in Lightning never overrides the configuration; open the folder."""
         config = self.config[self.config.subcommand]
-        path = config.get("ckpt_path")
-        if config.get("resume") and not config.trainer.fast_dev_run:
-            self._find_run_to_resume(config)
-        elif path not in (None, "best", "last", "hpc"):
-            read_checkpoint(path)
-
-    def _find_run_to_resume(self, config: Namespace) -> None:
-        """Find the run to resume and its newest valid checkpoint, and compare its configuration with the given one."""
-        if config.ckpt_path is not None:
-            raise UserError("resume: it finds the checkpoint itself, but ckpt_path is given too; remove one of them")
-        self.run_folder = folder_to_resume(config.trainer.default_root_dir)
-        checkpoints = Path(config.checkpoint.dirpath or self.run_folder / "checkpoints")
-        found = latest_valid_checkpoint(checkpoints)
-        refuse_to_overwrite(self.run_folder, checkpoints, resumable=found is not None)
-        if found is None:
-            return
-        path, self.resumed_checkpoint = found
-        previous = yaml.safe_load(self.resumed_checkpoint["distill_config"])
-        if config.seed_everything is True:  # any seed: keep the previous one
-            config.seed_everything = previous["seed_everything"]
-        current = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
-        if different := changes(previous, current):
-            shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
-            raise UserError(
-                f"resume: the run of {str(path)!r} had a different configuration: {shown}; give the same, or start a "
-                "new run from this checkpoint with --ckpt_path instead of --resume"
-            )
-        config.ckpt_path = str(path)
+        if not self.trains or is_first_rank():  # the other ranks of a training take rank 0's
+            check_checkpoint(config)
+        if self.trains:
+            self.run = open_run_folder(config)
+            if config.resume and self.run is not None and is_first_rank():
+                self.resumed_checkpoint = find_run_to_resume(self.run, config, self._parser("fit"))
 
     def _configure_wandb(self, logger: Namespace) -> None:
         """Put wandb's files into the run's folder, resume its run, and keep it from prompting for a key."""

@@ -15,14 +15,15 @@ from distill.runs.files import write_atomic
 class SaveConfiguration(SaveConfigCallback):
     """Saves a run's configuration in its folder and in its checkpoints."""
 
-    folder: Path
+    folder: Path | None = None
+    """The run's folder; without one, nothing is written."""
 
     def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Write nothing yet: the run may still be rejected."""
 
     def on_train_start(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
         """Write `config.yaml` into the run's folder."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.folder is not None:
             write_atomic(self.folder / "config.yaml", self.text.encode())
 
     def on_save_checkpoint(

@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 
 from distill.callbacks.pictures import PicturesOnce, can_plot
 from distill.cli.check import print_set_up, read_all_images
+from distill.cli.run_folder import write_to
 from distill.errors import UserError
 from distill.heads import Head, shipped
+from distill.runs.folder import RunFolder
 from distill.training.classification import ClassificationModule
 from distill.training.run_info import require_trainable
 
 
 class Trainer(LightningTrainer):
-    """Lightning's Trainer, extended by `check` and `plot`."""
+    """Lightning's Trainer, extended by the folder of a run, and by `check` and `plot`."""
+
+    has_run_folder: bool = False
+    """Whether `fit` writes to the folder of a run."""
+    run_folder: RunFolder | None = None
+    """The folder; processes that do not know it receive it from rank 0 when `fit` begins."""
+
+    def _fit_impl(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Agree with rank 0 on the folder and the checkpoint, as soon as all processes exist, and train."""
+        if self.has_run_folder and self.world_size > 1:
+            self.strategy.setup_environment()  # starts the process group, as Lightning would a little later
+            if self.is_global_zero and self.run_folder is not None:
+                self.run_folder.checkpoint = ckpt_path
+                self.run_folder.share()
+            elif (run := RunFolder.join()) is not None:
+                self.run_folder, ckpt_path = run, run.checkpoint
+                write_to(run, self)
+        elif self.has_run_folder and self.run_folder is None:
+            raise UserError(
+                "trainer.devices: this process trains alone, but a variable of its environment (RANK, LOCAL_RANK, "
+                "NODE_RANK or SLURM_PROCID) calls it another than the first of a run; unset it, or give all devices"
+            )
+        super()._fit_impl(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def check(
         self, model: LightningModule, datamodule: LightningDataModule | None = None, read_data: bool = False

@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 from distill.errors import UserError
 from distill.runs.files import write_atomic
 
+_LAUNCHERS_FILE = ".temp.ckpt"  # in which Lightning's `ddp_fork` and `ddp_spawn` return the weights of rank 0
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin that writes to a temporary file beside the target and then renames it.
@@ -40,17 +42,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"({error.strerror}); earlier checkpoints are intact: free some space and continue with --resume"
             ) from error
 
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Read a checkpoint with `read_checkpoint`, whichever way Lightning has found it.
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of this project onto the CPU.
+        Raises:
+            UserError: the file is missing, damaged, or not a checkpoint of this project.
+        """
+        if "://" in str(path) or Path(path).name == _LAUNCHERS_FILE:
+            return super().load_checkpoint(path, weights_only=True)
+        return read_checkpoint(path, mmap=False)
+
+
+def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, Any]:
+    """Read a checkpoint of this project onto the CPU, without executing code that it may contain.
+
+    Args:
+        path: the file.
+        mmap: whether tensors are read from the disk only when they are used.
 
     Raises:
         UserError: the file is missing, damaged, or not a checkpoint of this project.
     """
-    if not Path(path).is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         raise UserError(f"ckpt_path: there is no file {str(path)!r}; a run keeps its checkpoints in <run>/checkpoints")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many types for invalid files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"ckpt_path: {str(path)!r} is truncated or not a checkpoint ({reason[:80]})") from None
@@ -69,15 +86,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def latest_valid_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the path and content of the newest checkpoint in a folder that can be resumed; `None` if there is none.
 
-    Unreadable checkpoints are skipped with a warning that names them, checkpoints of weights only without one.
+    Unreadable checkpoints are skipped with a warning that names them, checkpoints of weights only without one. A
+    checkpoint that was saved while gradients were accumulated, which it does not contain, counts only if there is no
+    other.
     """
     paths = [path for path in Path(folder).glob("*.ckpt") if path.is_file()]
+    inexact = None
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             checkpoint = read_checkpoint(path)
         except UserError as error:
             rank_zero_warn(f"{str(error).removeprefix('ckpt_path: ')}: skipping it")
             continue
-        if "loops" in checkpoint and "distill_config" in checkpoint:
+        if "loops" not in checkpoint or "distill_config" not in checkpoint:
+            continue
+        if not checkpoint.get("interrupted", {}).get("is_accumulating"):
             return path, checkpoint
-    return None
+        inexact = inexact or (path, checkpoint)
+    return inexact

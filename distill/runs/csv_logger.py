@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
@@ -15,54 +18,93 @@ from distill.runs.files import write_atomic
 
 
 class ResumableCSVLogger(CSVLogger):
-    """Lightning's CSV logger, extended to keep the earlier rows of a resumed run.
+    """Lightning's CSV logger, extended to continue the file of a resumed run exactly.
+
+    The file changes only once there is something to log, so that a resume that is refused leaves it alone.
 
     Args:
-        folder: folder of `metrics.csv`.
-        step: optimizer step from which the run resumes. Later rows are dropped, since they will be logged again;
-            0 drops all rows.
-        validation_is_due: whether the run resumes before the validation that follows `step`.
+        folder: folder of `metrics.csv`; may be set later, before anything is logged.
+        resumed: the `state` at the checkpoint that the run resumes from. Rows that were logged later are dropped, since
+            they will be logged again; without it, the file starts empty.
     """
 
-    def __init__(self, folder: str | Path, step: int = 0, validation_is_due: bool = False) -> None:
-        super().__init__(folder, name="", version="")
-        self._file = Path(folder) / ExperimentWriter.NAME_METRICS_FILE
-        self._step = step
-        self._validation_is_due = validation_is_due
-        self._is_open = False
+    def __init__(self, folder: str | Path | None, resumed: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder or ".")
+        super().__init__(self.folder, name="", version="")
+        self._resumed = resumed
+        self._rows = 0  # logged so far, in the file or not
+        self._is_restored = False
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the file."""
+        return str(self.folder)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """The writer, initialized with the rows to keep."""
-        if self._is_open or self._step == 0:
-            return cast(ExperimentWriter, super().experiment)
-        self._is_open = True
-        backup = self._file.with_name(self._file.name + ".before")
-        source = self._file if self._file.exists() else backup  # if the last resume was killed in this method
+        """The writer."""
+        if self._experiment is None:
+            self._experiment = _Writer(str(self.folder))
+        return cast(ExperimentWriter, self._experiment)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log a row."""
+        self._restore()
+        self._rows += 1
+        super().log_metrics(dict(metrics), step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the remaining rows."""
+        if status == "success":
+            self._restore()  # in case nothing was logged
+        super().finalize(status)
+
+    def state(self, pending: Mapping[str, float] | None) -> dict[str, Any]:
+        """Flush the file to disk, and return what a checkpoint must hold so that a run resumed from it continues it.
+
+        Args:
+            pending: the row of the checkpoint's step if it is logged after the checkpoint.
+        """
+        self._restore()
+        self.save()
+        path = self.folder / ExperimentWriter.NAME_METRICS_FILE
+        if path.exists():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        return {"rows": self._rows, "pending": [] if pending is None else [dict(pending)]}
+
+    def _restore(self) -> None:
+        """Bring the file to its state at the checkpoint."""
+        if self._is_restored or self._resumed is None:
+            return
+        self._is_restored = True
+        path = self.folder / ExperimentWriter.NAME_METRICS_FILE
         names: list[str] = []
-        if source.exists():
-            names, rows = self._rows(source)
+        rows: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                table = csv.DictReader(file)
+                rows = list(table)[: self._resumed["rows"]]
+                names = list(table.fieldnames or [])
+        pending = self._resumed["pending"]
+        names = sorted({*names, *(name for row in pending for name in row)})
+        self._rows = len(rows) + len(pending)
+        if self._rows:
             text = io.StringIO()
-            table = csv.DictWriter(text, names)
-            table.writeheader()
-            table.writerows(rows)
-            write_atomic(backup, text.getvalue().encode())
-        writer = cast(ExperimentWriter, super().experiment)  # creating it removes the file
-        if names:
-            backup.replace(self._file)
-            writer.metrics_keys = names
-        return writer
+            writer = csv.DictWriter(text, names)
+            writer.writeheader()
+            writer.writerows([*rows, *pending])
+            write_atomic(path, text.getvalue().encode())
+        else:
+            path.unlink(missing_ok=True)
+        self.experiment.metrics_keys = names if self._rows else []
 
-    def _rows(self, path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-        """Read the header and the rows to keep."""
-        with path.open(newline="") as file:
-            table = csv.DictReader(file)
-            rows = [row for row in table if self._is_kept(row)]
-        return list(table.fieldnames or []), rows
 
-    def _is_kept(self, row: dict[Any, Any]) -> bool:
-        if None in row or None in row.values() or not row["step"].isdigit():  # truncated
-            return False
-        is_repeated = self._validation_is_due and any(value for name, value in row.items() if name.startswith("val/"))
-        return int(row["step"]) < self._step - (1 if is_repeated else 0)
+class _Writer(ExperimentWriter):
+    """Lightning's writer, without the removal of an existing file."""
+
+    def _check_log_dir_exists(self) -> None:
+        pass

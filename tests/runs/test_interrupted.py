@@ -1,6 +1,7 @@
 """`--resume` continues in the run's folder, which ends with the same files as an uninterrupted run."""
 
 import json
+import os
 import resource
 import shutil
 
@@ -13,7 +14,7 @@ from distill.cli.program import run
 from distill.runs.checkpoints import latest_valid_checkpoint
 from distill.runs.files import write_atomic
 from distill.runs.resume import changes
-from tests.program import TINY
+from tests.program import TEACHER, TINY
 from tests.runs.test_resume import RUN, assert_equal_bits, weights
 
 FIT = ["fit", *RUN, "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=2", "--resume"]
@@ -37,9 +38,16 @@ def stopped(undisturbed, tmp_path):
             if path.stem == "last" or int(path.stem.removeprefix("step=")) > step:
                 path.unlink()
         (folder / "results.json").unlink()
+        lose_later_rows(folder, latest_valid_checkpoint(folder / "checkpoints")[1])
         return folder
 
     return at
+
+
+def lose_later_rows(folder, checkpoint):
+    """Leave those rows of the metrics that were written when a checkpoint was saved."""
+    header, *rows = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    (folder / "metrics.csv").write_text("".join([header, *rows[: checkpoint["interrupted"]["metrics_file"]["rows"]]]))
 
 
 def figures(folder):
@@ -60,6 +68,59 @@ def test_a_resumed_run_equals_an_uninterrupted_one(undisturbed, stopped, step):
     folder = stopped(step)
     run([*FIT, f"--trainer.default_root_dir={folder}"])
     assert_alike(folder, undisturbed)
+
+
+ACCUMULATE = ["--trainer.accumulate_grad_batches=4", "--checkpoint.every_n_train_steps=100"]
+
+
+def test_sigterms_during_accumulation_lose_no_gradient_and_no_metric_of_the_epoch(tmp_path):
+    fit = [*FIT, *ACCUMULATE, "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=2"]
+    fit += ["--trainer.callbacks+=tests.signals.LogOverEpochs"]
+    run([*fit, f"--trainer.default_root_dir={tmp_path / 'undisturbed'}"])
+    fit += ["--trainer.callbacks+=tests.signals.TermInAccumulation", "--trainer.callbacks.batch=6"]
+    fit += ["--trainer.callbacks.again=8", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    for step in (4, 5):  # both in the second epoch, in the first of two batches
+        with pytest.raises(SystemExit) as end:
+            main(fit)
+        assert end.value.code == 143
+        saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+        assert saved["global_step"] == step
+        assert not saved["interrupted"]["is_accumulating"]
+    assert main(fit) == 0
+    assert_alike(tmp_path / "run", tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_validation_during_accumulation_loses_no_gradient(tmp_path):
+    """The best checkpoint is then saved between two optimizer steps, and is none to resume from."""
+    fit = [
+        *FIT,
+        *ACCUMULATE,
+        "--trainer.val_check_interval=3",
+        "--checkpoint.monitor=val/top1",
+        "--checkpoint.mode=min",
+    ]
+    fit += ["--checkpoint.save_top_k=1", "--checkpoint.filename=best"]
+    run([*fit, f"--trainer.default_root_dir={tmp_path / 'undisturbed'}"])
+    fit += ["--trainer.plugins=tests.signals.KillAfterSave"]
+    while True:
+        child = os.fork()
+        if child == 0:
+            os._exit(main([*fit, "--trainer.plugins.save=2", f"--trainer.default_root_dir={tmp_path / 'run'}"]))
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+    assert_alike(tmp_path / "run", tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start"])
+def test_a_start_that_fails_before_training_leaves_nothing_behind(tmp_path, monkeypatch, hook):
+    monkeypatch.chdir(tmp_path)
+    fail = ["--trainer.callbacks+=tests.signals.FailBefore", f"--trainer.callbacks.hook={hook}"]
+    with pytest.raises((AttributeError, SystemExit)):
+        raise SystemExit(main(["fit", *TINY, *fail]))
+    assert list(tmp_path.iterdir()) == []
+    assert main(["fit", *TINY, "--model.heads.kd.head=KD"]) == 2  # without a teacher
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("step", [4, 6])  # in an epoch; at the end of one
@@ -296,3 +357,32 @@ def test_a_checkpoint_of_version_0_1_is_refused_in_a_sentence_that_says_so(tmp_p
     torch.save(old, tmp_path / "old.ckpt")
     assert main([*FIT[:-1], f"--ckpt_path={tmp_path / 'old.ckpt'}"]) == 2
     assert "old.ckpt' was written by distill 0.1, whose checkpoints this version cannot read" in capsys.readouterr().err
+
+
+def test_lightnings_names_of_checkpoints_are_read_as_safely_as_paths(undisturbed, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("last", "hpc"):
+        assert main(["test", *TINY, f"--ckpt_path={name}", "--trainer.default_root_dir=."]) == 2
+        assert f"ckpt_path: there is no checkpoint '{name}' in " in capsys.readouterr().err
+    for file in ("checkpoints/last.ckpt", "hpc_ckpt_3.ckpt"):
+        torch.save({"state_dict": {}, "code": Foreign()}, tmp_path / file)
+    for name in ("last", "hpc", "best"):
+        assert main(["test", *TINY, f"--ckpt_path={name}", "--trainer.default_root_dir=."]) == 2
+        assert ".ckpt' is truncated or not a checkpoint (Weights only load failed" in capsys.readouterr().err
+    assert main(["test", *TINY, *TEACHER, "--ckpt_path=last", f"--trainer.default_root_dir={undisturbed}"]) == 0
+    hpc = torch.load(undisturbed / "checkpoints/last.ckpt", weights_only=True)
+    torch.save(hpc, tmp_path / "hpc_ckpt_10.ckpt")
+    assert main(["test", *TINY, *TEACHER, "--ckpt_path=hpc", "--trainer.default_root_dir=."]) == 0
+
+
+def test_a_process_that_is_not_the_first_of_a_run_does_not_train_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert main(["fit", *TINY]) == 2
+    assert "trainer.devices: this process trains alone, but a variable of its environment" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+class Foreign:
+    """An object that a checkpoint must not load."""

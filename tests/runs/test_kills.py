@@ -3,14 +3,13 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
-from tests.program import KD, ROOT, TEACHER, TINY
+from tests.fork_server import ForkServer, is_over, wait_for
+from tests.program import KD, TEACHER, TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -31,76 +30,12 @@ COMMAND = [
     *("--trainer.callbacks.decay=0.9", "--trainer.max_epochs=6", "--trainer.limit_train_batches=20"),
     *("--trainer.limit_val_batches=2", "--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=3"),
 ]
-FORK_SERVER = """
-import os, sys
-import distill.cli.program, timm, torchvision, torch._dynamo
-from distill.__main__ import main
-print("ready", flush=True)
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        sys.stdin.close()
-        os.setpgid(0, 0)
-        with open(os.devnull, "w") as nothing, open("errors.log", "a") as errors:
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(errors.fileno(), 2)
-        os._exit(main(line.split("\\0")[:-1]))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class ForkServer:
-    """Starts `distill` in forks of a process that has already imported everything."""
-
-    def __init__(self, folder):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", FORK_SERVER],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.read() == "ready"
-
-    def read(self):
-        return self.process.stdout.readline().strip()
-
-    def start(self, args):
-        """Start `distill ARGS` in a new process and return its id."""
-        self.process.stdin.write("\0".join(args) + "\0\n")
-        self.process.stdin.flush()
-        return int(self.read())
-
-    def code(self):
-        """Return the exit code of that process, or minus the signal that killed it."""
-        return int(self.read())
-
-
-def wait_for(condition, process, limit=120):
-    """Wait for a condition; return False if the process ends first or the time limit is exceeded."""
-    deadline = time.monotonic() + limit
-    while not condition():
-        if time.monotonic() > deadline or is_over(process):
-            return False
-        time.sleep(0.0005)
-    return True
-
-
-def is_over(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def test_twenty_kills_change_no_bit(tmp_path):
     server = ForkServer(tmp_path)
     start = time.monotonic()
-    server.start([*COMMAND, "--trainer.default_root_dir=undisturbed"])
-    assert server.code() == 0, (tmp_path / "errors.log").read_text()[-3000:]
+    assert server.run([*COMMAND, "--trainer.default_root_dir=undisturbed"]) == 0, server.errors
     duration = time.monotonic() - start
     generator = random.Random(7)
     disturbed = [*COMMAND, "--trainer.default_root_dir=disturbed"]
@@ -115,18 +50,33 @@ def test_twenty_kills_change_no_bit(tmp_path):
             time.sleep(generator.uniform(0.0, 0.4) * duration)
         if not is_over(process):
             os.killpg(process, signal.SIGKILL)
-        code = server.code()
-        assert code in (0, -signal.SIGKILL), (tmp_path / "errors.log").read_text()[-3000:]
+        code = server.code(process)
+        assert code in (0, -signal.SIGKILL), server.errors
         if code == 0:  # the run ended before the kill: start again
             os.rename(tmp_path / "disturbed", tmp_path / f"whole-{kills}")
             assert_same(tmp_path / f"whole-{kills}", tmp_path / "undisturbed")
             continue
         kills += 1
         during_a_write += any(checkpoints.glob("*.part"))
-    server.start(disturbed)
-    assert server.code() == 0, (tmp_path / "errors.log").read_text()[-3000:]
-    server.process.stdin.close()
+    assert server.run(disturbed) == 0, server.errors
+    server.close()
     assert during_a_write >= 1
+    assert_same(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("saves", [2, 3])
+def test_kills_between_the_rename_of_a_checkpoint_and_the_log_of_its_step_lose_no_row(saves, tmp_path):
+    server = ForkServer(tmp_path)
+    fit = [*COMMAND, "--trainer.callbacks+=tests.signals.LogOverEpochs", "--trainer.limit_train_batches=4"]
+    fit += ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2", "--checkpoint.every_n_train_steps=1"]
+    assert server.run([*fit, "--trainer.default_root_dir=undisturbed"]) == 0, server.errors
+    fit += ["--trainer.plugins=tests.signals.KillAfterSave", f"--trainer.plugins.save={saves}"]
+    kills = 0
+    while (code := server.run([*fit, "--trainer.default_root_dir=disturbed"])) == -signal.SIGKILL:
+        kills += 1
+    assert code == 0, server.errors
+    assert kills > 12 / saves
+    server.close()
     assert_same(tmp_path / "disturbed", tmp_path / "undisturbed")
 
 

@@ -1,10 +1,14 @@
 """The private state of Lightning means what this project takes it for."""
 
+import os
+import signal
+
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from distill.training import lightning_internals as internals
@@ -71,12 +75,30 @@ def test_a_module_knows_whether_it_has_a_trainer(tmp_path):
     assert internals.trainer_of(module) is trainer
 
 
-def test_a_signal_can_be_held_back_and_let_through(tmp_path):
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    internals.set_sigterm(trainer, True)
-    assert trainer.received_sigterm
-    internals.set_sigterm(trainer, False)
-    assert not trainer.received_sigterm
+class TermAtOnce(Callback):
+    """Sends SIGTERM before the first batch, and notes after each batch whether the trainer has noticed."""
+
+    def __init__(self, hold):
+        self.hold, self.noticed = hold, []
+
+    def setup(self, trainer, pl_module, stage):
+        internals.stop_at_step_ends(trainer)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        internals.hold_sigterm(trainer, self.hold and batch_idx < 5)
+        if batch_idx == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.noticed.append(trainer.received_sigterm)
+
+
+@pytest.mark.parametrize(("hold", "noticed"), [(False, [False, False, True]), (True, [False] * 5 + [True])])
+def test_a_sigterm_is_noticed_at_the_end_of_accumulation_unless_it_is_held(tmp_path, hold, noticed):
+    term = TermAtOnce(hold)
+    with pytest.raises(SIGTERMException):
+        trained(tmp_path, term, max_epochs=1, accumulate_grad_batches=3)
+    assert term.noticed == noticed
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, None), ({"static_graph": True}, True)])
