@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import UserError, under
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads.base import Batch, Head, RunInfo
 from distill.networks import FrozenTeacher, Network
@@ -102,12 +102,10 @@ class Objective(nn.Module):
                 raise UserError(f"model.heads: a term cannot be called {name!r}; choose another name")
             if term is None or term.is_off:
                 continue
-            try:
+            with under(f"{key_of(name)}.head"):
                 teacher = specs[self._teacher_of(term, specs)] if term.head.needs_teacher and specs else None
                 term.head.check(student, teacher)
                 term.head.build(student, teacher if teacher is not None else student)
-            except UserError as error:
-                raise error.at(f"{key_of(name)}.head") from None
             self.terms[name] = term
             self.heads[name] = term.head
         if not self.terms:
@@ -131,18 +129,14 @@ class Objective(nn.Module):
             UserError: a term does not fit the run; the message begins with the term's configuration key.
         """
         for name, term in self.terms.items():
-            try:
+            with under(f"{key_of(name)}.weight"):
                 term.weight_at(run.progress)
-            except UserError as error:
-                raise error.at(f"{key_of(name)}.weight") from None
-            try:
+            with under(f"{key_of(name)}.head"):
                 for need in sorted(term.head.batch_needs - run.provides):
                     remedy = _REMEDIES.get(need, "use data that provide it")
                     raise UserError(f"{type(term.head).__name__} needs {need}: {remedy}")
                 term.head.progress = run.progress
                 term.head.prepare(run)
-            except UserError as error:
-                raise error.at(f"{key_of(name)}.head") from None
 
     def active(self, progress: Progress) -> Mapping[str, Sequence[str]]:
         """Return the names of the terms that read each teacher, by teacher name."""

@@ -24,11 +24,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from distill import __version__
 from distill.callbacks import ExactResume, RandomState, Results, RunCheckpoint, WandbReport
 from distill.callbacks.wandb import go_offline_without_a_key
-from distill.cli.messages import key_of, trainer_message
-from distill.cli.parser import HelpFormatter, Parser, description, find_user_error, fresh_arguments_on_class_change
+from distill.cli.construction import Underway, construction, made_objects
+from distill.cli.folders import refuse_unwritable
+from distill.cli.jsonargparse_internals import adapted_jsonargparse, instantiating
+from distill.cli.messages import trainer_message
+from distill.cli.numbers import refuse_numbers
+from distill.cli.parser import HelpFormatter, Parser, description, find_user_error
+from distill.cli.rehearsal import BeforeFirstStep
 from distill.cli.saved_configuration import SaveConfiguration
 from distill.cli.short_names import import_named_classes
 from distill.cli.trainer import Trainer
+from distill.cli.yaml_reader import check_files
 from distill.errors import UserError
 from distill.runs.checkpoints import AtomicCheckpointIO, latest_valid_checkpoint, read_checkpoint
 from distill.runs.csv_logger import ResumableCSVLogger
@@ -46,13 +52,15 @@ class DistillCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.command = args[0]
+        self.underway = Underway()
+        before = [BeforeFirstStep(), self.underway]
         super().__init__(
             DistillationModule,
             LightningDataModule,
             subclass_mode_data=True,
             save_config_callback=SaveConfiguration,
             trainer_class=Trainer,
-            trainer_defaults={"callbacks": [RandomState(), ExactResume(), Results(), WandbReport()]},
+            trainer_defaults={"callbacks": [RandomState(), ExactResume(), Results(), WandbReport(), *before]},
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={"prog": "distill", "version": __version__, "formatter_class": HelpFormatter},
@@ -77,6 +85,16 @@ class DistillCLI(LightningCLI):
             }
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments, and refuse numbers that no run can have."""
+        with construction("config"):
+            super().parse_arguments(parser, args)
+        refuse_numbers(self.config[self.config.subcommand].as_dict(), self.config.subcommand)
+
+    def _set_seed(self) -> None:
+        with construction("seed_everything"):
+            super()._set_seed()
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         usage = f"distill {subcommand} --config FILE [OPTIONS]"
         kwargs |= {"usage": usage, "description": description(subcommand), "formatter_class": HelpFormatter}
@@ -93,27 +111,32 @@ class DistillCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder before anything is instantiated."""
         trainer = self._get(self.config, "trainer")
-        if self.subcommand == "fit" and not trainer.fast_dev_run and self.run_folder is None:
-            self.run_folder = new_folder(trainer.default_root_dir, self._get(self.config, "ckpt_path"))
-            if (dirpath := self._get(self.config, "checkpoint").dirpath) is not None:
+        if self.subcommand in ("fit", "check") and not trainer.fast_dev_run:
+            dirpath = self._get(self.config, "checkpoint").dirpath
+            if trainer.default_root_dir is not None:
+                refuse_unwritable(Path(trainer.default_root_dir), "trainer.default_root_dir")
+            folder = self.run_folder or new_folder(trainer.default_root_dir, self._get(self.config, "ckpt_path"))
+            refuse_unwritable(folder, "trainer.default_root_dir")
+            if dirpath is not None:
+                refuse_unwritable(Path(dirpath), "checkpoint.dirpath")
+            if dirpath is not None and self.run_folder is None:
                 refuse_checkpoints_of_another(Path(dirpath))
+            if self.subcommand == "fit":
+                self.run_folder = folder
         for logger in _wandb_loggers(trainer.logger):
             self._configure_wandb(logger)
 
     def instantiate_classes(self) -> None:
         """Instantiate data, model and trainer; an invalid value raises an error that names its key."""
-        try:
+        with construction("trainer"), instantiating():
             super().instantiate_classes()
-        except ValueError as error:  # the parser wraps errors raised by a class
-            if (user_error := find_user_error(error)) is None:
-                raise
-            key = key_of(self.config[self.subcommand].as_dict(), str(user_error))
-            raise (user_error.at(key) if key else user_error) from None
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; remove the empty folders of a run that is rejected before it writes anything."""
         try:
-            with _clean_exit():
+            settings = self._get(self.config, "trainer").as_dict()
+            made = made_objects(self.trainer, self.model, self.datamodule)
+            with _clean_exit(), construction("trainer", made, lambda: self.underway.begun, settings):
                 super()._run_subcommand(subcommand)
         except UserError:
             if self.run_folder is not None and not any(path.is_file() for path in self.run_folder.rglob("*")):
@@ -139,9 +162,8 @@ class DistillCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            if (message := trainer_message(str(error))) is None:
-                raise
-            raise UserError(message) from error
+            given = self._get(self.config, "trainer").as_dict()
+            raise UserError(trainer_message(str(error), given)) from error
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
         saving = next((callback for callback in callbacks if isinstance(callback, SaveConfiguration)), None)
         if saving is not None and self.run_folder is not None:
@@ -242,7 +264,8 @@ def run(args: list[str]) -> DistillCLI:
     for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     import_named_classes()
-    with fresh_arguments_on_class_change():
+    check_files(args[1:])
+    with adapted_jsonargparse():
         return DistillCLI(args)
 
 

@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 
 from distill.callbacks.pictures import PicturesOnce, can_plot
 from distill.cli.check import print_set_up
+from distill.cli.rehearsal import rehearse_fit
 from distill.errors import UserError
 from distill.heads import Head, shipped
 from distill.training.classification import ClassificationModule
@@ -17,6 +18,7 @@ class Trainer(LightningTrainer):
 
     def check(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
         """Check the configuration and print networks, heads and data, without training."""
+        rehearse_fit(self, model, datamodule)
         print_set_up(model, datamodule, self)
 
     def plot(
