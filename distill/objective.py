@@ -98,7 +98,7 @@ class Objective(nn.Module):
         self.terms: dict[str, Term] = {}
         self.heads = nn.ModuleDict()
         for name, term in terms.items():
-            if name in _RESERVED or "." in name or hasattr(nn.ModuleDict, name):
+            if not name or name in _RESERVED or "." in name or hasattr(nn.ModuleDict, name):
                 raise UserError(f"model.heads: a term cannot be called {name!r}; choose another name")
             if term is None or term.is_off:
                 continue

@@ -11,17 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from jsonargparse import Namespace
 from jsonargparse._common import parser_context
 from jsonargparse._required import iter_required_keys
-from jsonargparse._typehints import ActionTypeHint, NestedArg, adapt_typehints, callable_origin_types
 
-from distill.cli.named_classes import class_problem, find_class, subclasses
-from distill.errors import did_you_mean
+from distill.cli.named_classes import class_problem, find_class, with_article
+from distill.errors import did_you_mean, nearest
 
+_typehints: Any = import_module("jsonargparse._typehints")  # which has no types
+_ActionTypeHint, _NestedArg = _typehints.ActionTypeHint, _typehints.NestedArg
+_CALLABLES = _typehints.callable_origin_types
 _SPEC = ("class_path", "init_args", "dict_kwargs")
 _CERTAINTY = ("type", "choice", "class", "key")
 
@@ -75,7 +78,7 @@ def diagnose(parser: Any, key: str, hint: Any, value: Any, previous: Any) -> Pro
     Returns:
         The problem; `None` if each part fits by itself.
     """
-    if isinstance(value, NestedArg):
+    if isinstance(value, _NestedArg):
         value = _with_part(plain(previous), value.key.split("."), value.val)
     with parser_context(parent_parser=parser, load_value_mode="yaml"):
         return _problem(key, hint, read_text(plain(value)), 0)
@@ -93,9 +96,9 @@ def members(hint: Any) -> Iterator[Any]:
 
 def bases_of(hint: Any) -> tuple[type, ...]:
     """Return the classes of which a type takes subclasses by name: itself, or what a callable returns."""
-    if get_origin(hint) in callable_origin_types:
+    if get_origin(hint) in _CALLABLES:
         return tuple(base for part in members(get_args(hint)[-1]) for base in bases_of(part)) if get_args(hint) else ()
-    is_class = inspect.isclass(hint) and ActionTypeHint.is_subclass_typehint(hint, also_closed=True)
+    is_class = inspect.isclass(hint) and _ActionTypeHint.is_subclass_typehint(hint, also_closed=True)
     return (hint,) if is_class else ()
 
 
@@ -162,19 +165,22 @@ def _problem(key: str, hint: Any, value: Any, depth: int) -> Problem | None:
         return _first(_problem(f"{key}.{name}", arguments[1], part, depth + 1) for name, part in value.items())
     if inspect.isclass(origin) and issubclass(origin, Iterable) and isinstance(value, list) and arguments:
         types = arguments if origin is tuple and len(arguments) == len(value) else arguments[:1] * len(value)
-        parts = zip(types, value, strict=True)
-        found = _first(_problem(f"{key}[{i}]", part, item, depth + 1) for i, (part, item) in enumerate(parts))
-        if found is not None:
-            return found
+        items = enumerate(zip(types, value, strict=True))
+        problem = _first(_problem(f"{key}[{i}]", part, item, depth + 1) for i, (part, item) in items)
+        if problem is not None:
+            return problem
     return Problem(key, "type", depth, given=value, fitting=[_name(hint)])
 
 
 def _problem_of_class(key: str, hint: Any, bases: tuple[type, ...], value: Any, depth: int) -> Problem | None:
     if isinstance(value, bases):
         return None
-    if is_dataclass(bases[0]) and isinstance(value, dict) and not {"class_path"} & value.keys():
-        return _problem_of_arguments(key, bases[0], hint, value, depth + 1)
-    name = f"a {bases[0].__name__}"
+    if is_dataclass(bases[0]) and isinstance(value, dict):
+        if find_class(str(value.get("class_path")), bases) is bases[0]:  # as the parser writes it
+            value = value.get("init_args") or {}
+        if "class_path" not in value:
+            return _problem_of_arguments(key, bases[0], hint, value, depth + 1)
+    name = with_article(bases[0].__name__)
     if is_dataclass(bases[0]):
         name = f"a mapping with {', '.join(item.name for item in fields(bases[0]))}"
     if not isinstance(value, dict | str) or value == "":
@@ -184,12 +190,14 @@ def _problem_of_class(key: str, hint: Any, bases: tuple[type, ...], value: Any, 
     if path is None:
         if not inspect.isabstract(bases[0]) and bases[0].__module__.startswith("distill") and "init_args" not in spec:
             return _problem_of_arguments(key, bases[0], hint, spec, depth + 1)
-        example = next((cls.__name__ for cls in subclasses(bases) if cls not in bases), "NAME")
-        before = "" if "[" in key else f", or put --{key}={example} before its arguments"
-        sentence = f"{key}: its class is not given: add class_path{before}"
+        if wrong := [name for name in spec if nearest(str(name), _SPEC)]:
+            sentence = f"{key}: {wrong[0]!r} is not known: {did_you_mean(wrong[0], _SPEC)}"
+        else:
+            before = "" if "[" in key else f", or put --{key}=CLASS before the arguments"
+            sentence = f"{key}: its class is not given: add class_path{before}"
         return Problem(key, "class", depth, sentence)
     if (inner := class_field(bases[0])) is not None and isinstance(value, dict):
-        sentence = f"{key}: a {bases[0].__name__} has no class_path: write the class under {inner!r}"
+        sentence = f"{key}: {with_article(bases[0].__name__)} has no class_path: write the class under {inner!r}"
         return Problem(key, "class", depth, sentence)
     if not isinstance(path, str):
         return Problem(f"{key}.class_path", "type", depth + 1, given=path, fitting=["the name of a class"])
@@ -209,9 +217,9 @@ def _problem_of_class(key: str, hint: Any, bases: tuple[type, ...], value: Any, 
 
 def _problem_of_arguments(key: str, cls: Any, hint: Any, given: dict[str, Any], depth: int) -> Problem | None:
     """Return the first problem among the arguments of a class."""
-    skip = {len(get_args(hint)) - 1} if get_origin(hint) in callable_origin_types else None
-    parser = ActionTypeHint.get_class_parser(cls, {}, skip_args=skip)
-    actions = {action.dest: action for action in parser._actions if isinstance(action, ActionTypeHint)}
+    skip = {len(get_args(hint)) - 1} if get_origin(hint) in _CALLABLES else None
+    parser = _ActionTypeHint.get_class_parser(cls, {}, skip_args=skip)
+    actions = {action.dest: action for action in parser._actions if isinstance(action, _ActionTypeHint)}
     groups = {name.partition(".")[0] for name in actions if "." in name}
     for name in given:
         if name not in actions and name not in groups:
@@ -243,7 +251,7 @@ def _first(problems: Iterable[Problem | None]) -> Problem | None:
 
 def _fits(hint: Any, value: Any) -> bool:
     try:
-        adapt_typehints(deepcopy(value), hint)
+        _typehints.adapt_typehints(deepcopy(value), hint)
     except Exception:  # whatever it says: the value does not fit
         return False
     return True
@@ -259,6 +267,8 @@ def _name(hint: Any) -> str:
         return f"a list of {len(get_args(hint))}"
     if inspect.isclass(origin) and origin is not str and issubclass(origin, Iterable):
         return "a list"
+    if origin in _CALLABLES:
+        return "the import path of a function"
     names = {bool: "true or false", str: "text", timedelta: "a duration such as 1:30:00"}
     return names.get(origin) or str(getattr(origin, "__name__", origin))
 

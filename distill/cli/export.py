@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distill.cli.jsonargparse_internals import adapted_jsonargparse
 from distill.cli.parser import command_parser
 from distill.export import Format, export, load_student
 
@@ -18,6 +19,7 @@ def run_export(args: list[str]) -> None:
         help="`safetensors`: the weights under the network's own names; `onnx` and `torch` (a `torch.export` program): "
         "the whole student from an image in [0, 1] to logits, normalization included.",
     )
-    options = parser.parse_args(args[1:])
+    with adapted_jsonargparse():
+        options = parser.parse_args(args[1:])
     student = load_student(options.ckpt_path)
     print(export(student, options.output, options.format))

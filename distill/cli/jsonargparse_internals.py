@@ -7,17 +7,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
 from functools import partial
+from importlib import import_module
 from typing import Any, get_args
 
-from jsonargparse import _signatures, _typehints
 from jsonargparse._common import parent_parser
-from jsonargparse._typehints import ActionTypeHint, NestedArg
 
 from distill.cli.construction import Escape, at_key, construct
 from distill.cli.diagnosis import bases_of, class_field, diagnose, members, read_text
 from distill.cli.named_classes import most_derived
 from distill.errors import UserError
 
+_typehints: Any = import_module("jsonargparse._typehints")  # which have no types
+_signatures: Any = import_module("jsonargparse._signatures")
+ActionTypeHint, NestedArg = _typehints.ActionTypeHint, _typehints.NestedArg
 _check_type = ActionTypeHint._check_type
 _instantiate = ActionTypeHint.instantiate_classes
 _resolve = _typehints.resolve_class_path_by_name
@@ -136,7 +138,7 @@ def _instantiator_with_key() -> Any:
 
 def _resolve_most_derived(cls: Any, name: str) -> str:
     try:
-        return _resolve(cls, name)
+        return str(_resolve(cls, name))
     except ValueError:  # several classes of that name
         bases = tuple(base for part in members(cls) for base in bases_of(part))
         found = [item for item in set(_all_subclasses(bases)) if item.__name__ == name]

@@ -15,6 +15,10 @@ _UNKNOWN_KEY = re.compile(r"Option '([^']+)' is not accepted|does not accept opt
 _GROUP = re.compile(r"Group '([^']+)' does not accept option")
 _MISSING = re.compile(r"the following arguments are required: (.+)|Key \"([^\"]+)\" is required")
 _MISSING_VALUE = re.compile(r"argument (?:-\w/)?(--[\w.]+):? expected one argument")
+_LINKED = re.compile(r'Linked "([^"]+)" must be given via "([^"]+)"')
+_NO_FILE = re.compile(r'Parser key "([^"]+)":\s*Unable to load config (.+)')
+_AMBIGUOUS = re.compile(r"ambiguous option: ([^\s=]+)\S* could match (.+)")
+_NO_VALUE = re.compile(r"argument (--\w+): ignored explicit argument")
 _NOISE = re.compile(r"(Does not validate against|Subtypes:|Errors:|Given value|Problem with given class_path)")
 _NO_GPU = "trainer.accelerator: no GPU is available: set trainer.accelerator to cpu or auto"
 _TOO_MANY = re.compile(r"You requested gpu: (\[.*\])\s+But your machine only has: (\[.*\])")
@@ -50,6 +54,14 @@ def parser_message(complaint: str, keys: Iterable[str]) -> str:
         return f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} not given: add {_examples(missing)}"
     if found := _MISSING_VALUE.search(complaint):
         return f"{found[1].removeprefix('--')}: its value is missing: write {found[1]}=VALUE"
+    if found := _AMBIGUOUS.search(complaint):
+        return f"there is no option {found[1]}: {suggest(found[2].split(', '))}"
+    if found := _NO_VALUE.search(complaint):
+        return f"{found[1].removeprefix('--')} takes no value: write {found[1]}"
+    if found := _LINKED.search(complaint):
+        return f"{found[1]} is taken from {found[2]}: remove it"
+    if found := _NO_FILE.search(complaint):
+        return f"{found[1]}: expected its keys, or a file with them, given {found[2]}"
     lines = [line.strip(" -") for line in complaint.splitlines()]
     text = " ".join(line for line in lines if line and not _NOISE.match(line))
     text = re.sub(r'^Parser key "([^"]+)"(?: element \d+)?:\s*', r"\1: ", text)
@@ -107,7 +119,7 @@ def _unknown(key: str, known: set[str], flag: bool = False) -> str:
     named = named or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     dashes = "--" if flag else ""
     shown = [f"{dashes}{name}" for name in named or beside]
-    what = f"option --{key}" if flag else f"key {key!r}"
+    what = f"option --{key}" if flag else f"key {prefix + part.split('.')[0]!r}"
     return f"there is no {what}: {suggest(shown) if named else did_you_mean('', shown, limit=12)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -34,9 +35,11 @@ def class_problem(name: str, bases: tuple[type, ...]) -> ClassProblem | None:
         bases: the classes of which it must be a subclass.
     """
     if "." not in name:
-        known = {cls.__name__ for cls in subclasses(bases)}
+        known = {cls.__name__ for cls in subclasses(bases) if cls not in bases or cls.__module__.startswith("distill")}
         if name in known:
             return None
+        if name in {cls.__name__ for base in bases for cls in (base, *base.__subclasses__())}:
+            return ClassProblem(f"{name} is an abstract class: name one of its subclasses")
         suggestion = did_you_mean(name, known)
         return ClassProblem(f"there is no class {name!r}: {suggestion}", suggestion.startswith("did you"))
     if not all(part.isidentifier() for part in name.split(".")):
@@ -55,22 +58,23 @@ def class_problem(name: str, bases: tuple[type, ...]) -> ClassProblem | None:
     if found is None:
         classes = [item for item, value in vars(import_module(module)).items() if inspect.isclass(value)]
         return ClassProblem(f"module {module!r} has no {attribute!r}: {did_you_mean(attribute, classes)}")
-    wanted = " or ".join(base.__name__ for base in bases)
+    wanted = with_article(bases[0].__name__)
     if not inspect.isclass(found):
-        return None if callable(found) else ClassProblem(f"{name} is not a class, expected a {wanted}")
+        is_factory = callable(found) and "return" in getattr(found, "__annotations__", {})
+        return None if is_factory else ClassProblem(f"{name} is not a class, expected {wanted}")
     if not issubclass(found, bases):
-        return ClassProblem(f"{name} is not a {wanted}")
+        return ClassProblem(f"{name} is not {wanted}")
     if inspect.isabstract(found):
-        missing = sorted(found.__abstractmethods__)
+        missing = sorted(getattr(found, "__abstractmethods__", ()))
         return ClassProblem(f"{name} is abstract: it does not define {', '.join(missing)}")
     return None
 
 
 def find_class(name: str, bases: tuple[type, ...]) -> Any:
-    """Return what a name without problem stands for; `None` if it is not found after all."""
+    """Return the class that a name stands for; `None` if there is none."""
     if "." in name:
         module, _, attribute = name.rpartition(".")
-        return getattr(import_module(module), attribute, None)
+        return getattr(sys.modules.get(module), attribute, None)
     found = [cls for cls in subclasses(bases) if cls.__name__ == name]
     return most_derived(found) if found else None
 
@@ -86,6 +90,16 @@ def subclasses(bases: tuple[type, ...]) -> Iterator[type]:
         if not inspect.isabstract(base) and not base.__name__.startswith("_"):
             yield base
         yield from subclasses(tuple(base.__subclasses__()))
+
+
+def with_article(name: str) -> str:
+    """Return the name of a class with its article.
+
+    >>> with_article("Head"), with_article("Optimizer"), with_article("LRScheduler")
+    ('a Head', 'an Optimizer', 'an LRScheduler')
+    """
+    is_spelled = name[:2].isupper() and name[0] in "FHLMNRSX"  # letter by letter, with a vowel first
+    return f"{'an' if is_spelled or name[0] in 'AEIO' else 'a'} {name}"
 
 
 def _remedy(module: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.errors import UserError
 
-_LEAST = {  # of Lightning's Trainer and of the checkpoints, which accept some of these and then do nothing
+_LEAST = {  # of Lightning's and torch's classes, which accept some of these and then fail late or do nothing
     "trainer.num_nodes": 1,
     "trainer.max_epochs": -1,
     "trainer.min_epochs": 0,
@@ -31,6 +31,14 @@ _LEAST = {  # of Lightning's Trainer and of the checkpoints, which accept some o
     "checkpoint.every_n_epochs": 1,
     "data.init_args.num_workers": 0,
     "data.init_args.batch_size": 1,
+    "model.scheduler.init_args.T_0": 1,
+    "model.scheduler.init_args.T_max": 1,
+    "model.scheduler.init_args.cooldown": 0,
+    "model.scheduler.init_args.eta_min": 0,
+    "model.scheduler.init_args.patience": 0,
+    "model.scheduler.init_args.step_size": 1,
+    "model.scheduler.init_args.total_iters": 1,
+    "model.scheduler.init_args.total_steps": 1,
     "seed_everything": 0,
 }
 _LIMITS = {  # lengths of which 0 leaves the command nothing to do

@@ -82,15 +82,15 @@ def rehearse_heads(module: ClassificationModule, batch_size: int | None) -> None
                     if (batch_size or 2) <= 2:
                         raise
                     copies = min(batch_size or 2, _MOST_IMAGES) // 2
-                    many = [None if seen is None else seen.apply(_repeat(copies)) for seen in (student, teacher)]
-                    _step(term.head, many[0], many[1], image.repeat(copies, 1, 1, 1), module)
+                    own, other = student.apply(_repeat(copies)), teacher and teacher.apply(_repeat(copies))
+                    _step(term.head, own, other, image.repeat(copies, 1, 1, 1), module)
 
 
 def rehearse_scheduler(trainer: Trainer, module: ClassificationModule) -> None:
     """Run the learning-rate scheduler over the length of the run, on an optimizer of its own.
 
     Raises:
-        UserError: the learning rate becomes NaN, infinite or negative, or a setting of 0 is divided by.
+        UserError: the learning rate becomes NaN, infinite or negative.
     """
     make: Any = module.scheduler
     if make is None or isinstance(make, Schedule):  # a schedule is computed from the length of the run
@@ -100,17 +100,10 @@ def rehearse_scheduler(trainer: Trainer, module: ClassificationModule) -> None:
         scheduler: Any = make(optimizer)
     except Exception:  # it takes real parameters alone
         return
-    settings = getattr(make, "keywords", {})
     with under("model.scheduler"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for step in range(1, _scheduler_steps(trainer) + 1):
-            try:
-                scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
-            except ZeroDivisionError:
-                zeros = [name for name, value in settings.items() if type(value) is int and value == 0]
-                if len(zeros) != 1:
-                    raise
-                raise UserError(f"{zeros[0]} is 0, by which {type(scheduler).__name__} divides") from None
+            scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
             for rate in (float(group["lr"]) for group in optimizer.param_groups):
                 if not 0 <= rate < float("inf"):
                     name = type(scheduler).__name__
@@ -139,7 +132,7 @@ def _step(head: Head, student: Features, teacher: Features | None, image: Tensor
         what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UserError(f"{type(head).__name__} must return a scalar, but returned {what}")
     if loss.requires_grad:
-        loss.sum().backward()
+        loss.sum().backward()  # type: ignore[no-untyped-call]  # torch has no types there
 
 
 def _batch(image: Tensor, head: Head, num_classes: int) -> Batch:

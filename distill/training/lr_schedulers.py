@@ -8,6 +8,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from distill.errors import require_at_least
+
 
 class TimmScheduler(LRScheduler):
     """A timm learning-rate scheduler, selected by name and stepped once per epoch.
@@ -23,6 +25,9 @@ class TimmScheduler(LRScheduler):
         decay_milestones: epochs of the decays (`multistep`).
         decay_rate: factor of the learning rate at each decay.
         warmup_prefix: whether the warm-up comes before the schedule instead of replacing its beginning.
+
+    Raises:
+        UserError: a length is below 1, or a length of the warm-up or a rate is negative.
     """
 
     def __init__(
@@ -38,6 +43,8 @@ class TimmScheduler(LRScheduler):
         decay_rate: float = 0.1,
         warmup_prefix: bool = False,
     ) -> None:
+        require_at_least(1, num_epochs=num_epochs, decay_epochs=decay_epochs)
+        require_at_least(0, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr, decay_rate=decay_rate)
         from timm.scheduler.scheduler_factory import create_scheduler_v2
 
         self.timm, _ = create_scheduler_v2(
