@@ -141,6 +141,6 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def _weight(term: Term) -> str:
     if not isinstance(term.weight, Schedule):
-        return f"{term.weight:g}"
+        return f"{term.weight:g}" + (" (negative: the term grows)" if term.weight < 0 else "")
     settings: dict[str, Any] = {name: value for name, value in vars(term.weight).items() if value is not None}
     return f"{type(term.weight).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"

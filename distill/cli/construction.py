@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from distill.cli.reasons import argument_in, frames, is_ours, reason_of
 from distill.errors import ConstructionError, UserError
@@ -85,7 +86,8 @@ def construction(
     Args:
         default: the key where no other is known.
         owners: the objects made so far by key; an exception that passes a method of one of them has its key.
-        until: returns True once everything is made; from then on, exceptions pass as they are.
+        until: returns True once everything is made; from then on, exceptions pass as they are, except those by which
+            Lightning says that its user has made a mistake.
         settings: those under the default key.
 
     Raises:
@@ -97,7 +99,7 @@ def construction(
         key = getattr(error, "configuration_key", None)
         raise (error if key is None or _has_key(str(error)) else error.at(key)) from error.__cause__
     except Exception as error:
-        if until() or is_not_the_users(error):
+        if is_not_the_users(error) or (until() and not isinstance(error, MisconfigurationException)):
             raise
         key = getattr(error, "configuration_key", None) or _owner(error, owners or {})
         key = key or default + (argument_in(str(error), settings) if settings else "")

@@ -76,13 +76,19 @@ def _check_type_with_key(self: Any, value: Any, append: bool = False, cfg: Any =
     except Exception:  # an instance as default
         given = value
     token = _is_checking.set(True)
+    hint, parser = self._typehint, parent_parser.get()
     try:
-        return _check_type(self, value, append, cfg, mode)
+        checked = _check_type(self, value, append, cfg, mode)
+        if _is_mapping(checked) and (classes := [part for part in members(hint) if bases_of(part)]):
+            problem = diagnose(parser, self.dest, classes[0], given, None)  # a class that was taken for a text
+            raise UserError(str(problem or f"{self.dest}: {checked} does not fit"))
+        return checked
+    except UserError:
+        raise
     except Exception as error:
         if given == {}:  # which jsonargparse itself tries
             raise
-        parser = parent_parser.get()
-        problem = diagnose(parser, self.dest, self._typehint, given, cfg.get(self.dest) if cfg else None)
+        problem = diagnose(parser, self.dest, hint, given, cfg.get(self.dest) if cfg else None)
         if problem is None:
             raise
         raise UserError(str(problem)) from error
@@ -105,6 +111,10 @@ def _completed(hint: Any, value: Any) -> Any:
         if isinstance(value, NestedArg) and "." not in value.key and _is_name(value.val):
             return NestedArg(key=f"{value.key}.{name}", val=value.val)
     return value
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("{")
 
 
 def _is_name(value: Any) -> bool:

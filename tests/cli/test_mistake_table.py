@@ -7,6 +7,7 @@ import re
 import pytest
 
 from distill.__main__ import main
+from distill.heads import shipped
 from tests.program import KD, TEACHER, TINY
 
 M = "--model.heads.m.head"
@@ -372,6 +373,22 @@ def test_check_refuses_the_folder_of_another_run_as_fit_does(capsys, tmp_path):
     sentences = [sentence(capsys, *TINY, "--trainer.default_root_dir=run", command=name) for name in ("check", "fit")]
     assert sentences[0] == sentences[1]
     assert "'run' already holds a run" in sentences[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", sorted(shipped()))
+def test_check_can_try_every_head(head, capsys):
+    args = ["--model.student.image_size=128", "--model.teacher=Timm", "--model.teacher.name=test_resnet"]
+    args += ["--model.teacher.image_size=128", "--trainer.callbacks=SuperpixelSegments", f"{M}={head}"]
+    args += [f"{M}.samples=1078"] if head == "CRD" else []
+    code = main(["check", *TINY, *args])
+    assert code == 0, capsys.readouterr().err
+
+
+def test_check_points_at_a_negative_weight(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["check", *TINY, "--model.task.weight=-1"]) == 0
+    assert "-1 (negative: the term grows)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
