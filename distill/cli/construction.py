@@ -14,8 +14,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from distill.cli.reasons import argument_in, frames, is_ours, reason_of
 from distill.errors import ConstructionError, UserError

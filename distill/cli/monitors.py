@@ -26,7 +26,7 @@ def refuse_unknown_monitors(trainer: Trainer, module: LightningModule) -> None:
         return
     known = set(logged_metrics(trainer, module))
     heads = tuple(f"train/{name}/" for name in module.terms)  # whose diagnostics are known only after a step
-    validates = trainer.limit_val_batches != 0  # type: ignore[attr-defined]  # Lightning's Trainer has it
+    validates = trainer.limit_val_batches != 0
     for key, name in _monitors(trainer, module):
         if name.startswith("val/") and not validates and key != "checkpoint.monitor":  # which then compares nothing
             raise UserError(f"{key} is {name!r}, but trainer.limit_val_batches is 0, so that nothing is validated")
