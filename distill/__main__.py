@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from traceback import print_exception
 
 from distill import __version__
 from distill.cli.commands import COMMANDS, help_text
-from distill.errors import UserError, did_you_mean
+from distill.errors import ConstructionError, UserError, did_you_mean
+
+DEBUG = "DISTILL_DEBUG"
+"""Environment variable; 1 shows the traceback of a user error."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -27,7 +32,12 @@ def main(args: list[str] | None = None) -> int:
         else:
             COMMANDS[name].run(name, rest)
     except UserError as error:
+        debug = os.environ.get(DEBUG, "") not in ("", "0")
+        if debug:
+            print_exception(error)
         print(f"distill: {_sentence(error)}", file=sys.stderr)
+        if isinstance(error, ConstructionError) and not debug:
+            print(f"({DEBUG}=1 shows the traceback)", file=sys.stderr)
         return 2
     return 0
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from math import isfinite
 
@@ -19,6 +20,33 @@ class UserError(ValueError):
         return type(self)(f"{key}: {self}")
 
 
+class ConstructionError(UserError):
+    """A user error made of another exception, which was raised while a configuration became objects.
+
+    The other exception is its `__cause__`.
+    """
+
+
+@contextmanager
+def under(key: str) -> Iterator[None]:
+    """Name a configuration key in all that is raised inside.
+
+    A `UserError` gets the key in front of its message. Any other exception passes as it is, with the key as its
+    attribute `configuration_key`, which the command line reads.
+
+    Raises:
+        UserError: that of the body, at `key`.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise error.at(key) from None
+    except Exception as error:
+        if not hasattr(error, "configuration_key"):
+            error.configuration_key = key  # type: ignore[attr-defined]  # an exception takes any attribute
+        raise
+
+
 def did_you_mean(given: str, known: Iterable[str], limit: int = 8) -> str:
     """Suggest replacements for `given`: close matches if there are any, else the first known names.
 
@@ -28,16 +56,32 @@ def did_you_mean(given: str, known: Iterable[str], limit: int = 8) -> str:
     "known are 'fc' and 'layer1'"
     """
     names = sorted(set(known))
-    near = get_close_matches(given, names, n=3, cutoff=0.6)
-    if not near:  # names in another case or containing `given`
-        near = [name for name in names if given.lower() in name.lower()][:3] if len(given) > 2 else []
-    if near:
-        return f"did you mean {_joined(near, 'or')}?"
+    if near := nearest(given, names):
+        return suggest(near)
     if not names:
         return "none is known"
     if len(names) > limit:
         return f"known are {', '.join(map(repr, names[:limit]))} and {len(names) - limit} more"
-    return f"known are {_joined(names, 'and')}"
+    return f"known {'is' if len(names) == 1 else 'are'} {_joined(names, 'and')}"
+
+
+def nearest(given: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Return up to `most` names that resemble `given`: the same in another case, else similar or longer ones."""
+    names = sorted(set(known))
+    folded = {name: name.lower() for name in names}
+    if same := [name for name in names if folded[name] == given.lower()]:
+        return [] if given in same else same[:most]
+    if near := get_close_matches(given, names, n=most, cutoff=0.6):
+        return near
+    by_case = {lower: name for name, lower in folded.items()}
+    if near := get_close_matches(given.lower(), by_case, n=most, cutoff=0.6):
+        return [by_case[name] for name in near]
+    return [name for name in names if given.lower() in folded[name]][:most] if len(given) > 2 else []
+
+
+def suggest(names: list[str]) -> str:
+    """Return the question whether one of the names was meant."""
+    return f"did you mean {_joined(names, 'or')}?"
 
 
 def one_of(name: str, given: str, known: Iterable[str]) -> str:

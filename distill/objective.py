@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import UserError, under
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads.base import Batch, Head, RunInfo
 from distill.networks import Network, Teacher
@@ -108,18 +108,16 @@ class Objective(nn.Module):
         self.terms: dict[str, Term] = {}
         self.heads = nn.ModuleDict()
         for name, term in terms.items():
-            if name in _RESERVED or "." in name or hasattr(nn.ModuleDict, name):
+            if not name or name in _RESERVED or "." in name or hasattr(nn.ModuleDict, name):
                 raise UserError(f"model.heads: a term cannot be called {name!r}; choose another name")
             if term is None or term.is_off:
                 continue
             if not isinstance(term.weight, Schedule) and not math.isfinite(term.weight):
                 raise UserError(f"{key_of(name)}.weight must be finite, given {term.weight}")
-            try:
+            with under(f"{key_of(name)}.head"):
                 teacher = specs[self._teacher_of(term, specs)] if term.head.needs_teacher and specs else None
                 term.head.check(student, teacher)
                 term.head.build(student, teacher if teacher is not None else student)
-            except UserError as error:
-                raise error.at(f"{key_of(name)}.head") from None
             self.terms[name] = term
             self.heads[name] = term.head
         if not self.terms:
@@ -145,19 +143,15 @@ class Objective(nn.Module):
         for name, term in self.terms.items():
             schedules = {"weight": term.weight} | {f"head.{key}": value for key, value in vars(term.head).items()}
             for key, schedule in schedules.items():
-                try:
-                    if isinstance(schedule, Schedule):
+                if isinstance(schedule, Schedule):
+                    with under(f"{key_of(name)}.{key}"):
                         require_finite_values(schedule, run.progress)
-                except UserError as error:
-                    raise error.at(f"{key_of(name)}.{key}") from None
-            try:
+            with under(f"{key_of(name)}.head"):
                 for need in sorted(term.head.batch_needs - run.provides):
                     remedy = _REMEDIES.get(need, "use data that provide it")
                     raise UserError(f"{type(term.head).__name__} needs {need}: {remedy}")
                 term.head.progress = run.progress
                 term.head.prepare(run)
-            except UserError as error:
-                raise error.at(f"{key_of(name)}.head") from None
 
     def active(self, progress: Progress) -> Mapping[str, Sequence[str]]:
         """Return the names of the terms that read each teacher, by teacher name.
@@ -285,6 +279,11 @@ class Distiller(nn.Module):
 def key_of(name: str) -> str:
     """Return the configuration key of a term."""
     return "model.task" if name == TASK else f"model.heads.{name}"
+
+
+def teacher_key(name: str) -> str:
+    """Return the configuration key of a teacher."""
+    return "model.teacher" if name == TEACHER else f"model.teachers.{name}"
 
 
 def _read_factors(objective: Any, _: Any) -> None:

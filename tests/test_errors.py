@@ -20,9 +20,11 @@ def test_at_prepends_the_configuration_key() -> None:
     [
         ("layr4", ["layer1", "layer4", "fc"], "did you mean 'layer4' or 'layer1'?"),
         ("rkd", ["KD", "RKD"], "did you mean 'RKD'?"),
+        ("Kd", ["DKD", "KD", "RKD"], "did you mean 'KD'?"),
+        ("resnet18", ["ResNet34"], "did you mean 'ResNet34'?"),
         ("block", ["stages.0.blocks", "head"], "did you mean 'stages.0.blocks'?"),
         ("x", ["layer1", "fc"], "known are 'fc' and 'layer1'"),
-        ("x", ["only"], "known are 'only'"),
+        ("x", ["only"], "known is 'only'"),
         ("x", [], "none is known"),
     ],
 )

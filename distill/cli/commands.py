@@ -66,5 +66,6 @@ def help_text() -> str:
         "Relation distillation for image models.\n\n"
         f"commands:\n{lines}\n\n"
         "`distill COMMAND --help` lists a command's options. Every configuration key is an option:\n"
-        f"  {COMMANDS['fit'].example}"
+        f"  {COMMANDS['fit'].example}\n\n"
+        "A mistake is told in one sentence; with DISTILL_DEBUG=1 in the environment, its traceback is shown, too."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distill.cli.jsonargparse_internals import adapted_jsonargparse
 from distill.cli.parser import WEIGHTS_HELP, command_parser
 from distill.export import Format, export, load_student
 from distill.training.weight_averaging import WeightsChoice
@@ -20,6 +21,7 @@ def run_export(args: list[str]) -> None:
         "the whole student from an image in [0, 1] to logits, normalization included.",
     )
     parser.add_argument("--weights", type=WeightsChoice | None, default=None, help=WEIGHTS_HELP)
-    options = parser.parse_args(args[1:])
+    with adapted_jsonargparse():
+        options = parser.parse_args(args[1:])
     student = load_student(options.ckpt_path, options.weights)
     print(export(student, options.output, options.format))

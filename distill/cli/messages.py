@@ -1,65 +1,80 @@
-"""One-sentence messages for the errors of the parser and of Lightning's Trainer."""
+"""One-sentence messages for what the parser and Lightning's Trainer say about a whole command line."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import import_module
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distill.errors import did_you_mean
+from distill.cli.reasons import argument_in
+from distill.errors import did_you_mean, nearest, suggest
 
-_GIVEN_KEY = re.compile(r"NestedArg\(key='([^']+)'")
-_SECTIONS = re.compile(r'Parser key "([^"]+)"')
-_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
-_NO_OPTION = re.compile(r"Option '([^']+)' is not accepted")
-_NO_CLASS = re.compile(r"Expected a dot import path string: (.+)")
-_NO_IMPORT = re.compile(r"(No module named .+|module .+ has no attribute .+)")
-_MISSING = re.compile(r'Key "([^"]+)" is required')
-_ONE_OF = re.compile(r"Expected an? typing\.Literal(\[.+\])")
-_EXPECTED = re.compile(r"Expected an? (?!dot import|path|<class 'NoneType'>)(?:<class '([^']+)'>|(\S+))", re.M)
-_UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (\S+)")
+_UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (.+)")
+_UNKNOWN_KEY = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'")
+_GROUP = re.compile(r"Group '([^']+)' does not accept option")
+_MISSING = re.compile(r"the following arguments are required: (.+)|Key \"([^\"]+)\" is required")
+_MISSING_VALUE = re.compile(r"argument (?:-\w/)?(--[\w.]+):? expected one argument")
+_LINKED = re.compile(r'Linked "([^"]+)" must be given via "([^"]+)"')
+_NO_FILE = re.compile(r'Parser key "([^"]+)":\s*Unable to load config (.+)')
+_AMBIGUOUS = re.compile(r"ambiguous option: ([^\s=]+)\S* could match (.+)")
+_NO_VALUE = re.compile(r"argument (--\w+): ignored explicit argument")
+_NOISE = re.compile(r"(Does not validate against|Subtypes:|Errors:|Given value|Problem with given class_path)")
 _NO_GPU = "trainer.accelerator: no GPU is available: set trainer.accelerator to cpu or auto"
 _TOO_MANY = re.compile(r"You requested gpu: (\[.*\])\s+But your machine only has: (\[.*\])")
 _NO_ACCELERATOR = re.compile(r"No supported gpu backend|can not run on your system since the accelerator")
+_NO_STRATEGY = re.compile(r"invalid strategy name: `strategy='([^']+)'`")
+_NO_ACCELERATOR_NAME = re.compile(r"invalid accelerator name: `accelerator='([^']+)'`. Available names are: (.+?)\.")
 _DEVICES = re.compile(r"`Trainer\(devices='?(.+?)'?\)` value is not|`devices` selected with `\w+` should be")
-_GIVEN = re.compile(r"Given value: (.+)")
+_EXAMPLES = {
+    "data": "--data=Digits",
+    "model.student": "--model.student=Timm",
+    "model.optimizer": "--model.optimizer=SGD",
+    "ckpt_path": "--ckpt_path=runs/run-1/checkpoints/last.ckpt",
+    "output": "--output=student.safetensors",
+}
 
 
-def parser_message(complaint: str, flags: Iterable[str]) -> str:
+def parser_message(complaint: str, keys: Iterable[str]) -> str:
     """Rewrite an error of the parser as one sentence that names the key, what was given and what would fit.
 
     Args:
-        complaint: the parser's message, often many nested lines.
-        flags: the options that the parser knows.
+        complaint: the parser's message.
+        keys: the dotted keys that the parser knows.
     """
+    known = {key for key in keys if not key.endswith(".help") and key not in ("help", "print_config")}
     if found := _UNKNOWN_FLAG.search(complaint):
-        flag = found[1].split("=")[0]
-        return f"there is no option {flag}: {did_you_mean(flag, (f for f in flags if f.startswith('--')))}"
-    key = _key(complaint)
-    owner = _owner(complaint)
-    if found := _NO_OPTION.search(complaint):
-        key = key.removesuffix(f".{found[1]}")
-        name = owner.__name__ if owner else "it"
-        return f"{key}: {name} has no {found[1]!r}: {did_you_mean(found[1], _arguments(owner))}"
-    if found := _NO_CLASS.search(complaint):
-        return f"{key}: there is no class {found[1]!r}: {_fitting_classes(found[1], key)}"
-    if found := _NO_IMPORT.search(complaint):
-        return f"{key}: {found[1]}"
-    given = _GIVEN.search(complaint)
-    if given and (found := _ONE_OF.search(complaint)):
-        return f"{key} cannot be {given[1]!r}: {did_you_mean(given[1], ast.literal_eval(found[1]))}"
-    expected = sorted({first or second for first, second in _EXPECTED.findall(complaint)})
-    if expected and given:
-        return f"{key}: expected {' or '.join(expected)}, given {_short(given[1])}"
-    text = " ".join(line.strip(" -") for line in complaint.splitlines() if line.strip())
-    return re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", text)
+        return _unknown_flag(found[1], known)
+    if found := _UNKNOWN_KEY.search(complaint):
+        name = found[1] or found[2]
+        group = _GROUP.search(complaint)
+        return _unknown(f"{group[1]}.{name}" if group and not name.startswith(f"{group[1]}.") else name, known)
+    if found := _MISSING.search(complaint):
+        missing = [name.split(".", 1)[1] if name.startswith(_COMMANDS) else name for name in _names(found)]
+        return f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} not given: add {_examples(missing)}"
+    if found := _MISSING_VALUE.search(complaint):
+        return f"{found[1].removeprefix('--')}: its value is missing: write {found[1]}=VALUE"
+    if found := _AMBIGUOUS.search(complaint):
+        return f"there is no option {found[1]}: {suggest(found[2].split(', '))}"
+    if found := _NO_VALUE.search(complaint):
+        return f"{found[1].removeprefix('--')} takes no value: write {found[1]}"
+    if found := _LINKED.search(complaint):
+        return f"{found[1]} is taken from {found[2]}: remove it"
+    if found := _NO_FILE.search(complaint):
+        return f"{found[1]}: expected its keys, or a file with them, given {found[2]}"
+    lines = [line.strip(" -") for line in complaint.splitlines()]
+    text = " ".join(line for line in lines if line and not _NOISE.match(line))
+    text = re.sub(r'^Parser key "([^"]+)"(?: element \d+)?:\s*', r"\1: ", text)
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def trainer_message(complaint: str) -> str | None:
-    """Rewrite an error of Lightning's Trainer about devices as one sentence; `None` for any other error."""
+def trainer_message(complaint: str, given: Mapping[str, Any] | None = None) -> str:
+    """Rewrite an error of Lightning's Trainer as one sentence that names the key.
+
+    Args:
+        complaint: the Trainer's message.
+        given: the Trainer's arguments.
+    """
     if found := _TOO_MANY.search(complaint):
         requested, available = (ast.literal_eval(numbers) for numbers in found.groups())
         if not available:
@@ -67,104 +82,57 @@ def trainer_message(complaint: str) -> str | None:
         return f"trainer.devices: GPUs {requested} were requested, but only {available} are available"
     if _NO_ACCELERATOR.search(complaint):
         return _NO_GPU
+    given = given or {}
     if found := _DEVICES.search(complaint):
-        return f"trainer.devices: expected a number above 0, given {found[1] or 'a list'}"
-    return None
+        return f"trainer.devices: expected a number above 0, given {found[1] or given.get('devices')}"
+    if (found := _NO_STRATEGY.search(complaint)) and isinstance(given.get("strategy"), str):
+        from lightning.pytorch.strategies import StrategyRegistry
+
+        known = StrategyRegistry.available_strategies()
+        return f"trainer.strategy cannot be {given['strategy']!r}: {did_you_mean(found[1], ['auto', *known])}"
+    if (found := _NO_ACCELERATOR_NAME.search(complaint)) and isinstance(given.get("accelerator"), str):
+        names = re.findall(r"\w+", found[2])
+        return f"trainer.accelerator cannot be {found[1]!r}: {did_you_mean(found[1], names)}"
+    text = " ".join(complaint.split())
+    return f"trainer{argument_in(text, given)}: {text}"
 
 
-def key_of(config: Mapping[str, Any], message: str) -> str | None:
-    """Find the configuration key that a class names in its message ("temperature must be ..., given -1")."""
-    name = message.split(" ", 1)[0]
-    hits = [key for key, value in _leaves(config) if key.rsplit(".", 1)[-1] == name and f"given {value}" in message]
-    return hits[0].replace(".init_args.", ".") if len(hits) == 1 else None
+def _unknown_flag(flags: str, known: set[str]) -> str:
+    flag = flags.split()[0].split("=")[0]
+    if not flag.startswith("-"):
+        return f"{flag!r} belongs to no option: write options as --KEY=VALUE"
+    if not flag.startswith("--"):
+        return f"there is no option {flag}: {did_you_mean(flag, ['--config', '-c', '--help', '-h'])}"
+    return _unknown(flag.removeprefix("--"), known, flag=True)
 
 
-def _key(complaint: str) -> str:
-    """Return the dotted key that the complaint is about."""
-    sections = _SECTIONS.findall(complaint)
-    if not sections:
-        return "configuration"
-    key: str = sections[0]
-    if found := _GIVEN_KEY.search(complaint):  # from the command line, which spells out the key within a mapping
-        return f"{key}.{found[1].replace('init_args.', '')}"
-    name = _entry(complaint) if len(sections) > 1 or _CLASS.search(complaint) else None
-    inner = [section for section in sections[1:] if section not in key.split(".")]
-    return ".".join([key, *([name] if name else []), *inner])
+def _unknown(key: str, known: set[str], flag: bool = False) -> str:
+    """Return the sentence for an unknown key: similar ones in its section, else anywhere, else all in its section."""
+    parent = key.rpartition(".")[0]
+    while parent and not any(name.startswith(f"{parent}.") for name in known):
+        parent = parent.rpartition(".")[0]
+    prefix = f"{parent}." if parent else ""
+    beside = {prefix + name.removeprefix(prefix).split(".")[0] for name in known if name.startswith(prefix)}
+    part = key.removeprefix(prefix)
+    near = nearest(part.split(".")[0], [name.removeprefix(prefix) for name in beside])
+    named = [prefix + name for name in near] or ([] if prefix else nearest(key, known))
+    named = named or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    dashes = "--" if flag else ""
+    shown = [f"{dashes}{name}" for name in named or beside]
+    what = f"option --{key}" if flag else f"key {prefix + part.split('.')[0]!r}"
+    return f"there is no {what}: {suggest(shown) if named else did_you_mean('', shown, limit=12)}"
 
 
-def _entry(complaint: str) -> str | None:
-    """Return the name of the invalid entry of a mapping that was read from a file."""
-    values = []
-    for text in _GIVEN.findall(complaint):
-        try:
-            values.append(ast.literal_eval(text))
-        except (ValueError, SyntaxError):
-            continue
-    mappings = [value for value in values if isinstance(value, dict)]
-    if len(mappings) < 2:
-        return None
-    return next((str(name) for name, entry in mappings[-1].items() if entry == mappings[-2]), None)
+def _names(found: re.Match[str]) -> list[str]:
+    return re.split(r", | and ", found[1] or found[2])
 
 
-def _owner(complaint: str) -> type | None:
-    """Return the innermost class that the complaint names."""
-    paths = _CLASS.findall(complaint)
-    if not paths:
-        return None
-    module, _, name = paths[-1].rpartition(".")
-    owner = getattr(import_module(module), name, None)
-    return owner if inspect.isclass(owner) else None
+def _examples(missing: list[str]) -> str:
+    return " ".join(_EXAMPLES.get(name, f"--{name}=VALUE") for name in missing)
 
 
-def _arguments(owner: type | None) -> list[str]:
-    return [] if owner is None else [name for name in inspect.signature(owner).parameters if name != "self"]
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _fitting_classes(given: str, key: str) -> str:
-    known = {cls.__name__ for base in _bases(key) for cls in _subclasses(base)}
-    return did_you_mean(given, known)
-
-
-def _bases(key: str) -> list[type]:
-    """Return the base classes that a key accepts subclasses of."""
-    from lightning.pytorch import Callback, LightningDataModule
-    from lightning.pytorch.loggers import Logger
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
-
-    from distill.data import LongTail
-    from distill.heads import Head
-    from distill.networks import Network
-    from distill.schedules import Schedule
-
-    table: dict[str, list[type]] = {
-        "head": [Head],
-        "student": [Network],
-        "teacher": [Network],
-        "data": [LightningDataModule],
-        "longtail": [LongTail],
-        "optimizer": [Optimizer],
-        "scheduler": [LRScheduler, Schedule],
-        "callbacks": [Callback],
-        "logger": [Logger],
-    }
-    return table.get(key.rsplit(".", 1)[-1], [Schedule])
-
-
-def _subclasses(base: Any) -> Iterator[type]:
-    for cls in base.__subclasses__():
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-            yield cls
-        yield from _subclasses(cls)
-
-
-def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(config, Mapping):
-        for name, value in config.items():
-            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, config
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+_COMMANDS = ("fit.", "validate.", "test.", "predict.", "check.", "plot.")

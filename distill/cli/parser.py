@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
-from jsonargparse import _typehints as jsonargparse_typehints
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
@@ -36,8 +33,10 @@ class Parser(LightningArgumentParser):
         """Raise a `UserError`; the nested parser of a class's arguments leaves its errors to the outer parser."""
         if not self.exit_on_error:
             super().error(message, ex)
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        raise UserError(parser_message(message, flags)) from ex
+        if (user_error := find_user_error(ex)) is not None:
+            raise user_error from ex
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise UserError(parser_message(message, [action.dest for action in parser._actions])) from ex
 
     def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:
         """Add a class's arguments; a logger's folder is not required, since it is the run's by default."""
@@ -65,23 +64,3 @@ def find_user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
-
-
-@contextmanager
-def fresh_arguments_on_class_change() -> Iterator[None]:
-    """Context in which replacing a class resets its arguments to the new class's defaults.
-
-    By default, jsonargparse keeps every argument that both classes accept: a weight decay set for AdamW would reach
-    SGD.
-    """
-    original = jsonargparse_typehints.discard_init_args_on_class_path_change
-    jsonargparse_typehints.discard_init_args_on_class_path_change = _drop_arguments
-    try:
-        yield
-    finally:
-        jsonargparse_typehints.discard_init_args_on_class_path_change = original
-
-
-def _drop_arguments(parser: object, before: Any, value: Any) -> None:
-    if before and "init_args" in before and before["class_path"] != value["class_path"]:
-        before["init_args"] = type(before)()

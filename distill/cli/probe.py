@@ -5,8 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from distill.cli.parser import WEIGHTS_HELP, command_parser, find_user_error
+from distill.cli.construction import construction
+from distill.cli.jsonargparse_internals import adapted_jsonargparse, instantiating
+from distill.cli.numbers import refuse_numbers
+from distill.cli.parser import WEIGHTS_HELP, command_parser
 from distill.cli.short_names import import_named_classes
+from distill.cli.yaml_reader import check_files
 from distill.data import ImageData
 from distill.export import load_student
 from distill.knn import ProbeResult, probe
@@ -25,14 +29,15 @@ def run_probe(args: list[str]) -> None:
         "--temperature", type=float, default=0.07, help="Temperature of a vote's weight, exp(cosine / temperature)."
     )
     parser.add_argument("--weights", type=WeightsChoice | None, default=None, help=WEIGHTS_HELP)
-    options = parser.parse_args(args[1:])
-    if "augment" in options.data.init_args:
-        options.data.init_args.augment = False  # the training images are embedded without augmentation
-    student = load_student(options.ckpt_path, options.weights)
-    try:
-        data: ImageData = parser.instantiate_classes(options).data
-    except ValueError as error:  # the parser wraps errors raised by a class
-        raise find_user_error(error) or error from None
+    check_files(args[1:])
+    with adapted_jsonargparse():
+        options = parser.parse_args(args[1:])
+        refuse_numbers(options.as_dict(), "probe")
+        if "augment" in options.data.init_args:
+            options.data.init_args.augment = False  # the training images are embedded without augmentation
+        student = load_student(options.ckpt_path, options.weights)
+        with construction("data"), instantiating():
+            data: ImageData = parser.instantiate_classes(options).data
     Console().print(_table(student, data, probe(student, data, options.neighbors, options.temperature)))
 
 

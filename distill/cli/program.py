@@ -23,12 +23,18 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from distill import __version__
 from distill.callbacks import ExactResume, RandomState, Results, RunCheckpoint, WandbReport
 from distill.callbacks.wandb import go_offline_without_a_key
-from distill.cli.messages import key_of, trainer_message
-from distill.cli.parser import HelpFormatter, Parser, description, find_user_error, fresh_arguments_on_class_change
+from distill.cli.construction import Underway, construction, made_objects
+from distill.cli.folders import refuse_unwritable
+from distill.cli.jsonargparse_internals import adapted_jsonargparse, instantiating
+from distill.cli.messages import trainer_message
+from distill.cli.numbers import refuse_numbers
+from distill.cli.parser import HelpFormatter, Parser, description, find_user_error
+from distill.cli.rehearsal import BeforeFirstStep
 from distill.cli.run_folder import check_checkpoint, find_run_to_resume, open_run_folder, write_to
 from distill.cli.saved_configuration import SaveConfiguration
 from distill.cli.short_names import import_named_classes
 from distill.cli.trainer import Trainer
+from distill.cli.yaml_reader import check_files
 from distill.errors import UserError
 from distill.runs.checkpoints import AtomicCheckpointIO
 from distill.runs.csv_logger import ResumableCSVLogger
@@ -64,13 +70,15 @@ class DistillCLI(LightningCLI):
         return None if self.run is None else self.run.path
 
     def _run_command(self, args: list[str]) -> None:
+        self.underway = Underway()
+        before = [BeforeFirstStep(), self.underway]
         super().__init__(
             DistillationModule,
             LightningDataModule,
             subclass_mode_data=True,
             save_config_callback=SaveConfiguration,
             trainer_class=Trainer,
-            trainer_defaults={"callbacks": [RandomState(), ExactResume(), Results(), WandbReport()]},
+            trainer_defaults={"callbacks": [RandomState(), ExactResume(), Results(), WandbReport(), *before]},
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={"prog": "distill", "version": __version__, "formatter_class": HelpFormatter},
@@ -99,6 +107,16 @@ class DistillCLI(LightningCLI):
             }
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments, and refuse numbers that no run can have."""
+        with construction("config"):
+            super().parse_arguments(parser, args)
+        refuse_numbers(self.config[self.config.subcommand].as_dict(), self.config.subcommand)
+
+    def _set_seed(self) -> None:
+        with construction("seed_everything"):
+            super()._set_seed()
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         usage = f"distill {subcommand} --config FILE [OPTIONS]"
         kwargs |= {"usage": usage, "description": description(subcommand), "formatter_class": HelpFormatter}
@@ -123,16 +141,13 @@ class DistillCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Instantiate data, model and trainer; an invalid value raises an error that names its key."""
-        try:
+        with construction("trainer"), instantiating():
             super().instantiate_classes()
-        except ValueError as error:  # the parser wraps errors raised by a class
-            if (user_error := find_user_error(error)) is None:
-                raise
-            key = key_of(self.config[self.subcommand].as_dict(), str(user_error))
-            raise (user_error.at(key) if key else user_error) from None
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with _clean_exit():
+        settings = self._get(self.config, "trainer").as_dict()
+        made = made_objects(self.trainer, self.model, self.datamodule)
+        with _clean_exit(), construction("trainer", made, lambda: self.underway.begun, settings):
             super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
@@ -148,9 +163,8 @@ class DistillCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            if (message := trainer_message(str(error))) is None:
-                raise
-            raise UserError(message) from error
+            given = self._get(self.config, "trainer").as_dict()
+            raise UserError(trainer_message(str(error), given)) from error
         assert isinstance(trainer, Trainer)
         trainer.has_run_folder, trainer.run_folder = self.trains, self.run
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
@@ -171,6 +185,10 @@ class DistillCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Check the given checkpoint, which unlike in Lightning never overrides the configuration; open the folder."""
         config = self.config[self.config.subcommand]
+        if (self.trains or self.command == "check") and is_first_rank():
+            refuse_unwritable(Path(config.trainer.default_root_dir or "runs"), "trainer.default_root_dir")
+            if config.checkpoint.dirpath is not None:
+                refuse_unwritable(Path(config.checkpoint.dirpath), "checkpoint.dirpath")
         if not self.trains or is_first_rank():  # the other ranks of a training take rank 0's
             check_checkpoint(config)
         if self.trains:
@@ -242,7 +260,8 @@ def run(args: list[str]) -> DistillCLI:
     for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     import_named_classes()
-    with fresh_arguments_on_class_change():
+    check_files(args[1:])
+    with adapted_jsonargparse():
         return DistillCLI(args)
 
 

@@ -9,12 +9,12 @@ from lightning.pytorch import Trainer as LightningTrainer
 
 from distill.callbacks.pictures import PicturesOnce, can_plot
 from distill.cli.check import print_set_up, read_all_images
+from distill.cli.rehearsal import rehearse_fit
 from distill.cli.run_folder import write_to
 from distill.errors import UserError
 from distill.heads import Head, shipped
 from distill.runs.folder import RunFolder
 from distill.training.classification import ClassificationModule
-from distill.training.run_info import require_trainable
 
 
 class Trainer(LightningTrainer):
@@ -64,7 +64,7 @@ class Trainer(LightningTrainer):
         Raises:
             UserError: an image cannot be read.
         """
-        require_trainable(self)
+        rehearse_fit(self, model, datamodule)
         print_set_up(model, datamodule, self)
         if read_data and datamodule is not None:
             read_all_images(datamodule)

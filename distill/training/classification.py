@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from distill import __version__
-from distill.errors import UserError, require_at_least
+from distill.errors import UserError, require_at_least, under
 from distill.features import Features
 from distill.heads import Batch
 from distill.heads.cross_entropy import CrossEntropy
@@ -288,7 +288,9 @@ class ClassificationModule(LightningModule):
 
 def build(network: Network, key: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
     """Build a network; an error in it names the configuration key `key`."""
-    try:
+    with under(key):
         network.build(num_classes, image_shape)
-    except UserError as error:
-        raise error.at(key) from None
+
+
+def _shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape

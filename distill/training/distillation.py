@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError, did_you_mean
+from distill.errors import UserError, did_you_mean, under
 from distill.features import Features
 from distill.heads import Batch
 from distill.metrics import teacher_metrics
 from distill.networks import Ensemble, FeatureSource, FrozenTeacher, Network, Teacher
-from distill.objective import TASK, TEACHER, Distiller, Objective, Term
+from distill.objective import TASK, TEACHER, Distiller, Objective, Term, teacher_key
 from distill.training.classification import ClassificationModule, build
 from distill.training.lightning_internals import trainer_of
 
@@ -85,18 +85,15 @@ class DistillationModule(ClassificationModule):
                 raise UserError(f"model.teacher_dtype: there is no teacher {name!r}: {did_you_mean(name, given)}")
         built: dict[str, Teacher] = {}
         for name, teacher in sorted(given.items(), key=lambda item: isinstance(item[1], Ensemble)):
-            key = "model.teacher" if name == TEACHER else f"model.teachers.{name}"
             if "." in name or hasattr(nn.ModuleDict, name):
                 raise UserError(f"model.teachers: a teacher cannot be called {name!r}; choose another name")
             if isinstance(teacher, Network):
-                build(teacher, key, self.num_classes, self.image_shape)
+                build(teacher, teacher_key(name), self.num_classes, self.image_shape)
                 dtype = dtypes.get(name)
                 built[name] = FrozenTeacher(teacher, getattr(torch, dtype) if dtype else None)
             else:
-                try:
+                with under(teacher_key(name)):
                     teacher.build(built)
-                except UserError as error:
-                    raise error.at(key) from None
                 built[name] = teacher
         return {name: built[name] for name in given}
 
@@ -119,10 +116,9 @@ class DistillationModule(ClassificationModule):
         for name, (network, fingerprint) in checkpoint.get("distill", {}).get("teachers", {}).items():
             teacher = self.teachers.get(name)
             if teacher is not None and fingerprint != teacher.fingerprint:
-                key = "model.teacher" if name == TEACHER else f"model.teachers.{name}"
                 raise UserError(
-                    f"{key}: the checkpoint was trained with {network} (weights {fingerprint[:12]}), given "
-                    f"{teacher.name} (weights {teacher.fingerprint[:12]}): resume with the same teacher"
+                    f"{teacher_key(name)}: the checkpoint was trained with {network} (weights {fingerprint[:12]}), "
+                    f"given {teacher.name} (weights {teacher.fingerprint[:12]}): resume with the same teacher"
                 )
 
     def _compile(self, which: Compiled) -> None:

@@ -10,19 +10,48 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.utilities import _parse_loop_limits
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.configuration_validator import _verify_loop_configurations
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.swa_utils import AveragedModel
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
     """Return the trainer that a module is attached to, or `None`, for which Lightning's own property raises."""
     return module._trainer
+
+
+def set_up_fit(trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+    """Set up a training run as `Trainer.fit` does, in this process alone, without a device, a log or a checkpoint.
+
+    The data, the callbacks and the module run their `setup`, and the strategy makes optimizers and schedulers.
+    """
+    trainer.state.fn, trainer.training = TrainerFn.FITTING, True
+    limits = trainer.min_steps, trainer.max_steps, trainer.min_epochs, trainer.max_epochs
+    trainer.fit_loop.min_epochs, trainer.fit_loop.max_epochs = _parse_loop_limits(*limits, trainer)
+    trainer._data_connector.attach_data(module, datamodule=data)
+    trainer.strategy.connect(module)
+    trainer._callback_connector._attach_model_callbacks()
+    trainer._callback_connector._attach_model_logging_functions()
+    _verify_loop_configurations(trainer)
+    trainer._data_connector.prepare_data()
+    loggers, trainer.loggers = trainer.loggers, []  # which would create their files
+    try:
+        call._call_setup_hook(trainer)
+    finally:
+        trainer.loggers = loggers
+    call._call_configure_model(trainer)
+    optimizers, schedulers = _init_optimizers_and_lr_schedulers(module)
+    trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = optimizers, schedulers
 
 
 def is_stopping(trainer: Trainer) -> bool:

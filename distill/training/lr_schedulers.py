@@ -79,6 +79,8 @@ class TimmScheduler(LRScheduler):
         decay_rate: float = 0.1,
         warmup_prefix: bool = False,
     ) -> None:
+        require_at_least(1, num_epochs=num_epochs, decay_epochs=decay_epochs)
+        require_at_least(0, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr, decay_rate=decay_rate)
         from timm.scheduler.scheduler_factory import create_scheduler_v2
 
         require_finite(warmup_lr=warmup_lr, min_lr=min_lr, decay_rate=decay_rate)

@@ -172,7 +172,7 @@ def test_an_error_in_a_file_names_the_same_key(capsys, tmp_path):
 
 def test_invalid_yaml_is_reported_with_its_line(capsys, tmp_path):
     (tmp_path / "a.yaml").write_text("model:\n  heads: [\n")
-    assert "line 3" in refusal(capsys, *TINY, "--config=a.yaml")
+    assert "a.yaml, line 2: this is not valid YAML" in refusal(capsys, *TINY, "--config=a.yaml")
 
 
 @pytest.mark.parametrize("content", ["text", "truncated", "foreign"])

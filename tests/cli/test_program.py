@@ -73,6 +73,24 @@ def test_heads_are_added_swapped_and_removed_from_the_command_line():
     assert terms["dkd"].weight == 3.0
 
 
+def test_a_head_may_be_given_by_its_name_alone(tmp_path):
+    (tmp_path / "names.yaml").write_text("model: {heads: {kd: KD, rkd: distill.heads.rkd.RKD}}")
+    terms = run(["check", "--config=base.yaml", "--config=names.yaml", "--model.heads.dkd=DKD"]).model.terms
+    assert [type(term.head).__name__ for term in terms.values()] == ["CrossEntropy", "KD", "RKD", "DKD"]
+    assert terms["kd"].weight == 1.0
+
+
+def test_a_head_swapped_by_its_name_alone_keeps_its_weight():
+    terms = checked("--model.heads.kd=DKD").terms
+    assert isinstance(terms["kd"].head, DKD)
+    assert terms["kd"].weight == 0.9
+
+
+def test_of_two_classes_with_one_name_the_derived_one_is_taken():
+    module = checked("--model.scheduler=ReduceLROnPlateau", "--model.scheduler.monitor=val/top1")
+    assert module.trainer.lr_scheduler_configs[0].monitor == "val/top1"
+
+
 def test_swapping_a_heads_class_resets_its_arguments():
     assert checked("--model.heads.kd.head=DKD").terms["kd"].head.temperature == 4.0
 
