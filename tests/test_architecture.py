@@ -75,7 +75,9 @@ def attributes(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             source = ast.unparse(node)
-            if any(word in source for word in ("trainer", "strategy", "loop", "_ddp_kwargs", "_layer_sync")):
+            if not source.startswith("super().") and any(
+                word in source for word in ("trainer", "strategy", "loop", "_ddp_kwargs", "_layer_sync")
+            ):
                 found.add(source)
     return found
 

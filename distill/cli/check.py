@@ -44,7 +44,6 @@ def print_set_up(
         console.print(_data(data, trainer))
         if (batch := _effective_batch(data, trainer)) is not None:
             console.print(_step(module, batch, data, trainer))
-    console.print("The set-up is valid.")
 
 
 def read_all_images(data: LightningDataModule, console: Console | None = None) -> None:

@@ -109,16 +109,16 @@ def construction(
 
 def made_objects(trainer: Trainer, module: LightningModule, data: Any) -> dict[str, Any]:
     """Return the objects made from a configuration by key, the classes of callbacks and loggers behind theirs."""
-    made: dict[str, Any] = {"data": data, "data.longtail": getattr(data, "longtail", None)}
+    objects: dict[str, Any] = {"data": data, "data.longtail": getattr(data, "longtail", None)}
     if isinstance(module, ClassificationModule):
-        made["model.student"] = module.student
+        objects["model.student"] = module.student
         for name, teacher in module.teachers.items():
-            made[teacher_key(name)] = teacher.network if isinstance(teacher, FrozenTeacher) else teacher
-        made |= {f"{key_of(name)}.head": term.head for name, term in module.terms.items()}
-    made |= {"trainer.strategy": trainer.strategy, "trainer.profiler": trainer.profiler}  # type: ignore[attr-defined]
+            objects[teacher_key(name)] = teacher.network if isinstance(teacher, FrozenTeacher) else teacher
+        objects |= {f"{key_of(name)}.head": term.head for name, term in module.terms.items()}
+    objects |= {"trainer.strategy": trainer.strategy, "trainer.profiler": trainer.profiler}  # type: ignore[attr-defined]
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
-    made |= {f"trainer.callbacks: {type(callback).__name__}": callback for callback in callbacks}
-    return made | {f"trainer.logger: {type(logger).__name__}": logger for logger in trainer.loggers}
+    objects |= {f"trainer.callbacks: {type(callback).__name__}": callback for callback in callbacks}
+    return objects | {f"trainer.logger: {type(logger).__name__}": logger for logger in trainer.loggers}
 
 
 def is_not_the_users(error: BaseException) -> bool:

@@ -31,7 +31,7 @@ _CERTAINTY = ("type", "choice", "class", "key")
 
 @dataclass
 class Problem:
-    """What is wrong with a part of a value.
+    """A mistake in a part of a value.
 
     Attributes:
         key: dotted key of that part.

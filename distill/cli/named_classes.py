@@ -81,7 +81,7 @@ def find_class(name: str, bases: tuple[type, ...]) -> Any:
 
 def most_derived(classes: list[type]) -> type | None:
     """Return the class that derives from all the others; `None` if there is none."""
-    return next((cls for cls in classes if all(issubclass(cls, other) for other in classes)), None)
+    return next((cls for cls in classes if all(issubclass(cls, base) for base in classes)), None)
 
 
 def subclasses(bases: tuple[type, ...]) -> Iterator[type]:

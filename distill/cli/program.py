@@ -30,7 +30,7 @@ from distill.cli.messages import trainer_message
 from distill.cli.numbers import refuse_numbers
 from distill.cli.parser import HelpFormatter, Parser, description, find_user_error
 from distill.cli.rehearsal import BeforeFirstStep
-from distill.cli.run_folder import check_checkpoint, find_run_to_resume, open_run_folder, write_to
+from distill.cli.run_folder import check_checkpoint, find_run_to_resume, open_run_folder, try_run_folder, write_to
 from distill.cli.saved_configuration import SaveConfiguration
 from distill.cli.short_names import import_named_classes
 from distill.cli.trainer import Trainer
@@ -121,11 +121,13 @@ class DistillCLI(LightningCLI):
         usage = f"distill {subcommand} --config FILE [OPTIONS]"
         kwargs |= {"usage": usage, "description": description(subcommand), "formatter_class": HelpFormatter}
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "fit":
+        if subcommand in ("fit", "check"):
             parser.add_argument(
                 "--resume",
                 action="store_true",
-                help="Resume the run in trainer.default_root_dir (or the latest runs/run-N) from its newest valid "
+                help="Check whether the run could be resumed, see `distill fit --help`."
+                if subcommand == "check"
+                else "Resume the run in trainer.default_root_dir (or the latest runs/run-N) from its newest valid "
                 "checkpoint, in the same folder; start the run if there is none.",
             )
         return parser
@@ -146,9 +148,12 @@ class DistillCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         settings = self._get(self.config, "trainer").as_dict()
-        made = made_objects(self.trainer, self.model, self.datamodule)
-        with _clean_exit(), construction("trainer", made, lambda: self.underway.begun, settings):
+        objects = made_objects(self.trainer, self.model, self.datamodule)
+        with _clean_exit(), construction("trainer", objects, lambda: self.underway.begun, settings):
             super()._run_subcommand(subcommand)
+        if subcommand == "check":
+            try_run_folder(self.config[subcommand])
+            print("The set-up is valid.")
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Instantiate the trainer; by default its CSV log and checkpoints go into the run's folder."""

@@ -21,11 +21,11 @@ _MUTE = (ZeroDivisionError, UnicodeError, NotImplementedError, RecursionError)  
 def reason_of(error: BaseException) -> str:
     """Return an exception's own message in one line, with file and line if it comes from a module of the user."""
     text = _message(error)
-    place = user_place(error)
-    return f"{text} ({place[0]}, line {place[1]})" if place else text
+    location = user_location(error)
+    return f"{text} ({location[0]}, line {location[1]})" if location else text
 
 
-def user_place(error: BaseException) -> tuple[str, int] | None:
+def user_location(error: BaseException) -> tuple[str, int] | None:
     """Return file and line of the innermost frame in a module of the user: neither ours nor an installed one."""
     if isinstance(error, SyntaxError) and error.filename and is_user_file(error.filename):
         return _shown(error.filename), error.lineno or 1
@@ -85,8 +85,8 @@ def _message(error: BaseException) -> str:
     if not text:
         return name
     if not isinstance(error, _TELLING) or isinstance(error, _MUTE):
-        own = not type(error).__module__.startswith(("lightning", "distill", "torch"))
-        text = f"{name}: {text}" if own else text
+        is_foreign = not type(error).__module__.startswith(("lightning", "distill", "torch"))
+        text = f"{name}: {text}" if is_foreign else text
     return text if len(text) <= 600 else f"{text[:597]}..."
 
 

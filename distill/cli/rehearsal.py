@@ -1,4 +1,4 @@
-"""What `distill check` does beyond building: the set-up of `distill fit`, and a step of every head on dummy images."""
+"""Rehearsal of a training for `distill check`: the set-up of `distill fit`, and a step of every head."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def rehearse_heads(module: ClassificationModule, batch_size: int | None) -> None
                     if (batch_size or 2) <= 2:
                         raise
                     copies = min(batch_size or 2, _MOST_IMAGES) // 2
-                    own, other = student.apply(_repeat(copies)), teacher and teacher.apply(_repeat(copies))
-                    _step(term.head, own, other, image.repeat(copies, 1, 1, 1), module)
+                    repeated = student.apply(_repeat(copies)), teacher and teacher.apply(_repeat(copies))
+                    _step(term.head, *repeated, image.repeat(copies, 1, 1, 1), module)
 
 
 def rehearse_scheduler(trainer: Trainer, module: ClassificationModule) -> None:
@@ -131,8 +131,8 @@ def _scheduler_steps(trainer: Trainer) -> int:
 def _step(head: Head, student: Features, teacher: Features | None, image: Tensor, module: ClassificationModule) -> None:
     """Compute a copy of a head and its gradient."""
     head = deepcopy(head)
-    own = student.apply(lambda tensor: tensor.detach().clone().requires_grad_(tensor.is_floating_point()))
-    loss = head(own, teacher if head.needs_teacher else None, _batch(image, head, module.num_classes))
+    student = student.apply(lambda tensor: tensor.detach().clone().requires_grad_(tensor.is_floating_point()))
+    loss = head(student, teacher if head.needs_teacher else None, _batch(image, head, module.num_classes))
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UserError(f"{type(head).__name__} must return a scalar, but returned {what}")

@@ -52,6 +52,17 @@ def open_run_folder(config: Namespace) -> RunFolder | None:
     )
 
 
+def try_run_folder(config: Namespace) -> None:
+    """Check that a training could use its folder, which is left as it was.
+
+    Raises:
+        UserError: `distill fit` would refuse the folder.
+    """
+    if not config.trainer.fast_dev_run and is_first_rank():
+        settings: dict[str, Any] = {"resume": config.resume, "checkpoints": config.checkpoint.dirpath}
+        RunFolder.claim(config.trainer.default_root_dir, wait=0.0, **settings).release(failed=True)
+
+
 def find_run_to_resume(run: RunFolder, config: Namespace, parser: ArgumentParser) -> dict[str, Any] | None:
     """Return the newest valid checkpoint of the run in a claimed folder and set `ckpt_path` to it; `None` if none.
 

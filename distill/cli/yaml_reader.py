@@ -93,8 +93,8 @@ def _check_file(path: Path, seen: set[str]) -> None:
     if root is None:
         raise UserError(f"{name} is empty: a configuration file holds keys such as `model` and `trainer`")
     if not isinstance(root, MappingNode):
-        held = "a list" if isinstance(root, SequenceNode) else f"only {_short(str(root.value))!r}"
-        raise UserError(f"{name} holds {held}: a configuration file holds keys such as `model` and `trainer`")
+        content = "a list" if isinstance(root, SequenceNode) else f"only {_short(str(root.value))!r}"
+        raise UserError(f"{name} holds {content}: a configuration file holds keys such as `model` and `trainer`")
     for value in _scalars(root, set()):
         nested = path.parent / value
         if value.endswith(_SUFFIXES) and nested.is_file():

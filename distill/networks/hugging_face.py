@@ -193,13 +193,13 @@ class HuggingFace(Network):
                 f"name: the {what} of {self.source!r} cannot be loaded {where} ({_first_line(error)})"
             ) from error
 
-    def _classes(self, own: int, wanted: int) -> int:
+    def _classes(self, given: int, wanted: int) -> int:
         if self.num_classes is not None:
             return self.num_classes
-        if self.pretrained and own != wanted:
+        if self.pretrained and given != wanted:
             raise UserError(
-                f"num_classes: {self.name!r} has {own} classes and the data {wanted}: give num_classes {wanted} for a "
-                f"new classifier, {own} to keep the model's, or auto_class AutoModel for none"
+                f"num_classes: {self.name!r} has {given} classes and the data {wanted}: give num_classes {wanted} for "
+                f"a new classifier, {given} to keep the model's, or auto_class AutoModel for none"
             )
         return wanted
 

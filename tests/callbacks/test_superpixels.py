@@ -71,9 +71,10 @@ def test_cutmix_pastes_the_segments_of_workers_together_with_the_pixels():
         images = torch.stack([train[(0, int(index))]["image"] for index in batch["index"]])
         segments = slic(images, 9)
         is_pasted = labels % 2 == 1
-        partner_segments = segments.roll(1, 0)
+        half = len(images) // 2
+        partner_segments = segments.roll(half, 0)
         assert torch.equal(labels // 2, torch.where(is_pasted, partner_segments, segments))
-        assert torch.equal(batch["image"], torch.where(is_pasted.unsqueeze(1), images.roll(1, 0), images)), (
+        assert torch.equal(batch["image"], torch.where(is_pasted.unsqueeze(1), images.roll(half, 0), images)), (
             "segments move with the pixels"
         )
         assert is_pasted.any(), "a box was pasted"

@@ -388,7 +388,7 @@ def test_check_can_try_every_head(head, capsys):
 def test_check_points_at_a_negative_weight(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["check", *TINY, "--model.task.weight=-1"]) == 0
-    assert "-1 (negative: the term grows)" in capsys.readouterr().out
+    assert "-1 (negative: this term is maximized)" in capsys.readouterr().out
 
 
 @pytest.mark.slow

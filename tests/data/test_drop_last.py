@@ -127,10 +127,10 @@ def test_a_head_that_the_smaller_batch_does_not_fit_is_refused_before_step_0(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trg = ["--model.heads.trg.head=TRG", "--model.heads.trg.head.tokens_per_image=1"]
-    given = [*RUN, *trg, "--data.batch_size=49", f"--trainer.default_root_dir={tmp_path}/run"]
+    given = [*RUN, *trg, "--data.batch_size=48", f"--trainer.default_root_dir={tmp_path}/run"]
     assert main(["fit", *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "model.heads.trg.head: neighbors is 8, but a batch has 1 nodes" in line
+    assert "model.heads.trg.head: neighbors is 8, but a batch has 2 nodes" in line
 
 
 def test_check_shows_the_smaller_batch(capsys: pytest.CaptureFixture[str]) -> None:

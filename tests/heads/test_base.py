@@ -130,7 +130,7 @@ def test_a_weight_is_a_number_or_a_schedule_and_only_a_constant_zero_is_off() ->
 
 
 def test_a_temperature_is_a_constant_above_zero_or_a_schedule() -> None:
-    schedule = Linear(1, 0)
+    schedule = Linear(4, 1)
     assert KD(0.5).temperature == 0.5
     assert KD(schedule).temperature is schedule
     with pytest.raises(UserError, match="temperature must be above 0, given 0"):
