@@ -61,14 +61,16 @@ def weigh(
         return
     advice = advise(weighing, module.distiller.objective, trainer, share)
     console = Console()
+    _say(console, advice.title)
+    _say(console, f"ratio: |g| / |g of {advice.reference}|; share: the same of the weighted gradients; all are medians")
     console.print(_table(advice))
     if len(advice.cosines) > 2:
         console.print(_cosines(advice))
     for note in [*advice.notes, CAUTION]:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        _say(console, note)
     if output is not None:
         write_atomic(output, _configuration(advice).encode())
-        console.print(f"{output} composes: --config ... --config {output}", markup=False, highlight=False)
+        _say(console, f"{output}: add it to the configuration, --config ... --config {output}")
 
 
 def _load(trainer: Trainer, module: ClassificationModule, path: str) -> None:
@@ -91,34 +93,36 @@ def _without_traces(trainer: Any, steps: int, warmup: int, at: At) -> Weighing:
     return weighing
 
 
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _table(advice: Advice) -> Table:
-    of = advice.reference
-    title = f"{advice.title}\nratio: |g| / |g of {of}|; share: that of the weighted gradients"
-    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAVY)
-    table.add_column("term", overflow="fold")
+    table = Table(box=SIMPLE_HEAVY, pad_edge=False)
+    table.add_column("term", min_width=min(12, max(len(term.name) for term in advice.terms)), overflow="fold")
     last = f"for share {advice.share:g}"
     for name in ("value", "ratio", "quartiles", "cosine", "weight", "share", last):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=name != last)
     for term in advice.terms:
         first, middle, third = term.ratios
+        is_reference = term.name == advice.reference
         table.add_row(
             term.name,
             _number(term.value),
             _number(middle),
-            f"{_number(first)} - {_number(third)}" if isfinite(middle) else "",
+            f"{_number(first)}-{_number(third)}" if isfinite(middle) and not is_reference else "",
             f"{term.cosine:.2f}" if isfinite(term.cosine) else "",
             _number(term.weight),
             _number(term.share),
-            "reference" if term.name == of else "" if term.advised is None else _number(term.advised),
+            "" if term.advised is None else _number(term.advised),
         )
     return table
 
 
 def _cosines(advice: Advice) -> Table:
-    title = "Cosines between the gradients (medians)"
-    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAVY)
+    table = Table(box=SIMPLE_HEAVY, pad_edge=False)
     names = list(advice.cosines)
-    table.add_column("")
+    table.add_column("cosines")
     for name in names:
         table.add_column(name, justify="right")
     for name in names:

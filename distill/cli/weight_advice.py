@@ -193,9 +193,7 @@ def _notes(
         weight = weighing.measurements[0].weights[name]
         filled = weighing.memories.get(name, 0.0)
         if name in weighing.unfilled:
-            notes.append(
-                f"{name}: not measured, as only {filled or 0:.0%} of its memory were filled by the end of the run."
-            )
+            notes.append(f"{name}: not measured, as its memory was filled to {filled:.0%} when the run ended.")
         elif not found:
             notes.append(f"{name}: not measured, as its gradient does not reach the {place}.")
         elif not any(share.norm for share in found):
