@@ -246,6 +246,7 @@ def test_the_shared_parameters_are_those_below_the_classifier() -> None:
         shared_parameters(network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_tokens_stand_for_the_map_that_all_terms_read(name: str) -> None:
     network = Timm(name, options={"patch_size": 8} if name == "test_vit" else {})
@@ -261,6 +262,7 @@ def test_tokens_stand_for_the_map_that_all_terms_read(name: str) -> None:
     assert shapes["tokens"] == tuple(tokens.shape[1:])
 
 
+@pytest.mark.slow
 def test_a_compiled_network_can_be_measured_if_its_graph_is_retained(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._functorch.config as options
 

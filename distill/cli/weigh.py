@@ -31,6 +31,10 @@ _LEFT_OUT = (
 """Callbacks that write, show or stop something; all others, such as one that adds to the batch, stay."""
 
 
+_WIDEST = 8
+"""Number of terms up to which the cosines of all pairs fit into a table."""
+
+
 def weigh(
     trainer: Trainer,
     module: LightningModule,
@@ -64,8 +68,10 @@ def weigh(
     _say(console, advice.title)
     _say(console, f"ratio: |g| / |g of {advice.reference}|; share: the same of the weighted gradients; all are medians")
     console.print(_table(advice))
-    if len(advice.cosines) > 2:
+    if 2 < len(advice.cosines) <= _WIDEST:
         console.print(_cosines(advice))
+    elif len(advice.cosines) > _WIDEST:
+        _say(console, f"cosines beyond 0.5: {_close_pairs(advice) or 'none'}")
     for note in [*advice.notes, CAUTION]:
         _say(console, note)
     if output is not None:
@@ -91,6 +97,14 @@ def _without_traces(trainer: Any, steps: int, warmup: int, at: At) -> Weighing:
     trainer.limit_val_batches = trainer.num_sanity_val_steps = 0
     trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
     return weighing
+
+
+def _close_pairs(advice: Advice) -> str:
+    names = list(advice.cosines)
+    pairs = [(name, other) for number, name in enumerate(names) for other in names[number + 1 :]]
+    return ", ".join(
+        f"{name} {other} {cosine:.2f}" for name, other in pairs if abs(cosine := advice.cosines[name][other]) > 0.5
+    )
 
 
 def _say(console: Console, text: str) -> None:

@@ -61,6 +61,7 @@ def test_measuring_changes_no_bit_of_a_run(tmp_path):
 BALANCED = [*TINY, *TEACHER, *KD, *RKD, *STEPS, *SHARES, "--trainer.callbacks.balance={rkd: 0.3}"]
 
 
+@pytest.mark.slow
 def test_a_balanced_term_moves_to_its_share_and_resumes_bit_for_bit(tmp_path):
     fit = ["fit", *BALANCED, "--checkpoint.every_n_train_steps=1"]
     fit += ["--checkpoint.monitor=null", "--checkpoint.save_top_k=-1", "--checkpoint.filename={step}"]
@@ -81,6 +82,7 @@ def test_a_balanced_term_moves_to_its_share_and_resumes_bit_for_bit(tmp_path):
     assert rows(tmp_path / "rest") == {step: row for step, row in logged.items() if step > 2}
 
 
+@pytest.mark.slow
 def test_a_factor_stays_in_its_range():
     cli = run(["fit", *TINY, *TEACHER, *RKD, *SHARES, "--trainer.callbacks.balance={rkd: 1e9}"])
     assert cli.model.distiller.objective.factor("rkd") == FACTORS[1]
@@ -122,6 +124,7 @@ def measured(precision, at="parameters", scale=2.0**10):
     return recorder.found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["parameters", "embedding", "tokens"])
 def test_mixed_precision_gives_the_shares_of_float32(at):
     expected = measured("32", at)[0].shares("task")
@@ -132,6 +135,7 @@ def test_mixed_precision_gives_the_shares_of_float32(at):
             assert share.norm == pytest.approx(expected[name].norm, rel=tolerance)
 
 
+@pytest.mark.slow
 def test_a_term_that_overflows_in_float16_is_left_out():
     with pytest.warns(UserWarning, match=r"the gradient of 'task'.* overflowed in float16"):
         found = measured("16", "embedding", scale=2.0**40)
@@ -177,6 +181,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_reported_in_one_sentence(mistake, tmp_path, capsys):
     args, message = MISTAKES[mistake]
@@ -187,6 +192,7 @@ def test_a_mistake_is_reported_in_one_sentence(mistake, tmp_path, capsys):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_callbacks_measure_at_two_places(tmp_path):
     both = ["--trainer.callbacks+=GradientShares", "--trainer.callbacks.at=embedding"]
     cli = run(["fit", *TINY, *TEACHER, *KD, *SHARES, *both, "--trainer.default_root_dir=run"])

@@ -70,6 +70,7 @@ def test_a_picture_shows_every_curve_of_every_run(tmp_path, capsys):
     assert runs["a"].curves["val/top1"] == ([5], [0.5]), "what is not finite is left out"
 
 
+@pytest.mark.slow
 def test_the_panels_of_twenty_terms_do_not_overlap(tmp_path):
     for name in "abc":
         write_run(tmp_path / name, terms=TERMS)
@@ -107,6 +108,7 @@ class Links(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_a_page_needs_no_other_file(tmp_path):
     write_run(tmp_path / "a<b")
     write_run(tmp_path / "c", lr=0.2)

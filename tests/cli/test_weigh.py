@@ -68,6 +68,7 @@ def test_the_proposed_weights_compose_and_have_the_share(tmp_path, capsys):
         assert float(again[name][-3]) == heads[name]["weight"]
 
 
+@pytest.mark.slow
 def test_a_value_that_is_multiplied_has_its_weight_divided(tmp_path, capsys):
     times = ["--model.heads.rkd.head=tests.cli.test_weigh.Times", "--model.heads.rkd.weight"]
     weighed(capsys, *TEACHER, *times[:1], *SHORT, "--output=once.yaml")
@@ -93,6 +94,7 @@ class Wave(Schedule):
         return 2.0
 
 
+@pytest.mark.slow
 def test_terms_that_cannot_be_measured_are_named(tmp_path, capsys):
     heads = [
         *("--model.heads.hint.head=FitNet", "--model.heads.silent.head=tests.cli.test_weigh.Silent"),
@@ -120,6 +122,7 @@ def test_terms_that_cannot_be_measured_are_named(tmp_path, capsys):
     assert "Wave" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_memory_is_filled_before_it_is_measured(capsys):
     heads = ["--model.heads.rrd.head=RRD", "--model.heads.rrd.head.size=128"]
     rows, printed = weighed(capsys, *TEACHER, *heads, "--steps=2", "--warmup=1", "--trainer.limit_train_batches=20")
@@ -127,6 +130,7 @@ def test_a_memory_is_filled_before_it_is_measured(capsys):
     assert float(rows["rrd"][1]) > 0
 
 
+@pytest.mark.slow
 def test_a_memory_that_the_run_does_not_fill_is_named(capsys):
     rows, printed = weighed(capsys, *TEACHER, *KD, "--model.heads.rrd.head=RRD", *SHORT)
     assert "rrd: not measured, as its memory was filled to 0% when the run ended." in printed
@@ -134,6 +138,7 @@ def test_a_memory_that_the_run_does_not_fill_is_named(capsys):
     assert float(rows["kd"][1]) > 0
 
 
+@pytest.mark.slow
 def test_without_a_task_the_largest_term_is_the_reference(capsys):
     rows, printed = weighed(
         capsys, *TEACHER, *KD, *RKD_HEAD, *SHORT, "--model.task.weight=0", "--model.heads.kd.weight=1000"
@@ -153,6 +158,7 @@ class Watch(Callback):
         trainer.logger.log_metrics({"x": 1.0}, step=0)
 
 
+@pytest.mark.slow
 def test_own_callbacks_and_segments_keep_working_and_nothing_is_written(tmp_path, capsys):
     own = [
         *("--trainer.callbacks=SuperpixelSegments", "--trainer.callbacks.segments=9"),
@@ -173,6 +179,7 @@ def test_own_callbacks_and_segments_keep_working_and_nothing_is_written(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_the_start(tmp_path, capsys):
     fit = ["fit", *TINY, *TEACHER, *KD, "--trainer.default_root_dir=run", "--model.optimizer.lr=1"]
     run(fit)
@@ -216,6 +223,7 @@ class Unlabeled(Head):
         return 0.0 * student["logits"].sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_reported_in_one_sentence(mistake, tmp_path, capsys):
     (tmp_path / "here.yaml").write_text("mine")
@@ -239,6 +247,7 @@ def test_a_schedule_is_scaled_as_a_whole():
     assert scaled_weight(0.5, 1 / 3) == 0.167
 
 
+@pytest.mark.slow
 def test_a_step_count_is_not_shown_without_a_progress_bar(capsys):
     assert Weighing(show_progress=False)._bar is None
     weighed(capsys, *TEACHER, *KD, *SHORT)
