@@ -134,7 +134,7 @@ class Measurement:
     def without(self, names: Collection[str]) -> Measurement:
         """Return the measurement without some terms' gradients."""
         products = {
-            name: {other: product for other, product in row.items() if other not in names}
+            name: {partner: product for partner, product in row.items() if partner not in names}
             for name, row in self.products.items()
             if name not in names
         }
@@ -164,9 +164,9 @@ class Measurement:
         shares = {}
         for name, norm in norms.items():
             cosines = {
-                other: _ratio(product, norm * norms[other])
-                for other, product in self.products[name].items()
-                if other != name
+                partner: _ratio(product, norm * norms[partner])
+                for partner, product in self.products[name].items()
+                if partner != name
             }
             shares[name] = Share(
                 value=self.values[name],
@@ -231,9 +231,9 @@ class TermGradients:
         if rows:
             products = _inner_products(list(rows.values()))
             for i, name in enumerate(rows):
-                for j, other in enumerate(rows):
-                    so_far = self._products.get((name, other), 0.0)
-                    self._products[name, other] = so_far + products[i, j]
+                for j, partner in enumerate(rows):
+                    so_far = self._products.get((name, partner), 0.0)
+                    self._products[name, partner] = so_far + products[i, j]
         self._batches += 1
 
     def measure(self) -> Measurement:
@@ -248,7 +248,7 @@ class TermGradients:
             products += _inner_products([averages.get(name, zero) for name in names])
         if self._products:
             zero = products.new_zeros(())
-            parts = [self._products.get((name, other), zero) for name in names for other in names]
+            parts = [self._products.get((name, partner), zero) for name in names for partner in names]
             products += all_sum(torch.stack(parts).view_as(products)) / count**2
         figures = torch.cat([values.to(products), products.flatten()])
         # Rank 0's figures on all ranks, since what follows from them must be the same to the last bit.

@@ -165,10 +165,10 @@ class GradientShares(GradientMeter):
             self._history = self._history[::2]
         for name, share in shares.items():
             row = self._cosines.setdefault(name, {})
-            for other, cosine in share.cosines.items():
+            for partner, cosine in share.cosines.items():
                 if math.isfinite(cosine):
-                    total, count = row.get(other, (0.0, 0))
-                    row[other] = total + cosine, count + 1
+                    total, count = row.get(partner, (0.0, 0))
+                    row[partner] = total + cosine, count + 1
 
     def _report_missing(self, missing: Collection[str], measurement: Measurement) -> None:
         for name in sorted(missing):
@@ -190,7 +190,8 @@ class GradientShares(GradientMeter):
             rows.append((name, panels))
         columns = (f"share, relative to {self.reference}", "norm of the gradient", f"cosine with {self.reference}")
         cosines = {
-            name: {other: total / count for other, (total, count) in row.items()} for name, row in self._cosines.items()
+            name: {partner: total / count for partner, (total, count) in row.items()}
+            for name, row in self._cosines.items()
         }
         return draw_sections([Section(f"Gradients at the student's {self.at}", columns, rows)], [""], cosines)
 
@@ -201,4 +202,4 @@ def _triple(share: Share) -> tuple[float, float, float]:
 
 def _curves(share: Share) -> list[tuple[str, float]]:
     named = zip(("gradient_share", "gradient_norm", "gradient_cosine"), _triple(share), strict=True)
-    return [*named, *((f"gradient_cosine/{other}", cosine) for other, cosine in share.cosines.items())]
+    return [*named, *((f"gradient_cosine/{partner}", cosine) for partner, cosine in share.cosines.items())]

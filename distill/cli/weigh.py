@@ -101,9 +101,11 @@ def _without_traces(trainer: Any, steps: int, warmup: int, at: At) -> Weighing:
 
 def _close_pairs(advice: Advice) -> str:
     names = list(advice.cosines)
-    pairs = [(name, other) for number, name in enumerate(names) for other in names[number + 1 :]]
+    pairs = [(name, partner) for number, name in enumerate(names) for partner in names[number + 1 :]]
     return ", ".join(
-        f"{name} {other} {cosine:.2f}" for name, other in pairs if abs(cosine := advice.cosines[name][other]) > 0.5
+        f"{name} {partner} {cosine:.2f}"
+        for name, partner in pairs
+        if abs(cosine := advice.cosines[name][partner]) > 0.5
     )
 
 
@@ -141,7 +143,7 @@ def _cosines(advice: Advice) -> Table:
         table.add_column(name, justify="right")
     for name in names:
         row = advice.cosines[name]
-        table.add_row(name, *("" if other == name else f"{row[other]:.2f}" for other in names))
+        table.add_row(name, *("" if partner == name else f"{row[partner]:.2f}" for partner in names))
     return table
 
 

@@ -79,8 +79,8 @@ def advise(weighing: Weighing, objective: Objective, trainer: Trainer, share: fl
     Raises:
         UserError: the terms cannot be compared.
     """
-    place = _PLACES[weighing.at]
-    reference = _reference(weighing.measurements, objective, place)
+    location = _PLACES[weighing.at]
+    reference = _reference(weighing.measurements, objective, location)
     usable = [
         shares
         for measured in weighing.measurements
@@ -95,7 +95,7 @@ def advise(weighing: Weighing, objective: Objective, trainer: Trainer, share: fl
     peaks = {name: max(weights, key=abs) for name, weights in schedules.items()}
     taking_turns = [name for name in objective.terms if _take_turns(schedules[name], schedules[reference])]
     names = [reference, *(name for name in objective.terms if name != reference)]
-    notes = _notes(weighing, objective, reference, usable, place, taking_turns)
+    notes = _notes(weighing, objective, reference, usable, location, taking_turns)
     terms, heads = [], {}
     for name in names:
         found = [part[name] for part in usable if name in part]
@@ -124,7 +124,7 @@ def advise(weighing: Weighing, objective: Objective, trainer: Trainer, share: fl
                 f"{name}: its weight is a schedule of another kind, {type(objective.terms[name].weight).__name__}: "
                 f"multiply it by {factor:.3g}."
             )
-    title = f"Gradients at the {place}: {len(usable)} steps from step {weighing.first}"
+    title = f"Gradients at the {location}: {len(usable)} steps from step {weighing.first}"
     cosines = _cosines([term.name for term in terms if term.ratios[1] > 0], usable)
     return Advice(reference, share, title, terms, cosines, notes, heads)
 
@@ -147,12 +147,12 @@ def scaled_weight(weight: float | Schedule, factor: float) -> Any:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 
 
-def _reference(measurements: Sequence[Measurement], objective: Objective, place: str) -> str:
+def _reference(measurements: Sequence[Measurement], objective: Objective, location: str) -> str:
     """Return the task, or without one the term with the largest weighted gradient."""
     measured = {name for measurement in measurements for name in measurement.products}
     if TASK in objective.terms:
         if TASK not in measured:
-            raise UserError(f"at: the task's gradient does not reach the {place}: measure at the parameters")
+            raise UserError(f"at: the task's gradient does not reach the {location}: measure at the parameters")
         return TASK
     pulls = {
         name: _median([abs(m.weights[name]) * m.norm(name) for m in measurements if name in m.products])
@@ -160,7 +160,7 @@ def _reference(measurements: Sequence[Measurement], objective: Objective, place:
         if name in measured
     }
     if not any(pulls.values()):
-        raise UserError(f"at: no term has a gradient at the {place}, so there is nothing to compare")
+        raise UserError(f"at: no term has a gradient at the {location}, so there is nothing to compare")
     return max(pulls, key=lambda name: pulls[name])
 
 
@@ -172,7 +172,7 @@ def _weights(term: Term, trainer: Trainer) -> list[float]:
 
 def _take_turns(weights: Sequence[float], of_reference: Sequence[float]) -> bool:
     """Return True if the two weights are never both different from 0."""
-    return not any(weight and other for weight, other in zip(weights, of_reference, strict=True))
+    return not any(weight and partner for weight, partner in zip(weights, of_reference, strict=True))
 
 
 def _notes(
@@ -180,7 +180,7 @@ def _notes(
     objective: Objective,
     reference: str,
     usable: Sequence[Mapping[str, Share]],
-    place: str,
+    location: str,
     taking_turns: Sequence[str],
 ) -> list[str]:
     notes = []
@@ -195,7 +195,7 @@ def _notes(
         if name in weighing.unfilled:
             notes.append(f"{name}: not measured, as its memory was filled to {filled:.0%} when the run ended.")
         elif not found:
-            notes.append(f"{name}: not measured, as its gradient does not reach the {place}.")
+            notes.append(f"{name}: not measured, as its gradient does not reach the {location}.")
         elif not any(share.norm for share in found):
             notes.append(f"{name}: it has no gradient there in these steps, as in an initialization stage of its head.")
         if name in taking_turns:
@@ -214,9 +214,9 @@ def _notes(
 def _cosines(names: Sequence[str], usable: Sequence[Mapping[str, Share]]) -> dict[str, dict[str, float]]:
     return {
         name: {
-            other: _median([found[name].cosines[other] for found in usable if name in found and other in found])
-            for other in names
-            if other != name
+            partner: _median([found[name].cosines[partner] for found in usable if name in found and partner in found])
+            for partner in names
+            if partner != name
         }
         for name in names
     }

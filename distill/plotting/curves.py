@@ -137,7 +137,9 @@ def _draw_matrix(figure: Figure, matrix: Mapping[str, Mapping[str, float]], top:
     figure.text(0.15 / width, (top + 0.35) / height, "Cosines between gradients", fontsize=11, weight="bold", va="top")
     axes = figure.add_axes((LEFT / width, (top - side) / height, side / width, side / height))
     names = list(matrix)
-    rows = [[1.0 if name == other else matrix[name].get(other, float("nan")) for other in names] for name in names]
+    rows = [
+        [1.0 if name == partner else matrix[name].get(partner, float("nan")) for partner in names] for name in names
+    ]
     axes.imshow(rows, cmap="RdBu_r", vmin=-1, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
