@@ -1,10 +1,8 @@
-"""Gradients of the loss terms at tensors that they share, and what each term's share of them is."""
+"""Gradients of the terms over the batches and ranks of an optimizer step."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,172 +10,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from distill.distributed import all_sum, rank, world_size
 from distill.errors import UserError
-from distill.networks import Network
+from distill.gradients.measurement import Measurement
 from distill.objective import Losses
 
 _CHUNK = 1 << 20
 """Elements of each gradient that are multiplied at a time, in float64."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """The gradient of one term, beside the reference's.
-
-    Attributes:
-        value: unweighted value of the term.
-        weight: its weight (schedule x factor).
-        norm: Euclidean norm of the unweighted gradient.
-        ratio: `norm` / norm of the reference; NaN if that is 0.
-        share: norm of the weighted gradient / norm of the reference's weighted gradient; NaN if that is 0.
-        cosine: of the angle to the reference's gradient; NaN if one of them is 0.
-        cosines: likewise, to each other term's gradient, by term name.
-    """
-
-    value: float
-    weight: float
-    norm: float
-    ratio: float
-    share: float
-    cosine: float
-    cosines: Mapping[str, float]
-
-
-def gradient_shares(
-    losses: Losses, reference: str, at: Sequence[Tensor], scale: float | Tensor = 1.0
-) -> Mapping[str, Share]:
-    """Compare the gradients of all terms of a step with the gradient of one of them.
-
-    Each term takes one backward pass through the step's own graph, which is retained: call this before the step's
-    backward pass. No `grad` is written, and no hook of DDP is called. In a process group every rank must call it; the
-    gradient is then that of the batch of all ranks.
-
-    >>> from distill.features import Features, FeatureSpec
-    >>> from distill.heads import KD, CrossEntropy
-    >>> from distill.objective import Objective, Term
-    >>> from distill.schedules import Progress
-    >>> weight, teacher = torch.randn(10, 64, requires_grad=True), Features(logits=torch.randn(8, 10))
-    >>> shapes = FeatureSpec(logits=(10,))
-    >>> objective = Objective({"task": Term(CrossEntropy()), "kd": Term(KD(), weight=0.5)}, shapes, shapes)
-    >>> student = Features(logits=torch.randn(8, 64) @ weight.T)
-    >>> losses = objective(student, teacher, {"label": torch.arange(8)}, Progress())
-    >>> shares = gradient_shares(losses, "task", [weight])
-    >>> shares["kd"].share == 0.5 * shares["kd"].ratio
-    True
-
-    Args:
-        losses: the losses of a step, before its backward pass.
-        reference: name of the term to compare with.
-        at: tensors of the step's graph: parameters, see `shared_parameters`, or activations such as an embedding. An
-            activation that is a view or a copy of another one stands for that one.
-        scale: factor of the losses in the backward pass, that of a `GradScaler`; it is divided out again.
-
-    Returns:
-        Shares by term name, without terms that do not reach `at`.
-
-    Raises:
-        UserError: there is one term only, or no term of that name; the reference does not reach `at`; or a gradient is
-            not finite, in which case the message names the term.
-    """
-    gradients = TermGradients()
-    gradients.add(losses, at, scale)
-    measurement = gradients.measure()
-    if broken := measurement.not_finite():
-        raise UserError(
-            f"the gradient of the term {' and '.join(map(repr, broken))} is not finite: try a smaller learning rate "
-            "or weight"
-        )
-    return measurement.shares(reference)
-
-
-def shared_parameters(student: Network) -> list[Tensor]:
-    """Return the trainable parameters of a student below its classifier, or all if it has no known classifier.
-
-    Raises:
-        UserError: there is none.
-    """
-    above = tuple(f"{layer}." for layer in student.classifier)
-    parameters: list[Tensor] = [
-        parameter
-        for name, parameter in student.model.named_parameters()
-        if parameter.requires_grad and not name.startswith(above)
-    ]
-    if not parameters:
-        raise UserError(
-            f"{student.name} has no trainable parameter below its classifier, so its terms share no layer: compare "
-            "gradients only of a student whose backbone is trained"
-        )
-    return parameters
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Values of the terms of a step and inner products of their gradients, on the host.
-
-    Attributes:
-        values: unweighted values, by term name.
-        weights: weights, by term name.
-        products: inner products of the unweighted gradients, for the terms that reach the tensors.
-    """
-
-    values: Mapping[str, float]
-    weights: Mapping[str, float]
-    products: Mapping[str, Mapping[str, float]]
-
-    def norm(self, name: str) -> float:
-        """Return the norm of a term's unweighted gradient."""
-        return math.sqrt(max(self.products[name][name], 0.0))
-
-    def not_finite(self) -> list[str]:
-        """Return the names of the terms whose gradient is not finite."""
-        return [name for name, row in self.products.items() if not math.isfinite(row[name])]
-
-    def without(self, names: Collection[str]) -> Measurement:
-        """Return the measurement without some terms' gradients."""
-        products = {
-            name: {partner: product for partner, product in row.items() if partner not in names}
-            for name, row in self.products.items()
-            if name not in names
-        }
-        return Measurement(self.values, self.weights, products)
-
-    def largest(self) -> str | None:
-        """Return the name of the term with the largest weighted gradient; `None` if no term has one."""
-        pulls = {name: abs(self.weights[name]) * self.norm(name) for name in self.products}
-        return max(pulls, key=lambda name: pulls[name]) if any(pulls.values()) else None
-
-    def shares(self, reference: str) -> dict[str, Share]:
-        """Compare all terms with one of them.
-
-        Raises:
-            UserError: there is nothing to compare, or the reference does not reach the tensors.
-        """
-        require_terms(list(self.values))
-        if reference not in self.values:
-            raise UserError(f"there is no term {reference!r} to compare with; there are {', '.join(self.values)}")
-        if reference not in self.products:
-            raise UserError(
-                f"the gradient of {reference!r} does not reach these tensors, so nothing can be compared with it: "
-                "measure at the student's parameters"
-            )
-        norms = {name: self.norm(name) for name in self.products}
-        pull = abs(self.weights[reference]) * norms[reference]
-        shares = {}
-        for name, norm in norms.items():
-            cosines = {
-                partner: _ratio(product, norm * norms[partner])
-                for partner, product in self.products[name].items()
-                if partner != name
-            }
-            shares[name] = Share(
-                value=self.values[name],
-                weight=self.weights[name],
-                norm=norm,
-                ratio=_ratio(norm, norms[reference]),
-                share=_ratio(abs(self.weights[name]) * norm, pull),
-                cosine=cosines.get(reference, 1.0),
-                cosines=cosines,
-            )
-        return shares
 
 
 class TermGradients:
@@ -261,18 +98,6 @@ class TermGradients:
         )
 
 
-def require_terms(names: Sequence[str]) -> None:
-    """Require at least two terms.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    if len(names) < 2:
-        raise UserError(
-            f"gradients of several terms are compared, but {names[0]!r} is the only term: add one to model.heads"
-        )
-
-
 def _gradients(value: Tensor, inputs: Sequence[GradientEdge], factor: Tensor) -> Sequence[Tensor | None]:
     try:
         return torch.autograd.grad(value, inputs, factor, retain_graph=True, allow_unused=True)
@@ -345,10 +170,6 @@ def _inner_products(rows: Sequence[Tensor]) -> Tensor:
 
 def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else math.nan
 
 
 _VIEWS = frozenset(
