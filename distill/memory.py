@@ -82,7 +82,7 @@ class SampleBank(nn.Module):
     Attributes:
         student: `[n, d]`.
         teacher: `[n, d]`.
-        label: int64 `[n]`, -1 for a sample whose class is not known (yet).
+        label: int64 `[n]`, -1 for a sample without a class, -2 for one that has not occurred yet.
 
     Raises:
         UserError: fewer than two samples, a width below 1, or a momentum outside [0, 1].
@@ -101,7 +101,12 @@ class SampleBank(nn.Module):
         bound = math.sqrt(3 / width)  # so that the mean square of a vector's length is 1
         for side in ("student", "teacher"):
             self.register_buffer(side, torch.empty(samples, width).uniform_(-bound, bound))
-        self.register_buffer("label", torch.full((samples,), -1))
+        self.register_buffer("label", torch.full((samples,), -2))
+
+    @property
+    def filled(self) -> Tensor:
+        """The number of samples that have occurred, an int64 scalar."""
+        return (self.label > -2).sum()
 
     @torch.no_grad()
     def update(self, index: Tensor, student: Tensor, teacher: Tensor, label: Tensor) -> None:

@@ -131,8 +131,13 @@ class Objective(nn.Module):
 
     def set_factors(self, factors: Mapping[str, float]) -> None:
         """Set the factors of the named terms; all others keep theirs."""
-        self._factors |= factors
-        self.factors.copy_(torch.tensor(list(self._factors.values())))
+        rounded = torch.tensor(list({**self._factors, **factors}.values()), dtype=self.factors.dtype)
+        self._factors = dict(zip(self.terms, rounded.tolist(), strict=True))  # as a checkpoint will restore them
+        self.factors.copy_(rounded)
+
+    def factor(self, name: str) -> float:
+        """Return the factor of a term, without waiting for a device."""
+        return self._factors[name]
 
     def prepare(self, run: RunInfo) -> None:
         """Prepare all terms for a run and check that they fit it, before step 0.

@@ -19,6 +19,7 @@ FLOORS = [
     ["networks", "data"],
     ["heads"],
     ["objective", "testing"],
+    ["gradients"],
     ["training"],
     ["runs"],
     ["callbacks"],

@@ -101,7 +101,8 @@ def test_a_place_in_the_bank_moves_towards_what_is_seen() -> None:
         torch.testing.assert_close(new[index], F.normalize(0.25 * old[index] + 0.75 * fresh, dim=1))
         untouched = torch.tensor([0, 2, 3, 5])
         assert torch.equal(new[untouched], old[untouched])
-    assert bank.label.tolist() == [-1, 9, -1, -1, 8, -1]
+    assert bank.label.tolist() == [-2, 9, -2, -2, 8, -2]
+    assert int(bank.filled) == 2
 
 
 def test_of_a_sample_that_occurs_twice_the_last_one_counts() -> None:

@@ -52,6 +52,15 @@ FIELD_TERMS = {  # words that this code does not use, and the field's terms that
 EXCEPTIONS = {
     "distill/errors.py": {"at"},  # error.at(key): no functional's name
     "distill/data/longtail.py": {"few"},  # few-shot classes
+    **dict.fromkeys(  # `at=`: the tensors or layers where gradients are compared
+        (
+            *("distill/callbacks/gradient_meter.py", "distill/callbacks/gradient_shares.py"),
+            *("distill/callbacks/weighing.py", "distill/cli/trainer.py", "distill/cli/weigh.py"),
+            *("distill/gradients/__init__.py", "distill/gradients/accumulation.py"),
+            "experiments/benchmarks/shares.py",
+        ),
+        frozenset({"at"}),
+    ),
 }
 BRITISH = re.compile(
     r"neighbour|colour|centre|normalis|optimis|initialis|synchronis|summaris|standardis|recognis|minimis|maximis|"

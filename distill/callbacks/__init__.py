@@ -3,6 +3,7 @@
 from distill.callbacks.checkpoint import RunCheckpoint
 from distill.callbacks.exact_resume import ExactResume
 from distill.callbacks.frozen_backbone import FrozenBackbone
+from distill.callbacks.gradient_shares import GradientShares
 from distill.callbacks.pictures import HeadPictures
 from distill.callbacks.random_state import RandomState
 from distill.callbacks.results import Results
@@ -12,6 +13,7 @@ from distill.callbacks.wandb import WandbReport
 __all__ = [
     "ExactResume",
     "FrozenBackbone",
+    "GradientShares",
     "HeadPictures",
     "RandomState",
     "Results",

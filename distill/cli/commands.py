@@ -44,6 +44,15 @@ COMMANDS = {
         "distill plot --config experiments/digits/serkd.yaml --ckpt_path runs/digits/serkd/checkpoints/last.ckpt "
         "--output runs/digits/serkd/pictures",
     ),
+    "weigh": Command(
+        "Measure each term's share of the gradient, and compute weights from it.",
+        f"distill weigh {_DIGITS} --share 0.5 --output weights.yaml",
+    ),
+    "curves": Command(
+        "Draw the curves of one or several runs.",
+        "distill curves runs/digits/distill --output curves.png",
+        "distill.cli.curves:run_curves",
+    ),
     "export": Command(
         "Export the student of a checkpoint.",
         f"distill export {_LAST} --output student.safetensors",

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the commands `check` and `plot`."""
+"""Lightning's Trainer with the commands `check`, `plot` and `weigh`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 
+from distill.callbacks.gradient_meter import At
 from distill.callbacks.pictures import PicturesOnce, can_plot
 from distill.cli.check import print_set_up, read_all_images
 from distill.cli.rehearsal import rehearse_fit
 from distill.cli.run_folder import write_to
+from distill.cli.weigh import weigh
 from distill.errors import UserError
 from distill.heads import Head, shipped
 from distill.runs.folder import RunFolder
@@ -18,7 +20,7 @@ from distill.training.classification import ClassificationModule
 
 
 class Trainer(LightningTrainer):
-    """Lightning's Trainer, extended by the folder of a run, and by `check` and `plot`."""
+    """Lightning's Trainer, extended by the folder of a run, and by `check`, `plot` and `weigh`."""
 
     has_run_folder: bool = False
     """Whether `fit` writes to the folder of a run."""
@@ -101,3 +103,29 @@ class Trainer(LightningTrainer):
         self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
         for path in pictures.written:
             print(path)
+
+    def weigh(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        steps: int = 50,
+        warmup: int = 20,
+        share: float = 0.5,
+        at: At = "parameters",
+        ckpt_path: str | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Train for a while and print the weight at which each term has a share of the gradient; keep nothing.
+
+        Args:
+            model: the module.
+            datamodule: the module's data.
+            steps: number of optimizer steps in which the gradients of all terms are measured.
+            warmup: number of optimizer steps before, with the configured weights; more if memories fill up later.
+            share: norm of a term's weighted gradient relative to the task's, above 0; it may exceed 1.
+            at: where gradients are compared: at the student's `parameters` below its classifier, its `embedding` or
+                its `tokens`.
+            ckpt_path: a checkpoint whose weights to start from; without one, the student is untrained.
+            output: a new file for the weights, a configuration to add to the one given.
+        """
+        weigh(self, model, datamodule, steps, warmup, share, at, ckpt_path, output)

@@ -124,6 +124,10 @@ class Head(nn.Module, ABC):
         """Return scalars of the last call worth logging, by name, without gradient. The default has none."""
         return {}
 
+    def filled(self) -> Tensor | None:
+        """Return the filled share of the head's memory, a scalar in [0, 1] on its device; `None` without a memory."""
+        return None
+
     def plot(self, student: Features, teacher: Features, batch: Batch, images: int = 4) -> Figure | None:
         """Draw what the head compares on the first `images` of a batch. The default draws nothing."""
         return None

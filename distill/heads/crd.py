@@ -117,6 +117,10 @@ class CRD(EmbeddingHead):
             self.calls += 1
         return loss
 
+    def filled(self) -> Tensor:
+        """Return the share of the samples that have occurred; the rows of the others are random."""
+        return self.bank.filled / self.samples
+
     def draw(self, index: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the positive and the negatives of each image.
 

@@ -133,12 +133,16 @@ class RRD(EmbeddingHead):
         self._diagnostics = {
             "teacher_entropy": relation.teacher_entropy.mean(),
             "student_entropy": relation.student_entropy.mean(),
-            "filled": self.queue.filled / self.size,
+            "filled": self.filled(),
         }
         if self.training and self.enqueue == "after":
             self.queue.enqueue(global_keys)
         loss = relation.cross_entropy
         return (loss - relation.teacher_entropy if self.distance == "kl" else loss).mean()
+
+    def filled(self) -> Tensor:
+        """Return the filled share of the queue."""
+        return self.queue.filled / self.size
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return the mean entropy of both distributions (at most log K) and the filled share of the queue."""

@@ -17,7 +17,14 @@ def _is_not_shorter(before: Any, now: Any) -> bool:
 def _influential(callbacks: Any) -> list[Any]:
     """Return the callbacks that may influence training."""
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    return [callback for callback in callbacks if callback["class_path"].rsplit(".", 1)[-1] not in _OBSERVERS]
+    return [callback for callback in callbacks if not _is_observer(callback)]
+
+
+def _is_observer(callback: Mapping[str, Any]) -> bool:
+    name = callback["class_path"].rsplit(".", 1)[-1]
+    if name == "GradientShares":  # with a balance, it sets weights
+        return not (callback.get("init_args") or {}).get("balance")
+    return name in _OBSERVERS
 
 
 _OBSERVERS = (  # callbacks that do not influence training
