@@ -1,4 +1,4 @@
-"""What a run has logged: its curves, its results, its configuration and its pictures."""
+"""Records of a run: its curves, its results, its configuration and its pictures."""
 
 from __future__ import annotations
 
