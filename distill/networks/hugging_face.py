@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.features import Features
 from distill.networks.base import NamedTaps, Network, Size, map_to_tokens, pool_embedding
+from distill.networks.hugging_face_config import (
+    AutoClass,
+    check_size,
+    prefix_tokens,
+    processor_size,
+    saved_class,
+    size_arguments,
+    token_grid,
+)
 from distill.networks.layouts import Layout
 from distill.networks.weights import WeightsFile, load_weights
-
-AutoClass = Literal["AutoModel", "AutoModelForImageClassification", "AutoBackbone"]
 
 
 class HuggingFace(Network):
@@ -87,10 +93,10 @@ class HuggingFace(Network):
         _require_folder(self.source)
         self.processor = self._load("image processor", _processor_settings, optional=True) or {}
         if self.image_size is None:
-            self.image_size = _processor_size(self.processor)
+            self.image_size = processor_size(self.processor)
         config = self._load("model", transformers.AutoConfig.from_pretrained)
-        _check_size(self.name, config, self.input_shape)
-        kind = self.auto_class or _saved_class(config)
+        check_size(self.name, config, self.input_shape)
+        kind = self.auto_class or saved_class(config)
         if kind == "AutoModelForImageClassification":
             config.num_labels = self._classes(config.num_labels, num_classes)
         model = self._make(transformers, kind, config)
@@ -105,7 +111,7 @@ class HuggingFace(Network):
 
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """Return the classifier, whose input is the embedding; also determine the layout of the tokens."""
-        self.arguments = _size_arguments(self.model, self.config, self.input_shape)
+        self.arguments = size_arguments(self.model, self.config, self.input_shape)
         self.classifier = _classifiers(self.model) if self.kind == "AutoModelForImageClassification" else []
         self.recorder = _Recorder()
         if self.classifier:
@@ -116,8 +122,8 @@ class HuggingFace(Network):
             output = self.model(pixel_values=image, output_hidden_states=True, **self.arguments)
             hidden = self._hidden(output)
             if hidden.ndim == 3:
-                self.grid = _grid(self.config, output, self.input_shape)
-                self.prefix_tokens = _prefix_tokens(self.config, hidden.shape[1], self.grid)
+                self.grid = token_grid(self.config, output, self.input_shape)
+                self.prefix_tokens = prefix_tokens(self.config, hidden.shape[1], self.grid)
         return {}, {"input of the classifier": self.classifier[-1]} if self.classifier else {}
 
     def forward_features(self, image: Tensor) -> Features:
@@ -235,55 +241,12 @@ def _processor_settings(name: str, **arguments: Any) -> dict[str, Any]:
     return settings
 
 
-def _processor_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the height and width that an image processor makes; `None` if it does not say."""
-    size = settings.get("crop_size") if settings.get("do_center_crop") else None
-    size = size or settings.get("size")
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, Mapping):
-        if "height" in size and "width" in size:
-            return size["height"], size["width"]
-        if "shortest_edge" in size:
-            return size["shortest_edge"], size["shortest_edge"]
-    return None
-
-
 def _require_folder(name: str) -> None:
     path = Path(name)
     if (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2) and not path.is_dir():
         raise UserError(f"name: there is no folder {name!r}")
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"name: the folder {name!r} holds no config.json, as save_pretrained writes it")
-
-
-def _saved_class(config: Any) -> AutoClass:
-    saved = getattr(config, "architectures", None) or []
-    return "AutoModelForImageClassification" if any("ImageClassification" in name for name in saved) else "AutoModel"
-
-
-def _patch(config: Any) -> tuple[int, int] | None:
-    patch = getattr(config, "patch_size", None)
-    if patch is None:
-        return None
-    return (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
-
-
-def _check_size(name: str, config: Any, shape: tuple[int, int, int]) -> None:
-    patch = _patch(config)
-    if patch is not None and (shape[1] % patch[0] or shape[2] % patch[1]):
-        raise UserError(
-            f"image_size: {name!r} has patches of {patch[0]} x {patch[1]} pixels, which do not divide "
-            f"{shape[1]} x {shape[2]}: give a multiple of them"
-        )
-
-
-def _size_arguments(model: nn.Module, config: Any, shape: tuple[int, int, int]) -> dict[str, bool]:
-    """Return the argument for images of another size than the position embeddings were made for, if there is one."""
-    takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    size = getattr(config, "image_size", None)
-    expected = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
-    return {"interpolate_pos_encoding": True} if takes and expected != shape[1:] else {}
 
 
 def _classifiers(model: nn.Module) -> list[str]:
@@ -294,29 +257,6 @@ def _classifiers(model: nn.Module) -> list[str]:
         return []
     inside = set(base.modules())
     return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer not in inside][-1:]
-
-
-def _grid(config: Any, output: Any, shape: tuple[int, int, int]) -> tuple[int, int] | None:
-    """Return the grid of the last hidden state's tokens, from a hidden state that is a map or from the patches."""
-    states = [*(getattr(output, "reshaped_hidden_states", None) or ()), *(getattr(output, "hidden_states", None) or ())]
-    if maps := [state for state in states if isinstance(state, Tensor) and state.ndim == 4]:
-        last = maps[-1] if not getattr(output, "reshaped_hidden_states", None) else output.reshaped_hidden_states[-1]
-        return last.shape[2], last.shape[3]
-    patch = _patch(config)
-    return None if patch is None else (shape[1] // patch[0], shape[2] // patch[1])
-
-
-def _prefix_tokens(config: Any, tokens: int, grid: tuple[int, int] | None) -> int:
-    """Return the number of class, distillation and register tokens before those of the grid."""
-    if grid is None:
-        return 0
-    count = tokens - grid[0] * grid[1]
-    if count not in (0, 1, 2, 1 + getattr(config, "num_register_tokens", 0)):
-        raise UserError(
-            f"name: the {tokens} tokens of a {config.model_type!r} are not its {grid[0]} x {grid[1]} patches and a few "
-            "more; wrap the model in TorchModule"
-        )
-    return count
 
 
 def _first_line(error: Exception) -> str:

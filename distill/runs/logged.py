@@ -1,4 +1,4 @@
-"""Records of a run: its curves, its results, its configuration and its pictures."""
+"""Curves, results, configuration and pictures of a run, as its folder has them."""
 
 from __future__ import annotations
 
