@@ -153,8 +153,9 @@ class Objective(nn.Module):
                         require_finite_values(schedule, run.progress)
             with under(f"{key_of(name)}.head"):
                 for need in sorted(term.head.batch_needs - run.provides):
-                    remedy = _REMEDIES.get(need, "the batches hold none")
-                    raise UserError(f"{type(term.head).__name__} needs {need}: {remedy}")
+                    raise UserError(
+                        f"{type(term.head).__name__} needs {need}: {_REMEDIES.get(need, 'the batches hold none')}"
+                    )
                 term.head.progress = run.progress
                 term.head.prepare(run)
 
