@@ -128,16 +128,16 @@ def _exists(path: Path) -> UserError:
     return UserError(f"output: {str(path)!r} exists and is not overwritten")
 
 
-class _Logits(nn.Module):
-    """A network that returns only logits, for images in [0, 1]."""
+class _Output(nn.Module):
+    """A network that returns only logits, or without a classifier its embedding, for images in [0, 1]."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.network(image)["logits"]
-        return logits
+        output: Tensor = self.network(image)[self.network.output]
+        return output
 
 
 # Each format's data are made in memory: torch's and ONNX's own writers leave a part of the file on a full disk, and
@@ -158,11 +158,11 @@ def _onnx(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
         raise UserError("format: onnx needs the packages onnx and onnxscript: install distill[onnx]") from None
     image = torch.rand(2, *student.image_shape)
     program = torch.onnx.export(
-        _Logits(student),
+        _Output(student),
         (image,),
         dynamo=True,
         input_names=["image"],
-        output_names=["logits"],
+        output_names=[student.output],
         dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
@@ -170,7 +170,7 @@ def _onnx(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
     code = (
         "import onnxruntime\n"
         f"session = onnxruntime.InferenceSession({str(path)!r})\n"
-        '(logits,) = session.run(None, {"image": image})  # image: float32 [B, C, H, W] in [0, 1]'
+        f'({student.output},) = session.run(None, {{"image": image}})  # image: float32 [B, C, H, W] in [0, 1]'
     )
     try:
         return program.model_proto.SerializeToString(), code
@@ -180,13 +180,13 @@ def _onnx(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
 
 def _torch(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
     image = torch.rand(2, *student.image_shape)
-    program = torch.export.export(_Logits(student), (image,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
+    program = torch.export.export(_Output(student), (image,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
     content = io.BytesIO()
     torch.export.save(program, content)
     code = (
         "import torch\n"
         f"network = torch.export.load({str(path)!r}).module()\n"
-        "logits = network(image)  # image: float32 [B, C, H, W] in [0, 1]"
+        f"{student.output} = network(image)  # image: float32 [B, C, H, W] in [0, 1]"
     )
     return content.getbuffer(), code
 

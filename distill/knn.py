@@ -38,7 +38,14 @@ class ProbeResult:
         return self.correct / self.tested
 
 
-def probe(student: Network, data: ImageData, neighbors: int = 20, temperature: float = 0.07) -> ProbeResult:
+def probe(
+    student: Network,
+    data: ImageData,
+    neighbors: int = 20,
+    temperature: float = 0.07,
+    queries: Split = "test",
+    device: torch.device | None = None,
+) -> ProbeResult:
     """Classify the test images of `data` by a weighted vote of the nearest training images.
 
     Images are resized to the size that the student was trained with. Training images are augmented as `data` is
@@ -49,12 +56,16 @@ def probe(student: Network, data: ImageData, neighbors: int = 20, temperature: f
         data: the data set, whose classes need not be those that the student was trained with.
         neighbors: number of training images that vote.
         temperature: of the weight of a vote, see `neighbor_votes`.
+        queries: the split whose images are classified.
+        device: to compute on; by default the GPU if there is one.
 
     Raises:
-        UserError: the student has no embedding, or a setting does not fit the data.
+        UserError: the student has no embedding, the images have no labels, or a setting does not fit the data.
     """
     if student.spec.embedding is None:
         raise UserError(f"ckpt_path: {student.name} gives no embedding, so it has no neighbors")
+    if data.num_classes == 0:
+        raise UserError(f"data: {type(data).__name__} has no labels, by which neighbors could vote")
     if data.image_shape[0] != student.image_shape[0]:
         raise UserError(
             f"data: its images have {data.image_shape[0]} channels, the student was trained with "
@@ -62,15 +73,16 @@ def probe(student: Network, data: ImageData, neighbors: int = 20, temperature: f
         )
     require_at_least(1, neighbors=neighbors)
     require_above(0, temperature=temperature)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student = student.to(device).eval()
     data.prepare_data()
     memory, labels = _embeddings(student, data, "train", device)
     if neighbors > len(labels):
         raise UserError(f"neighbors is {neighbors}, more than the {len(labels)} labeled training images")
-    queries, targets = _embeddings(student, data, "test", device)
+    embeddings, targets = _embeddings(student, data, queries, device)
     chunk = max(1, _CHUNK // len(memory))
-    votes = neighbor_votes(queries, memory, labels, data.num_classes, neighbors, temperature, chunk)
+    votes = neighbor_votes(embeddings, memory, labels, data.num_classes, neighbors, temperature, chunk)
     correct = int((votes.argmax(dim=1) == targets).sum())
     return ProbeResult(correct=correct, tested=len(targets), memory_size=len(labels))
 
@@ -80,7 +92,10 @@ def _embeddings(student: Network, data: ImageData, split: Split, device: torch.d
     """Return embeddings `[N, d]` and labels `[N]` of the labeled images of a split."""
     size = student.image_shape[1:]
     embeddings, labels = [], []
-    for batch in DataLoader(data.samples(split), batch_size=data.batch_size, num_workers=data.num_workers):
+    generator = torch.Generator().manual_seed(0)  # a training goes on afterwards
+    for batch in DataLoader(
+        data.samples(split), batch_size=data.batch_size, num_workers=data.num_workers, generator=generator
+    ):
         image = batch["image"].to(device)
         if image.shape[-2:] != size:
             image = interpolate(image, size, mode="bilinear", antialias=True)

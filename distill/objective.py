@@ -153,8 +153,9 @@ class Objective(nn.Module):
                         require_finite_values(schedule, run.progress)
             with under(f"{key_of(name)}.head"):
                 for need in sorted(term.head.batch_needs - run.provides):
-                    remedy = _REMEDIES.get(need, "use data that provide it")
-                    raise UserError(f"{type(term.head).__name__} needs {need}: {remedy}")
+                    raise UserError(
+                        f"{type(term.head).__name__} needs {need}: {_REMEDIES.get(need, 'the batches hold none')}"
+                    )
                 term.head.progress = run.progress
                 term.head.prepare(run)
 
@@ -295,4 +296,7 @@ def _read_factors(objective: Any, _: Any) -> None:
     objective._factors = dict(zip(objective.terms, objective.factors.tolist(), strict=True))
 
 
-_REMEDIES = {"segments": "add the callback SuperpixelSegments to trainer.callbacks"}
+_REMEDIES = {
+    "index": "give each image's place in the data set as the third of (image, label, index)",
+    "segments": "add the callback SuperpixelSegments to trainer.callbacks",
+}

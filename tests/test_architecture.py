@@ -22,9 +22,9 @@ FLOORS = [
     ["gradients"],
     ["training"],
     ["runs"],
+    ["knn"],
     ["callbacks"],
     ["export"],
-    ["knn"],
     ["cli"],
     ["__main__"],
 ]

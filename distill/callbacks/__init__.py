@@ -4,6 +4,7 @@ from distill.callbacks.checkpoint import RunCheckpoint
 from distill.callbacks.exact_resume import ExactResume
 from distill.callbacks.frozen_backbone import FrozenBackbone
 from distill.callbacks.gradient_shares import GradientShares
+from distill.callbacks.knn_probe import KNNProbe
 from distill.callbacks.pictures import HeadPictures
 from distill.callbacks.random_state import RandomState
 from distill.callbacks.results import Results
@@ -15,6 +16,7 @@ __all__ = [
     "FrozenBackbone",
     "GradientShares",
     "HeadPictures",
+    "KNNProbe",
     "RandomState",
     "Results",
     "RunCheckpoint",

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -31,8 +32,9 @@ class RunCheckpoint(ModelCheckpoint):
     Args:
         dirpath: the folder; on the command line, defaults to `checkpoints` in the run's folder.
         filename: name of the best checkpoints without the suffix; may contain metrics such as `{epoch}` and `{step}`.
-        monitor: the metric to compare; `null` for none.
-        mode: `max` or `min`, whichever is better.
+        monitor: the metric to compare; `null` for none. `auto` takes the module's own (see `monitor` of
+            `ClassificationModule`): `val/top1`, and without labels `val/neighbor_agreement`.
+        mode: `max` or `min`, whichever is better; with `auto`, the module's own.
         save_top_k: number of best checkpoints to keep; -1 for all, 0 for none.
         every_n_train_steps: interval in optimizer steps; `null` for none.
         train_time_interval: interval in time; `null` for none.
@@ -47,7 +49,7 @@ class RunCheckpoint(ModelCheckpoint):
         self,
         dirpath: str | None = None,
         filename: str | None = "best",
-        monitor: str | None = "val/top1",
+        monitor: str | None = "auto",
         mode: str = "max",
         save_top_k: int = 1,
         every_n_train_steps: int | None = None,
@@ -78,6 +80,13 @@ class RunCheckpoint(ModelCheckpoint):
         self._validated_step: int | None = None
         self._last_is_due = False
         self._best_is_due = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the module's metric if none is named."""
+        if self.monitor == "auto":
+            self.monitor, self.mode = getattr(pl_module, "monitor", ("val/top1", "max"))
+            self.kth_value = torch.tensor(-torch.inf if self.mode == "max" else torch.inf)
+        super().setup(trainer, pl_module, stage)
 
     @property
     def state_key(self) -> str:

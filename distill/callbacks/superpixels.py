@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -35,6 +36,9 @@ class SuperpixelSegments(Callback):
         connected: whether to enforce that each segment is connected.
         backend: `auto` uses fast-slic, if installed, for images in CPU memory and torch otherwise.
         in_workers: whether the data workers compute the segments.
+        mean: of each channel, if the data have already normalized the images: the segments are those of image * std +
+            mean, in [0, 1]. A single number applies to all channels.
+        std: of each channel, likewise.
 
     Raises:
         UserError: a setting is out of range, or a head accepts fewer segments.
@@ -50,6 +54,8 @@ class SuperpixelSegments(Callback):
         connected: bool = False,
         backend: Backend = "auto",
         in_workers: bool = False,
+        mean: Sequence[float] | float = 0.0,
+        std: Sequence[float] | float = 1.0,
     ) -> None:
         if segments < 1:
             raise UserError(f"segments must be at least 1, given {segments}")
@@ -61,6 +67,7 @@ class SuperpixelSegments(Callback):
             "backend": backend,
         }
         self.in_workers = in_workers
+        self.normalization = (mean, std)
         self.is_needed = False
         self._events: tuple[Any, Any] | None = None  # CUDA events before and after an earlier segmentation
 
@@ -81,7 +88,8 @@ class SuperpixelSegments(Callback):
                     f"model.heads.{name}.head.count is {count}: set it to {maximum}"
                 )
         try:
-            slic(torch.rand(1, *pl_module.image_shape, generator=torch.Generator().manual_seed(0)), **self.settings)
+            image = torch.rand(1, *pl_module.image_shape, generator=torch.Generator().manual_seed(0))
+            slic(_in_unit_range(image, *self.normalization), **self.settings)
         except UserError as error:
             raise error.at("trainer.callbacks: SuperpixelSegments") from None
 
@@ -92,7 +100,7 @@ class SuperpixelSegments(Callback):
             raise UserError(
                 f"trainer.callbacks: SuperpixelSegments.in_workers needs a data module of distill, given {data!r}"
             )
-        data.extra_fields = partial(_segments_of, settings=self.settings)
+        data.extra_fields = partial(_segments_of, normalization=self.normalization, settings=self.settings)
         pasted = data.mixing is not None and data.mixing.cutmix > 0
         return (2 if pasted else 1) * int(self.settings["segments"])
 
@@ -138,9 +146,25 @@ class SuperpixelSegments(Callback):
             self._add(batch)
 
     def _add(self, batch: Any) -> None:
-        batch["segments"] = add_segments(batch, **self.settings)["segments"]
+        image = _in_unit_range(batch["image"], *self.normalization)
+        batch["segments"] = add_segments({"image": image}, **self.settings)["segments"]
 
 
-def _segments_of(image: Tensor, settings: dict[str, Any]) -> dict[str, Tensor]:
+def _segments_of(image: Tensor, normalization: tuple[Any, Any], settings: dict[str, Any]) -> dict[str, Tensor]:
     """Return the fields that a worker adds to a sample."""
-    return {"segments": slic(image.unsqueeze(0), **settings).squeeze(0)}
+    return {"segments": slic(_in_unit_range(image.unsqueeze(0), *normalization), **settings).squeeze(0)}
+
+
+def _in_unit_range(image: Tensor, mean: Sequence[float] | float, std: Sequence[float] | float) -> Tensor:
+    """Return images before their normalization, which is undone."""
+    if (mean, std) == (0.0, 1.0):
+        return image
+    # Not `torch.tensor(...).to(device)`, which would wait for the device in every step.
+    channels = [(values if isinstance(values, Sequence) else [values] * image.shape[1]) for values in (std, mean)]
+    if any(len(values) != image.shape[1] for values in channels):
+        raise UserError(
+            f"trainer.callbacks: SuperpixelSegments has mean {mean} and std {std}, but the images have "
+            f"{image.shape[1]} channels"
+        )
+    pairs = zip(image.unbind(dim=1), *channels, strict=True)
+    return torch.stack([channel * scale + shift for channel, scale, shift in pairs], dim=1)

@@ -12,13 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from distill.data import ImageReader
+from distill.data import ImageData, ImageReader
+from distill.data.loaders import loader_of
 from distill.errors import UserError
 from distill.features import FeatureSpec
-from distill.heads import Head
+from distill.heads import Batch, Head
 from distill.networks import FrozenTeacher, Network, Teacher
 from distill.objective import Term
 from distill.schedules import Schedule, bounds_of
+from distill.training.batches import sample_batch
 from distill.training.classification import ClassificationModule
 from distill.training.distillation import DistillationModule
 from distill.training.optimizer import EffectiveBatch
@@ -41,7 +43,7 @@ def print_set_up(
         console.print(_networks(module))
         console.print(_heads(module))
     if data is not None:
-        console.print(_data(data, trainer))
+        console.print(_data(data, module))
         if (batch := _effective_batch(data, trainer)) is not None:
             console.print(_step(module, batch, data, trainer))
 
@@ -150,22 +152,46 @@ def _heads(module: DistillationModule) -> Table:
     return table
 
 
-def _data(data: LightningDataModule, trainer: Trainer) -> Table:
+def _data(data: LightningDataModule, module: LightningModule) -> Table:
     table = Table(title="Data", title_justify="left", show_header=False)
     table.add_row("data set", type(data).__name__)
-    table.add_row("classes", str(getattr(data, "num_classes", "-")))
-    table.add_row("image", _shape(getattr(data, "image_shape", None)))
-    for split, loader in (
-        ("train", data.train_dataloader),
-        ("val", data.val_dataloader),
-        ("test", data.test_dataloader),
-    ):
-        table.add_row(f"{split} images", f"{len(loader().dataset):,}")
+    table.add_row("classes", str(getattr(module, "num_classes", "-") or "none: no labels"))
+    table.add_row("image", _shape(getattr(module, "image_shape", None)))
+    if not isinstance(data, ImageData):
+        data.prepare_data()
+    for split, stage in (("train", "fit"), ("val", "fit"), ("test", "test")):
+        if not isinstance(data, ImageData):
+            data.setup(stage)
+        loader = loader_of(data, split)
+        table.add_row(f"{split} images", _images(loader))
+        if split == "train":
+            table.add_row("batch", *_batch(sample_batch(loader, module, data)))
     for note in getattr(data, "notes", ()):
         table.add_row("note", note)
-    if hasattr(data, "class_counts"):
+    if hasattr(data, "class_counts") and getattr(data, "num_classes", 1):
         table.add_row("train images per class", _class_counts(data.class_counts()))
     return table
+
+
+def _images(loader: Any) -> str:
+    """Return the number of images of a loader; "-" without a loader, "?" if it is not known."""
+    try:
+        return "-" if loader is None else f"{len(loader.dataset):,}"
+    except (AttributeError, TypeError):
+        return "?"
+
+
+def _batch(batch: Batch | None) -> list[str]:
+    """Return one line that says what a batch holds, and the range of its images."""
+    if batch is None:
+        return ["known only from the first batch of the training"]
+    low, high = (float(value) for value in batch["image"].aminmax())
+    entries = [
+        f"{key} {str(value.dtype).removeprefix('torch.')} {_shape(('B', *value.shape[1:]))}"
+        for key, value in batch.items()
+        if isinstance(value, Tensor)
+    ]
+    return [f"{', '.join(entries)}; images from {low:.3g} to {high:.3g}"]
 
 
 def _step(module: LightningModule, batch: EffectiveBatch, data: LightningDataModule, trainer: Trainer) -> Table:
@@ -204,7 +230,7 @@ def _count(parameters: Iterable[Tensor]) -> str:
     return f"{sum(prod(parameter.shape) for parameter in parameters):,}"
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
+def _shape(shape: tuple[int | str, ...] | None) -> str:
     return "-" if shape is None else " x ".join(map(str, shape))
 
 

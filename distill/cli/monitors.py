@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 from distill.callbacks import RunCheckpoint
 from distill.errors import UserError, did_you_mean
 from distill.training.classification import ClassificationModule
+from distill.training.comparison import DISTILLATION
 
 
 def refuse_unknown_monitors(trainer: Trainer, module: LightningModule) -> None:
@@ -42,7 +43,11 @@ def logged_metrics(trainer: Trainer, module: ClassificationModule) -> Iterator[s
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
     if any(getattr(callback, "adds_to_batch", None) == "segments" for callback in callbacks):
         yield "train/superpixels_ms"
-    for collection in module.children():
+    if getattr(module, "distillation_mean", None) is not None:
+        yield f"val/{DISTILLATION}"
+    for callback in callbacks:
+        yield from getattr(callback, "logs", ())
+    for collection in module.modules():
         if isinstance(collection, MetricCollection):
             yield from (str(name) for name, _ in collection.items() if str(name).startswith("val/"))
 

@@ -31,11 +31,12 @@ from distill.cli.numbers import refuse_numbers
 from distill.cli.parser import HelpFormatter, Parser, description, find_user_error
 from distill.cli.rehearsal import BeforeFirstStep
 from distill.cli.run_folder import check_checkpoint, find_run_to_resume, open_run_folder, try_run_folder, write_to
-from distill.cli.saved_configuration import SaveConfiguration
+from distill.cli.saved_configuration import SaveConfiguration, default_task
 from distill.cli.short_names import import_named_classes
 from distill.cli.trainer import Trainer
 from distill.cli.yaml_reader import check_files
 from distill.errors import UserError
+from distill.objective import TASK
 from distill.runs.checkpoints import AtomicCheckpointIO
 from distill.runs.csv_logger import ResumableCSVLogger
 from distill.runs.folder import RunFolder, is_first_rank
@@ -47,6 +48,8 @@ class DistillCLI(LightningCLI):
 
     run: RunFolder | None = None
     """Folder of a training; `None` in processes that receive it from rank 0 when training begins."""
+    default_task: Namespace | None = None
+    """The default of `model.task` if the configuration gives none; images without labels then have no task."""
     resumed_checkpoint: dict[str, Any] | None = None
     """Content of the checkpoint that `--resume` continues from."""
 
@@ -96,9 +99,8 @@ class DistillCLI(LightningCLI):
         return {self.command: LightningCLI.subcommands().get(self.command, {"model", "datamodule"})}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link class count and image shape to the data, and add the options of the checkpoints."""
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+        """Link the model to the data, which tell class count and image shape, and add the options of checkpoints."""
+        parser.link_arguments("data", "model.data", apply_on="instantiate")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -111,6 +113,7 @@ class DistillCLI(LightningCLI):
         """Parse the arguments, and refuse numbers that no run can have."""
         with construction("config"):
             super().parse_arguments(parser, args)
+        self.default_task = default_task(parser, args, self.config)
         refuse_numbers(self.config[self.config.subcommand].as_dict(), self.config.subcommand)
 
     def _set_seed(self) -> None:
@@ -143,6 +146,8 @@ class DistillCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Instantiate data, model and trainer; an invalid value raises an error that names its key."""
+        if self.default_task is not None:
+            self._get(self.config, "model").task = "auto"
         with construction("trainer"), instantiating():
             super().instantiate_classes()
 
@@ -157,6 +162,8 @@ class DistillCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Instantiate the trainer; by default its CSV log and checkpoints go into the run's folder."""
+        if self.default_task is not None:  # the saved configuration names the task that the run has
+            self._get(self.config, "model").task = self.default_task if TASK in self.model.terms else None
         settings = self._get(self.config_init, "trainer")
         if settings.get("logger") in (None, True) and not settings.get("barebones"):
             resumed = self.resumed_checkpoint and self.resumed_checkpoint["interrupted"].get("metrics_file")
@@ -199,7 +206,11 @@ class DistillCLI(LightningCLI):
         if self.trains:
             self.run = open_run_folder(config)
             if config.resume and self.run is not None and is_first_rank():
-                self.resumed_checkpoint = find_run_to_resume(self.run, config, self._parser("fit"))
+                self.resumed_checkpoint = find_run_to_resume(
+                    self.run, config, self._parser("fit"), self.default_task is not None
+                )
+                if config.model.task is None:
+                    self.default_task = None
 
     def _configure_wandb(self, logger: Namespace) -> None:
         """Put wandb's files into the run's folder, resume its run, and keep it from prompting for a key."""

@@ -146,7 +146,7 @@ def _batch(image: Tensor, head: Head, num_classes: int) -> Batch:
     position = torch.arange(count)
     batch: Batch = {
         "image": image,
-        "label": position % num_classes,
+        "label": position % max(num_classes, 1),
         "index": position,
         "draw": torch.zeros_like(position),
     }

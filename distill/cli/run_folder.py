@@ -63,7 +63,9 @@ def try_run_folder(config: Namespace) -> None:
         RunFolder.claim(config.trainer.default_root_dir, wait=0.0, **settings).release(failed=True)
 
 
-def find_run_to_resume(run: RunFolder, config: Namespace, parser: ArgumentParser) -> dict[str, Any] | None:
+def find_run_to_resume(
+    run: RunFolder, config: Namespace, parser: ArgumentParser, has_default_task: bool = False
+) -> dict[str, Any] | None:
     """Return the newest valid checkpoint of the run in a claimed folder and set `ckpt_path` to it; `None` if none.
 
     Raises:
@@ -78,6 +80,8 @@ def find_run_to_resume(run: RunFolder, config: Namespace, parser: ArgumentParser
     previous = yaml.safe_load(content["distill_config"])
     if config.seed_everything is True:  # any seed: keep the previous one
         config.seed_everything = previous["seed_everything"]
+    if has_default_task and previous["model"].get("task") is None:  # of images without labels
+        config.model.task = None
     current = yaml.safe_load(parser.dump(config, skip_none=False))
     if different := changes(previous, current):
         shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")

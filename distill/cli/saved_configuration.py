@@ -5,11 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
+from distill.errors import UserError
 from distill.runs.files import write_atomic
+
+
+def default_task(parser: LightningArgumentParser, args: Any, config: Namespace) -> Namespace | None:
+    """Return the default of `model.task` if neither the arguments nor their files give the task, else `None`.
+
+    Args:
+        parser: of the program.
+        args: the command and its options.
+        config: the parsed arguments.
+    """
+    heads = Namespace({f"{config.subcommand}.model.heads": {}})  # else the parser refuses a head by its short name
+    try:
+        given = parser.parse_args(args, namespace=heads, defaults=False)
+    except (UserError, ValueError, TypeError):  # a part of a default was given, such as a weight of the task
+        return None
+    model = given[config.subcommand].get("model")
+    if model is not None and "task" in model:
+        return None
+    task: Namespace | None = config[config.subcommand].model.task
+    return task
 
 
 class SaveConfiguration(SaveConfigCallback):

@@ -2,6 +2,7 @@
 
 from distill.data.augmentation import TimmAugmentation, photo_transform, small_image_transform
 from distill.data.base import ImageData, ImageDataset, Split
+from distill.data.batch import Names, as_batch
 from distill.data.cars import StanfordCars
 from distill.data.cifar import CIFAR10, CIFAR100
 from distill.data.digits import Digits
@@ -31,6 +32,7 @@ __all__ = [
     "ListedTail",
     "LongTail",
     "Mixing",
+    "Names",
     "PhotoData",
     "SmallImageData",
     "Split",
@@ -38,6 +40,7 @@ __all__ = [
     "StepTail",
     "TimmAugmentation",
     "TinyImageNet",
+    "as_batch",
     "photo_transform",
     "read_image",
     "small_image_transform",

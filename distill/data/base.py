@@ -78,7 +78,7 @@ class ImageData(LightningDataModule, ABC):
             of training images must then be a multiple of the number of processes.
 
     Attributes:
-        num_classes: of the data set.
+        num_classes: of the data set; 0 for images without labels, whose label is -1.
         image_shape: `(C, H, W)` of the images.
         classes: names of the classes, in the order of their labels; `None` where the data do not tell. They are saved
             in checkpoints, which are refused with data whose labels mean other classes.
@@ -142,6 +142,9 @@ class ImageData(LightningDataModule, ABC):
                 f"processes: {count % ranks} would be left over; give a number of processes that divides {count}, or "
                 "drop_last true"
             )
+        if self.num_classes == 0 and (self.class_balanced or self.longtail is not None):
+            key = "class_balanced" if self.class_balanced else "longtail"
+            raise UserError(f"data.{key} needs labels, but the images have none: leave it out")
         if self.class_balanced and 0 in (counts := self.class_counts()):
             raise UserError(
                 f"data.class_balanced draws from every class, but class {counts.index(0)} has no labeled training image"
@@ -241,7 +244,8 @@ class ImageData(LightningDataModule, ABC):
     def _cached(self, split: Split) -> ImageDataset:
         if split not in self._samples:
             samples = self.samples(split)
-            _require_classes(samples.source, split, self.num_classes)
+            if self.num_classes:
+                _require_classes(samples.source, split, self.num_classes)
             for note in getattr(samples.source, "notes", ()):
                 if note not in self._told:
                     rank_zero_warn(note)

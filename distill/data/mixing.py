@@ -49,7 +49,7 @@ def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> d
 
     Args:
         batch: `image` `[B, C, H, W]`, `label` `[B]`, -1 for unlabeled: such a sample adds nothing to the soft label.
-        num_classes: K.
+        num_classes: K; 0 for images without labels, whose label stays -1.
         mixing: the settings.
         seed: of the draws, the same on all ranks: `mixing_seed` of a batch from `ImageData.train_dataloader`.
 
@@ -59,7 +59,10 @@ def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> d
     from torchvision.transforms import v2
 
     image, label = batch["image"], batch["label"]
-    soft = functional.one_hot(label.clamp_min(0), num_classes).to(image.dtype) * (label >= 0).unsqueeze(1)
+    if num_classes == 0:  # images without labels
+        soft = label
+    else:
+        soft = functional.one_hot(label.clamp_min(0), num_classes).to(image.dtype) * (label >= 0).unsqueeze(1)
     kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix)) if alpha > 0]
     if not kinds:
         return {**batch, "label": soft}
@@ -68,10 +71,10 @@ def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> d
         drawn = kind(alpha=alpha).make_params([image])
     if kind is v2.MixUp:
         rest = {name: value for name, value in batch.items() if name != "segments"}
-        return {**rest, "image": _blended(image, drawn["lam"]), "label": _blended(soft, drawn["lam"])}
+        return {**rest, "image": _blended(image, drawn["lam"]), "label": _blended_labels(soft, drawn["lam"])}
     left, top, right, bottom = drawn["box"]
     box = (..., slice(top, bottom), slice(left, right))
-    mixed = {"image": image.clone(), "label": _blended(soft, drawn["lam_adjusted"])}
+    mixed = {"image": image.clone(), "label": _blended_labels(soft, drawn["lam_adjusted"])}
     mixed["image"][box] = _partners(image[box])
     if "segments" in batch:
         mixed["segments"] = 2 * batch["segments"]
@@ -81,6 +84,10 @@ def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> d
 
 def _blended(tensor: Tensor, share: float) -> Tensor:
     return share * tensor + (1 - share) * _partners(tensor)
+
+
+def _blended_labels(label: Tensor, share: float) -> Tensor:
+    return _blended(label, share) if label.ndim == 2 else label
 
 
 def _partners(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.data.base import ImageData
 from distill.data.image_files import first_line
+from distill.data.loaders import loader_of
 from distill.data.sources import FileSource, Subset
 from distill.errors import UserError
 
@@ -94,7 +95,7 @@ def _sources(data: LightningDataModule, split: str) -> list[Any]:
     """Return the images of a split, without transforms where these are known."""
     if isinstance(data, ImageData):
         return [data.used_source(split)]  # type: ignore[arg-type]  # mypy does not infer the literals
-    loaders: Any = getattr(data, f"{split}_dataloader")()
+    loaders: Any = loader_of(data, split)
     loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
     loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
     datasets = [getattr(loader, "dataset", None) for loader in loaders]

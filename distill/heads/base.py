@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = dict[str, Any]
-"""`image` `[B, C, H, W]`, `label` `[B]` or `[B, K]`, `index` `[B]`, optionally `segments` `[B, H, W]`."""
+"""`image` `[B, C, H, W]`; where there are any, `label` `[B]` or `[B, K]`, `index` `[B]` and `segments` `[B, H, W]`."""
 
 Scope = Literal["image", "batch", "global", "memory"]
 """The range of a relation: one image, this process's batch, the batch of all ranks, or a memory.
@@ -63,7 +63,8 @@ class Head(nn.Module, ABC):
         needs: names of the `Features` it reads from both networks (`logits`, `embedding`, `tokens` or a tap's name),
             checked before step 0. An instance may set its own.
         needs_teacher: whether it compares with a teacher; a loss on labels does not.
-        batch_needs: optional keys of the batch that it reads: `segments`, `view`. An instance may set its own.
+        batch_needs: keys of the batch that it cannot do without, besides `image`: `label`, `index`, `segments`, `view`.
+            An instance may set its own.
         scope: the range of its relation; `image`, the default, is also the scope of a loss on each image by itself.
         progress: progress of the training, for schedules inside the head; kept up to date by whoever trains.
     """
@@ -89,7 +90,13 @@ class Head(nn.Module, ABC):
         """Return the loss, a scalar."""
 
     def __call__(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        """Run `forward` on the teacher's summary in float32 (float64 stays), outside autocast."""
+        """Run `forward` on the teacher's summary in float32 (float64 stays), outside autocast.
+
+        Raises:
+            UserError: the batch lacks what the head needs.
+        """
+        if missing := self.batch_needs - batch.keys():
+            raise UserError(f"{type(self).__name__} needs {min(missing)!r}, but a batch has {', '.join(batch)}")
         teacher = None if teacher is None else self.summary(teacher, batch)
         with _full_precision(student):
             loss: Tensor = super().__call__(student.apply(_at_least_float32), teacher, batch)

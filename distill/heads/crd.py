@@ -11,6 +11,7 @@ from distill.distributed import all_mean, gather
 from distill.errors import UserError, one_of, require_at_least, require_between
 from distill.features import Features, FeatureSpec
 from distill.functional.contrast import noise_contrast
+from distill.functional.labels import hard_labels
 from distill.heads.base import Batch, RunInfo, Scope
 from distill.heads.parts.embedding_head import EmbeddingHead
 from distill.memory import SampleBank, with_gradient_now
@@ -71,6 +72,7 @@ class CRD(EmbeddingHead):
         require_values_above(0, temperature=temperature)
         self.samples, self.negatives, self.momentum, self.temperature = samples, negatives, momentum, temperature
         self.positives = one_of("positives", positives, ("exact", "class"))
+        self.batch_needs = frozenset({"index"} if positives == "exact" else {"index", "label"})
         self.seed = seed
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
@@ -92,9 +94,10 @@ class CRD(EmbeddingHead):
             )
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """Contrast embeddings `[B, d_s]` and `[B, d_t]` with the bank, given `index` `[B]` and labels."""
+        """Contrast embeddings `[B, d_s]` and `[B, d_t]` with the bank, given `index` `[B]` and labels, if any."""
         queries = self.student_projection(student["embedding"]), self.teacher_projection(teacher["embedding"])
-        index, label = batch["index"], _hard(batch["label"])
+        index = batch["index"]
+        label = hard_labels(batch["label"]) if "label" in batch else torch.full_like(index, -1)
         rows, weight = self.draw(index, label)
         temperature = value_at(self.temperature, self.progress)
 
@@ -150,10 +153,3 @@ class CRD(EmbeddingHead):
         if self.training:
             self.normalizer.copy_(normalizer)
         return normalizer
-
-
-def _hard(label: Tensor) -> Tensor:
-    """Return the largest class of soft labels `[B, C]`, -1 for rows of zeros; hard labels stay as they are."""
-    if label.ndim == 1:
-        return label
-    return label.argmax(dim=1).masked_fill(label.sum(dim=1) <= 0, -1)

@@ -25,6 +25,7 @@ class CrossEntropy(Head):
 
     needs = frozenset({"logits"})
     needs_teacher = False
+    batch_needs = frozenset({"label"})
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -32,6 +32,8 @@ class DKD(LogitHead):
         UserError: a temperature not above 0.
     """
 
+    batch_needs = frozenset({"label"})
+
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: Number = 4.0) -> None:
         super().__init__()
         self.alpha = alpha

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.distributed import gather, world_size
+from distill.distributed import gather, rank, world_size
 from distill.errors import UserError, one_of, require_at_least
 from distill.features import Features, FeatureSpec
 from distill.functional import adjacency_divergence, context_difference, neighbor_divergence, node_contrast
@@ -39,8 +39,9 @@ class TRG(Head):
       times the mean over the B N^2 entries (`context_difference`). That mean falls with 1 / N^2; with the factor N^2,
       one weight serves all grids.
 
-    Tokens are drawn without replacement from (seed, optimizer step, sample index), so they depend neither on the number
-    of ranks nor on global random state, and are the same after a resume.
+    Tokens are drawn without replacement from (seed, optimizer step, sample index), or without an index in the batch
+    from (seed, optimizer step, place in the batch of all ranks), so they depend neither on the number of ranks nor on
+    global random state, and are the same after a resume.
 
     The paper's text was not available: where its summaries are silent, the defaults are this project's. As printed
     there, the local part compares rows of a whole adjacency matrix, which are nearly uniform and carry little signal;
@@ -162,7 +163,7 @@ class TRG(Head):
         self._diagnostics, losses = {}, []
         student, teacher = self.on_common_grid(student, teacher)
         if self._has_graph:
-            self._require_nodes(len(batch["index"]) * (world_size() if self.scope == "global" else 1))
+            self._require_nodes(len(student["tokens"]) * (world_size() if self.scope == "global" else 1))
             losses.append(self._compare_nodes(self.nodes(student, batch), self.nodes(teacher, batch)))
         if self.weights["contextual"] != 0:
             entries = student["tokens"].shape[1] ** 2
@@ -183,7 +184,8 @@ class TRG(Head):
         """Return the nodes of one network's graph: m tokens of the common grid per image in scope, `[M, d]`."""
         tokens = features["tokens"]
         if self.tokens_per_image is not None:
-            positions = self.positions(batch["index"]).unsqueeze(-1)
+            index = batch["index"] if "index" in batch else _places(tokens)
+            positions = self.positions(index).unsqueeze(-1)
             tokens = tokens.gather(1, positions.expand(-1, -1, tokens.shape[-1]))
         if self.scope == "global":
             tokens = gather(tokens)
@@ -247,3 +249,8 @@ class TRG(Head):
         if self.temperature is not None:
             return value_at(self.temperature, self.progress)
         return DEFAULT_TEMPERATURE(self.progress) if self.progress.steps is not None else DEFAULT_TEMPERATURE.end
+
+
+def _places(tokens: Tensor) -> Tensor:
+    """Return each image's place in the batch of all ranks, `[B]`, in the order in which samples are dealt."""
+    return torch.arange(len(tokens), device=tokens.device) * world_size() + rank()

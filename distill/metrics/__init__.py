@@ -1,13 +1,15 @@
-"""Metrics: top-k accuracy, calibration, agreement with the teacher, and many- to few-shot accuracy."""
+"""Metrics: top-k accuracy, calibration, agreement with the teacher, neighbors, and many- to few-shot accuracy."""
 
 from distill.metrics.agreement import Agreement, TeacherDivergence
 from distill.metrics.collection import IGNORE_INDEX, classification_metrics, teacher_metrics
 from distill.metrics.longtail import LongTailAccuracy
+from distill.metrics.neighbors import NeighborAgreement
 
 __all__ = [
     "IGNORE_INDEX",
     "Agreement",
     "LongTailAccuracy",
+    "NeighborAgreement",
     "TeacherDivergence",
     "classification_metrics",
     "teacher_metrics",

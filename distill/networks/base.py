@@ -41,7 +41,8 @@ class Network(FeatureSource):
         taps: additional layers to read, as a list of layers or as name -> layer; or `benchmark`, which reads those of
             the model's `benchmark_taps`: the features of the CRD benchmark, under the same names in all its networks.
         image_size: resize the images to this size (bilinear, antialiased); `None` keeps their size.
-        mean: of each channel, in [0, 1]; a single number applies to all channels.
+        mean: of each channel, in [0, 1]; a single number applies to all channels. For images that the data have
+            already normalized, give mean 0 and std 1.
         std: of each channel, likewise.
         layout: axes of the tapped outputs, for all taps or by tap name: `NCHW`, `NHWC`, `NLC` or `NCL` (images N,
             channels C, rows H, columns W, tokens L); needed only where passes at other image sizes do not show them.
@@ -66,8 +67,8 @@ class Network(FeatureSource):
         drop_classifier: bool = False,
         taps: NamedTaps = None,
         image_size: Size | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
         layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
         super().__init__()
@@ -97,6 +98,11 @@ class Network(FeatureSource):
     def input_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)` of the model's input: the shape of the data after resizing."""
         return (self.image_shape[0], *(self.image_size or self.image_shape[1:]))
+
+    @property
+    def output(self) -> Literal["logits", "embedding"]:
+        """The feature that an exported model returns: the logits, or without a classifier the embedding."""
+        return "embedding" if self.spec.logits is None else "logits"
 
     @abstractmethod
     def create(self, num_classes: int) -> nn.Module:
@@ -132,7 +138,7 @@ class Network(FeatureSource):
         """Create the model, load its weights and determine its shapes by a pass over two dummy images.
 
         Args:
-            num_classes: of the data.
+            num_classes: of the data; 0 for data without labels, for which a model gets no classifier.
             image_shape: `(C, H, W)` of the data.
 
         Raises:
@@ -180,13 +186,13 @@ class Network(FeatureSource):
 
     def loading_code(self, path: str) -> str:
         """Return Python code that loads the weights exported to `path` and runs them without this project."""
-        resized = f", resized to {self.image_size}" if self.image_size else ""
+        images = f"float32 [B, C, H, W] in [0, 1]{f', resized to {self.image_size}' if self.image_size else ''}"
         return "\n".join(
             [
                 "import torch",
                 *self.construction_code(path),
                 f"mean, std = {_tensor_code(self.mean)}, {_tensor_code(self.std)}",
-                f"logits = network.eval()((image - mean) / std)  # image: float32 [B, C, H, W] in [0, 1]{resized}",
+                f"{self.output} = network.eval()((image - mean) / std)  # image: {images}",
             ]
         )
 
@@ -236,7 +242,9 @@ def _tensor_code(values: Tensor) -> str:
     return f"torch.tensor({[round(value, 6) for value in values.flatten().tolist()]}).view(-1, 1, 1)"
 
 
-def _per_channel(name: str, values: Sequence[float] | None, default: Sequence[float], channels: int) -> Tensor:
+def _per_channel(name: str, values: Sequence[float] | float | None, default: Sequence[float], channels: int) -> Tensor:
+    if isinstance(values, int | float):
+        values = [values]
     if values is None:  # gray images use the mean of the statistics of three colors
         values = default if len(default) == channels else [sum(default) / len(default)]
     if len(values) not in (1, channels):

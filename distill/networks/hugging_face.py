@@ -39,7 +39,7 @@ class HuggingFace(Network):
             `AutoModelForImageClassification` if the model was saved as one, else `AutoModel`.
         pretrained: load its weights; otherwise they are random.
         num_classes: number of logits of a classification model; `None` requires the model's own to be those of the
-            data. Another number than the model's own gives a new classifier.
+            data. Another number than the model's own gives a new classifier; 0, or data without labels, gives none.
         weights: file with further weights, see `load_weights`; a `WeightsFile` where several networks in it fit.
         drop_classifier: do not load the classifier from that file.
         taps: additional layers to read, as a list of layers or as name -> layer.
@@ -64,8 +64,8 @@ class HuggingFace(Network):
         drop_classifier: bool = False,
         taps: NamedTaps = None,
         image_size: Size | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
         options: dict[str, Any] | None = None,
         layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
@@ -97,6 +97,9 @@ class HuggingFace(Network):
         config = self._load("model", transformers.AutoConfig.from_pretrained)
         check_size(self.name, config, self.input_shape)
         kind = self.auto_class or saved_class(config)
+        wanted = num_classes if self.num_classes is None else self.num_classes
+        if wanted == 0 and kind == "AutoModelForImageClassification" and (self.num_classes == 0 or not self.auto_class):
+            kind = "AutoModel"
         if kind == "AutoModelForImageClassification":
             config.num_labels = self._classes(config.num_labels, num_classes)
         model = self._make(transformers, kind, config)
@@ -202,12 +205,12 @@ class HuggingFace(Network):
     def _classes(self, given: int, wanted: int) -> int:
         if self.num_classes is not None:
             return self.num_classes
-        if self.pretrained and given != wanted:
+        if self.pretrained and given != wanted != 0:
             raise UserError(
                 f"num_classes: {self.name!r} has {given} classes and the data {wanted}: give num_classes {wanted} for "
                 f"a new classifier, {given} to keep the model's, or auto_class AutoModel for none"
             )
-        return wanted
+        return wanted or given
 
 
 @dataclass(eq=False)

@@ -28,7 +28,8 @@ class Timm(Network):
         pretrained: download timm's weights.
         weights: file with the weights, see `load_weights`; a `WeightsFile` where it holds several networks that fit.
         drop_classifier: do not load the classifier from that file.
-        num_classes: number of logits; `None` takes the number of classes of the data.
+        num_classes: number of logits; `None` takes the number of classes of the data. With 0, the model has no
+            classifier and gives no logits; its embedding is what it pools.
         taps: additional layers to read, as a list of layers or as name -> layer; `benchmark` for the CRD benchmark's
             networks, see `CifarNetwork.benchmark_taps`.
         image_size: resize the images to this size; `None` keeps their size, and a model with a fixed input size is
@@ -49,8 +50,8 @@ class Timm(Network):
         num_classes: int | None = None,
         taps: NamedTaps = None,
         image_size: Size | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
         options: dict[str, Any] | None = None,
         layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
@@ -89,7 +90,8 @@ class Timm(Network):
             except Exception:
                 raise _wrong_size(model, self.name, self.input_shape, error) from error
         if self.weights is not None:
-            load_weights(model, self.weights, self.drop_classifier, [name for name, _ in _classifiers(model)])
+            dropped = self.drop_classifier or count == 0
+            load_weights(model, self.weights, dropped, _classifier_names(model, count))
         return model
 
     def construction_code(self, path: str) -> list[str]:
@@ -97,7 +99,7 @@ class Timm(Network):
         from distill.networks.cifar import NETWORKS
 
         registration = ["import distill.networks.cifar"] if self.architecture in NETWORKS else []
-        shape: dict[str, Any] = {"num_classes": self.spec["logits"][0], "in_chans": self.input_shape[0]}
+        shape: dict[str, Any] = {"num_classes": self.count and self.spec["logits"][0], "in_chans": self.input_shape[0]}
         options = {**shape, **self.size_options, **self.options}
         arguments = "".join(f", {name}={value!r}" for name, value in options.items())
         return [
@@ -157,7 +159,8 @@ class Timm(Network):
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """Return the classifiers, whose inputs are the embedding; also determine the layout of the tokens."""
         self.cells = _find_layout(self.model, image)
-        self.classifier = [_first_after_pooling(name, layer) for name, layer in _classifiers(self.model)]
+        classifiers = _classifiers(self.model) if self.count else []
+        self.classifier = [_first_after_pooling(name, layer) for name, layer in classifiers]
         self.classifier_inputs = {f"input of {name}": name for name in self.classifier}
         return {}, self.classifier_inputs
 
@@ -173,8 +176,10 @@ class Timm(Network):
         logits = model.forward_head(final)
         if isinstance(logits, tuple):  # in train mode, one per classifier
             logits = torch.stack(logits).mean(0)
-        embedding = _join([pool_embedding(self.taps.tensors[name]) for name in self.classifier_inputs])
         tokens, grid = layout.tokens(cells)
+        if not self.count:
+            return Features(None, pool_embedding(logits), tokens, grid)
+        embedding = _join([pool_embedding(self.taps.tensors[name]) for name in self.classifier_inputs])
         return Features(logits, embedding, tokens, grid)
 
 
@@ -231,6 +236,19 @@ def _classifiers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     classifier = model.get_classifier()
     layers = list(classifier) if isinstance(classifier, tuple | list | nn.ModuleList) else [classifier]
     return [(name, layer) for name, layer in network.named_modules() if any(layer is found for found in layers)]
+
+
+def _classifier_names(network: nn.Module, count: int) -> list[str]:
+    """Return the names of the classifiers; of a model without one, those of timm's configuration."""
+    if count:
+        return [name for name, _ in _classifiers(network)]
+    config: Any = getattr(network, "pretrained_cfg", {})
+    names = config.get("classifier") or ()
+    layers = dict(network.named_modules())
+    found = [names] if isinstance(names, str) else list(names)
+    # Some families replace the whole head by an identity, of which the classifier was a part.
+    heads = [name.rpartition(".")[0] for name in found]
+    return found + [head for head in heads if isinstance(layers.get(head), nn.Identity)]
 
 
 def _first_after_pooling(name: str, classifier: nn.Module) -> str:

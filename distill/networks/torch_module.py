@@ -32,6 +32,9 @@ class TorchModule(Network):
         std: of each channel; `None` divides by nothing.
         layout: axes of the outputs of the taps, of `embedding` and of `tokens`, for all or by name, where passes at
             other image sizes do not show them: `NCHW`, `NHWC`, `NLC` or `NCL`.
+        num_classes: number of logits; `None` takes the number of classes of the data. With 0, the network gives no
+            logits: its embedding is the input of the last linear layer if the module ends in one, which is then
+            frozen, and else what the module returns.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class TorchModule(Network):
         drop_classifier: bool = False,
         taps: Sequence[str] | Mapping[str, str] | None = None,
         image_size: Size | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
         layout: Layout | Mapping[str, Layout] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__(weights, drop_classifier, taps, image_size, mean, std, layout)
         require_at_least(0, prefix_tokens=prefix_tokens)
@@ -54,6 +58,7 @@ class TorchModule(Network):
         self.embedding = embedding
         self.tokens = tokens
         self.prefix_tokens = prefix_tokens
+        self.num_classes = num_classes
 
     @property
     def name(self) -> str:
@@ -62,7 +67,7 @@ class TorchModule(Network):
 
     def create(self, num_classes: int) -> nn.Module:
         """Return the module as given; `feature_layers` loads the weights once it has found the classifier."""
-        self.num_classes = num_classes
+        self.count = num_classes if self.num_classes is None else self.num_classes
         return self.model
 
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
@@ -71,19 +76,24 @@ class TorchModule(Network):
         Raises:
             UserError: the module returns no logits for the classes of the data, or a layer or the weights do not fit.
         """
-        logits, classifier = self._last_linear(image)
+        logits, classifier, is_last = self._last_linear(image)
+        if self.count == 0 and not is_last:
+            classifier = None
         self.classifier = [classifier] if classifier else []
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
+        if self.count == 0:
+            self._require_embedding(logits)
+        elif not isinstance(logits, Tensor) or logits.ndim != 2:
             given = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(f"{self.name} must return logits [B, K], but returns {given}")
-        if logits.shape[1] != self.num_classes:
-            raise UserError(
-                f"{self.name} returns {logits.shape[1]} logits, but the data have {self.num_classes} classes"
-            )
+        elif logits.shape[1] != self.count:
+            raise UserError(f"{self.name} returns {logits.shape[1]} logits, but the data have {self.count} classes")
         if self.weights is not None:
             load_weights(self.model, self.weights, self.drop_classifier, self.classifier)
         outputs = {"embedding": self.embedding, "tokens": self.tokens}
         inputs = {"embedding": classifier} if self.embedding is None and classifier else {}
+        if self.count == 0 and classifier:  # it gets no gradient, which DDP would wait for
+            self.model.get_submodule(classifier).requires_grad_(False)
+            self.classifier = []
         return {name: layer for name, layer in outputs.items() if layer is not None}, inputs
 
     def run(self, image: Tensor) -> object:
@@ -96,16 +106,18 @@ class TorchModule(Network):
 
     def forward_features(self, image: Tensor) -> Features:
         """Run the module and read embedding and tokens from its layers."""
-        logits = self.model(image)
+        output = self.model(image)
         tensors = self.taps.tensors
         embedding = pool_embedding(self.tapped("embedding")) if "embedding" in tensors else None
+        if embedding is None and self.count == 0:
+            embedding = pool_embedding(output)
         if embedding is not None and embedding.ndim != 2:
             raise UserError(
                 f"embedding of {self.name} must be [B, d] or [B, d, h, w], given {tuple(embedding.shape)}: "
                 "choose another layer as embedding"
             )
         tokens, grid = self._tokens(self.tapped("tokens"), image) if "tokens" in tensors else (None, None)
-        return Features(logits, embedding, tokens, grid)
+        return Features(output if self.count else None, embedding, tokens, grid)
 
     def _tokens(self, cells: Tensor, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if cells.ndim == 4:
@@ -122,17 +134,28 @@ class TorchModule(Network):
             )
         return tokens, grid
 
-    def _last_linear(self, image: Tensor) -> tuple[object, str | None]:
-        """Return the logits and the name of the linear layer that runs last."""
-        executed: list[nn.Module] = []
+    def _require_embedding(self, output: object) -> None:
+        if not isinstance(output, Tensor) or output.ndim not in (2, 4):
+            given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise UserError(f"{self.name} must return an embedding [B, d] or a map [B, d, h, w], but returns {given}")
+
+    def _last_linear(self, image: Tensor) -> tuple[object, str | None, bool]:
+        """Return the output, the name of the linear layer that runs last, and whether the output is its own."""
+        executed: list[tuple[nn.Module, object]] = []
         names: dict[nn.Module, str] = {
             layer: name for name, layer in self.model.named_modules() if isinstance(layer, nn.Linear)
         }
-        handles = [layer.register_forward_hook(lambda layer, *_: executed.append(layer)) for layer in names]
+
+        def note(layer: nn.Module, _: object, output: object) -> None:
+            executed.append((layer, output))
+
+        handles = [layer.register_forward_hook(note) for layer in names]
         logits = self.model(image)
         for handle in handles:
             handle.remove()
-        return logits, names[executed[-1]] if executed else None
+        if not executed:
+            return logits, None, False
+        return logits, names[executed[-1][0]], executed[-1][1] is logits
 
 
 def _grid(count: int, height: int, width: int) -> tuple[int, int] | None:

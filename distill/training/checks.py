@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.errors import UserError
 from distill.heads import RunInfo
 from distill.networks import Network
+from distill.objective import TASK, Term, key_of
 
 
 def require_batch_statistics(student: Network, run: RunInfo) -> None:
@@ -73,6 +74,45 @@ def require_same_classes(checkpoint: Mapping[str, Any], student: Network, num_cl
             "with its classes, or load only the weights of the backbone with model.student.weights and "
             "model.student.drop_classifier"
         )
+
+
+def require_labels(terms: Mapping[str, Term | None], num_classes: int) -> None:
+    """Require labels for the terms that read them.
+
+    Raises:
+        UserError: there are none; the message names the first such term.
+    """
+    for name, term in terms.items():
+        if num_classes == 0 and term is not None and not term.is_off and "label" in term.head.batch_needs:
+            remedy = f"{key_of(name)} to null" if name == TASK else f"{key_of(name)} to null, or give labels"
+            raise UserError(
+                f"{key_of(name)}.head: {type(term.head).__name__} needs labels, but the images have none (num_classes "
+                f"is 0): set {remedy}"
+            )
+
+
+def told_by(name: str, given: Any, data: Any) -> Any:
+    """Return a fact about the images, from the configuration or from the data.
+
+    Args:
+        name: `num_classes` or `image_shape`.
+        given: in the configuration; `None` if it is to be taken from the data.
+        data: the data module, or `None`.
+
+    Raises:
+        UserError: nothing tells it, or both tell different ones.
+    """
+    told_value = getattr(data, name, None)
+    if given is None and told_value is None:
+        source = "no data are given" if data is None else f"{type(data).__name__} has no attribute {name}"
+        example = "the number of classes, 0 for images without labels" if name == "num_classes" else "[C, H, W]"
+        raise UserError(f"model.{name}: {source}: give {example}")
+    if given is None or told_value is None:
+        return told_value if given is None else given
+    different = tuple(given) != tuple(told_value) if name == "image_shape" else given != told_value
+    if different:
+        raise UserError(f"model.{name} is {given}, but {type(data).__name__} has {told_value}: leave it out")
+    return given
 
 
 def _normalizes_by_batch(layer: nn.Module, ranks: int) -> bool:

@@ -6,22 +6,25 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
 from distill import __version__
-from distill.errors import UserError, require_at_least, under
+from distill.errors import UserError, require_at_least
 from distill.features import Features
+from distill.functional.labels import hard_labels
 from distill.heads import Batch
 from distill.heads.cross_entropy import CrossEntropy
 from distill.metrics import IGNORE_INDEX, LongTailAccuracy, classification_metrics
-from distill.networks import FrozenTeacher, Network, Teacher
-from distill.objective import TASK, TEACHER, Distiller, Losses, Objective, Term
-from distill.schedules import Progress, Schedule, bounds_of
-from distill.training.checks import require_batch_statistics, require_same_classes
+from distill.networks import Network
+from distill.objective import TASK, Distiller, Losses, Objective, Term
+from distill.schedules import Schedule, bounds_of
+from distill.training.base import DistillerModule, build
+from distill.training.batches import counted_images
+from distill.training.checks import require_batch_statistics, require_labels, require_same_classes, told_by
 from distill.training.continuation import Continuation
 from distill.training.ddp import (
     align_ranks,
@@ -43,19 +46,20 @@ from distill.training.optimizer import (
     require_valid_settings,
     scale_learning_rate,
 )
-from distill.training.run_info import accumulation_weight, log_every_epoch, progress_of, require_trainable, run_info
+from distill.training.run_info import accumulation_weight, log_every_epoch, require_trainable, run_info
 from distill.training.weight_averaging import WeightsChoice, WholeAverages, evaluated_weights
 
 
-class ClassificationModule(LightningModule):
+class ClassificationModule(DistillerModule):
     """Module that trains a network with labels, such as a baseline or a future teacher.
 
     Args:
         student: the network to train.
         optimizer: any optimizer of torch or timm, as a function of the parameters.
-        num_classes: number of classes K; on the command line, taken from the data.
-        image_shape: image shape (C, H, W); on the command line, taken from the data.
-        task: the loss on the labels with its weight; defaults to cross-entropy with weight 1.
+        num_classes: number of classes K, 0 for images without labels; by default that of `data`.
+        image_shape: image shape (C, H, W); by default that of `data`.
+        task: the loss on the labels with its weight, or `None` for no such loss. By default, cross-entropy with weight
+            1 if there are labels and the student has a classifier, else none.
         scheduler: a torch learning-rate scheduler, stepped every `scheduler_interval`, or a
             `distill.schedules.Schedule`, a factor of the learning rate at every step that knows the length of the run.
         scheduler_interval: whether a torch scheduler steps every epoch or every optimizer step.
@@ -67,31 +71,38 @@ class ClassificationModule(LightningModule):
         lr_base_size: effective batch that the learning rate was chosen for.
         evaluation_weights: weights that validation, test and prediction take in a run with a weight average, such as
             Lightning's `EMAWeightAveraging`: `averaged` (the default) or `current`.
+        batch: keys (or places in a tuple) under which the data yield the entries of a batch, if they have others than
+            `as_batch` knows, such as `{"image": "x", "label": "y"}`.
+        data: the data module, asked for the number of classes and the shape of the images where these are not given.
 
     Raises:
-        UserError: the network cannot be built, or the task's head does not fit it.
+        UserError: the network cannot be built, the task's head does not fit it, or the number of classes or the shape
+            of the images is not known.
     """
 
     def __init__(
         self,
         student: Network,
         optimizer: OptimizerCallable,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
-        task: Term | None = None,
+        num_classes: int | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        task: Term | Literal["auto"] | None = "auto",
         scheduler: LRSchedulerCallable | Schedule | None = None,
         scheduler_interval: Interval = "epoch",
         weight_decay_on: WeightDecayOn = "all",
         lr_scaling: LRScaling = "none",
         lr_base_size: int = 256,
         evaluation_weights: WeightsChoice | None = None,
+        batch: dict[str, str | int] | None = None,
+        data: Any = None,
     ) -> None:
         super().__init__()
         require_at_least(1, lr_base_size=lr_base_size)
         if isinstance(scheduler, Schedule) and (bounds := bounds_of(scheduler)) is not None and bounds[0] < 0:
             raise UserError(f"scheduler: a learning rate cannot be negative, but the factor reaches {bounds[0]:g}")
-        self.num_classes = num_classes
-        self.image_shape = image_shape
+        self.num_classes: int = told_by("num_classes", num_classes, data)
+        self.image_shape: tuple[int, int, int] = told_by("image_shape", image_shape, data)
+        self.batch_names = batch
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval: Interval = scheduler_interval
@@ -99,10 +110,13 @@ class ClassificationModule(LightningModule):
         self.lr_scaling: LRScaling = lr_scaling
         self.lr_base_size = lr_base_size
         self.evaluation_weights = evaluation_weights
-        build(student, "model.student", num_classes, image_shape)
-        self.distiller = self.make_distiller(student, {TASK: task or Term(CrossEntropy())})
-        self.val_metrics = classification_metrics(num_classes, "val")
-        self.test_metrics = classification_metrics(num_classes, "test")
+        build(student, "model.student", self.num_classes, self.image_shape)
+        is_classified = self.num_classes > 0 and student.spec.logits is not None
+        if task == "auto":
+            task = Term(CrossEntropy()) if is_classified else None
+        self.distiller = self.make_distiller(student, {TASK: task})
+        self.val_metrics = classification_metrics(self.num_classes, "val") if is_classified else None
+        self.test_metrics = classification_metrics(self.num_classes, "test") if is_classified else None
         self.longtail_metrics: LongTailAccuracy | None = None
         self._guard = NonFiniteGuard()
         self._continuation = Continuation()
@@ -114,38 +128,13 @@ class ClassificationModule(LightningModule):
             student: the built student.
             terms: the task's term, by name.
         """
+        require_labels(terms, self.num_classes)
         return Distiller(student, None, Objective(terms, student.spec))
 
     @property
-    def student(self) -> Network:
-        """The network being trained."""
-        return self.distiller.student
-
-    @property
-    def teachers(self) -> Mapping[str, Teacher]:
-        """The teachers by name; the one of `model.teacher` is called `teacher`."""
-        named: Any = self.distiller.teachers
-        return dict(named.items())
-
-    @property
-    def teacher(self) -> FrozenTeacher | None:
-        """The network of `model.teacher`, if there is one."""
-        teacher = self.teachers.get(TEACHER)
-        return teacher if isinstance(teacher, FrozenTeacher) else None
-
-    @property
-    def terms(self) -> Mapping[str, Term]:
-        """The terms of the loss, by name."""
-        return self.distiller.objective.terms
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Compute the logits `[B, K]` of images `[B, C, H, W]` in [0, 1]."""
-        logits: Tensor = self.student(image)["logits"]
-        return logits
-
-    def extract_features(self, image: Tensor) -> tuple[Features, dict[str, Features]]:
-        """Compute the student's features of images `[B, C, H, W]`, and those of every teacher by name."""
-        return self.student(image), self.distiller.teacher_features(image, self.distiller.teachers)
+    def monitor(self) -> tuple[str, Literal["max", "min"]]:
+        """The metric of a validation that tells the best checkpoint, and whether the largest or smallest is best."""
+        return "val/top1", "max"
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the weighted sum of all terms on a batch."""
@@ -169,8 +158,11 @@ class ClassificationModule(LightningModule):
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Compute the class probabilities `[B, K]`; `index` identifies the samples."""
-        return {"index": batch["index"], "probability": self(batch["image"]).float().softmax(dim=1)}
+        """Compute `probability` of the classes `[B, K]`, or without a classifier `embedding`; `index` where known."""
+        index = {"index": batch["index"]} if "index" in batch else {}
+        output = self(batch["image"]).float()
+        has_classes = self.student.output == "logits"
+        return index | ({"probability": output.softmax(dim=1)} if has_classes else {"embedding": output})
 
     def setup(self, stage: str) -> None:
         """Prepare the module for DDP before the strategy wraps it, and the metrics of a test on long-tailed data."""
@@ -180,7 +172,7 @@ class ClassificationModule(LightningModule):
             choose_unused_parameter_detection(self, self.num_classes, self.trainer)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
         self.longtail_metrics = None
-        if stage == "test" and getattr(data, "longtail", None) is not None:
+        if stage == "test" and getattr(data, "longtail", None) is not None and self.test_metrics is not None:
             self.longtail_metrics = LongTailAccuracy(self.num_classes, data.longtail.groups(data.class_counts()))
 
     def configure_callbacks(self) -> list[Callback]:
@@ -272,25 +264,13 @@ class ClassificationModule(LightningModule):
 
     def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> tuple[Features, Tensor]:
         student: Features = self.student(batch["image"])
-        counted = batch["index"] >= 0
-        label = torch.where(counted, batch["label"], IGNORE_INDEX)
+        counted = counted_images(batch)
         metrics = self.val_metrics if stage == "val" else self.test_metrics
+        if metrics is None or "label" not in batch:
+            return student, counted
+        label = torch.where(counted, hard_labels(batch["label"]), IGNORE_INDEX)
         metrics.update(student["logits"].float().softmax(dim=1), label)
         self.log_dict(metrics, batch_size=len(label))
         if stage == "test" and self.longtail_metrics is not None:
             self.longtail_metrics.update(student["logits"], label)
         return student, counted
-
-    def _progress(self) -> Progress:
-        trainer = trainer_of(self)
-        return Progress() if trainer is None else progress_of(trainer, self.global_step)
-
-
-def build(network: Network, key: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
-    """Build a network; an error in it names the configuration key `key`."""
-    with under(key):
-        network.build(num_classes, image_shape)
-
-
-def _shape(tensor: Tensor | None) -> torch.Size | None:
-    return None if tensor is None else tensor.shape

@@ -13,7 +13,9 @@ from distill.heads import Batch
 from distill.metrics import teacher_metrics
 from distill.networks import Ensemble, FeatureSource, FrozenTeacher, Network, Teacher
 from distill.objective import TASK, TEACHER, Distiller, Objective, Term, teacher_key
+from distill.training.checks import require_labels
 from distill.training.classification import ClassificationModule, build
+from distill.training.comparison import DISTILLATION, DistillationMean, distillation_terms, neighbor_metrics
 from distill.training.lightning_internals import trainer_of
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -66,6 +68,10 @@ class DistillationModule(ClassificationModule):
                 self.teacher_metrics[name] = nn.ModuleDict(
                     {stage: teacher_metrics(f"{stage}{group}") for stage in ("val", "test")}
                 )
+        self.neighbor_metrics = nn.ModuleDict(
+            {stage: nn.ModuleDict(neighbor_metrics(self.distiller, stage)) for stage in ("val", "test")}
+        )
+        self.distillation_mean = DistillationMean() if distillation_terms(self.distiller.objective) else None
 
     def make_distiller(self, student: Network, terms: dict[str, Term | None]) -> Distiller:
         """Combine the student, the teachers and the objective of the task and the heads."""
@@ -73,7 +79,18 @@ class DistillationModule(ClassificationModule):
         if TASK in self._heads:
             raise UserError(f"model.heads: a term cannot be called {TASK!r}; choose another name")
         specs = {name: teacher.spec for name, teacher in teachers.items()}
+        require_labels({**terms, **self._heads}, self.num_classes)
         return Distiller(student, teachers, Objective({**terms, **self._heads}, student.spec, specs))
+
+    @property
+    def monitor(self) -> tuple[str, Literal["max", "min"]]:
+        """The metric of a validation that tells the best checkpoint, and whether the largest or smallest is best."""
+        neighbors: Any = self.neighbor_metrics["val"]
+        if self.val_metrics is None and len(neighbors):
+            return str(next(iter(next(iter(neighbors.values())).keys()))), "max"
+        if self.val_metrics is None and self.distillation_mean is not None:
+            return f"val/{DISTILLATION}", "min"
+        return super().monitor
 
     def _build_teachers(self, given: dict[str, Any]) -> dict[str, Teacher]:
         """Build the networks first and then the ensembles, in the given order."""
@@ -135,7 +152,17 @@ class DistillationModule(ClassificationModule):
     def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> tuple[Features, Tensor]:
         student, counted = super()._evaluate(batch, stage)
         metrics: Any = self.teacher_metrics
-        teachers = self.distiller.teacher_features(batch["image"], metrics)
+        neighbors: Any = self.neighbor_metrics[stage]
+        objective = self.distiller.objective
+        compared = [objective.teacher_of(name) for name in distillation_terms(objective)] if stage == "val" else []
+        read = dict.fromkeys([*metrics, *neighbors, *(name for name in compared if name is not None)])
+        teachers = self.distiller.teacher_features(batch["image"], read)
+        for name, collection in neighbors.items():
+            collection.update(student["embedding"], teachers[name]["embedding"], counted)
+            self.log_dict(collection, batch_size=len(counted))
+        if compared and self.distillation_mean is not None:
+            self.distillation_mean.add(objective, student, teachers, batch, counted, self._progress())
+            self.log(f"val/{DISTILLATION}", self.distillation_mean, batch_size=len(counted))
         for name in metrics:
             metrics[name][stage].update(student["logits"], teachers[name]["logits"], counted)
             self.log_dict(metrics[name][stage], batch_size=len(counted))

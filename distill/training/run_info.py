@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from distill.errors import UserError
 from distill.heads import RunInfo
 from distill.schedules import Progress
+from distill.training.batches import provided_keys
 
 
 def steps_per_epoch(batches: float, accumulated: int) -> float:
@@ -63,15 +64,13 @@ def run_info(trainer: Trainer) -> RunInfo:
     loader: Any = trainer.train_dataloader
     dataset = getattr(loader, "dataset", None)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
-    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # and these
-    added = {str(callback.adds_to_batch) for callback in callbacks if hasattr(callback, "adds_to_batch")}
     return RunInfo(
         progress=progress,
         batch_size=smallest_batch(loader, trainer.num_training_batches),
         world_size=trainer.world_size,
         samples=length(dataset),
         class_counts=(lambda: torch.tensor(data.class_counts())) if hasattr(data, "class_counts") else None,
-        provides=RunInfo().provides | added,
+        provides=provided_keys(trainer, trainer.lightning_module, loader),
     )
 
 

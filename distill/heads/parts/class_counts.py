@@ -23,6 +23,7 @@ class ClassCountsHead(Head, ABC):
 
     needs = frozenset({"logits"})
     needs_teacher = False
+    batch_needs = frozenset({"label"})
     counts: Tensor
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:

@@ -1,0 +1,92 @@
+"""Figures of a validation or a test that compare the student with its teachers and need no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+
+from distill.features import Features
+from distill.heads import Batch, Head
+from distill.metrics import NeighborAgreement
+from distill.objective import TEACHER, Distiller, Objective
+from distill.schedules import Progress
+
+NEIGHBORS = "neighbor_agreement"
+DISTILLATION = "distillation"
+
+
+def neighbor_metrics(distiller: Distiller, stage: str) -> dict[str, MetricCollection]:
+    """Create the neighbor agreement with each teacher that has an embedding, by the teacher's name.
+
+    Args:
+        distiller: with the student and the teachers.
+        stage: `val` or `test`; with several teachers, each one's name follows it in the names of the metrics.
+    """
+    teachers: Any = distiller.teachers
+    if distiller.student.spec.embedding is None:
+        return {}
+    only = list(teachers) == [TEACHER]
+    return {
+        name: MetricCollection({NEIGHBORS: NeighborAgreement()}, prefix=f"{stage}/" if only else f"{stage}/{name}/")
+        for name, teacher in teachers.items()
+        if teacher.spec.embedding is not None
+    }
+
+
+def distillation_terms(objective: Objective) -> list[str]:
+    """Return the terms of `val/distillation`: those that compare with a teacher image by image or within a batch.
+
+    A relation over all ranks would depend on how the batches are dealt, and a memory belongs to the training.
+    """
+    return [name for name, term in objective.terms.items() if _is_compared(term.head)]
+
+
+class DistillationMean(MeanMetric):
+    """Mean over the full batches of the weighted sum of terms that compare with a teacher."""
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
+        self._size = 0
+
+    def add(
+        self,
+        objective: Objective,
+        student: Features,
+        teachers: Mapping[str, Features],
+        batch: Batch,
+        counted: Tensor,
+        progress: Progress,
+    ) -> None:
+        """Add a batch; one in which an image is missing or does not count has the weight 0.
+
+        Args:
+            objective: with the terms.
+            student: the student's features.
+            teachers: the teachers' features, by name.
+            batch: the batch.
+            counted: mask `[B]` of the images that count.
+            progress: training progress, for the schedules.
+        """
+        self._size = max(self._size, len(counted))
+        if len(counted) < self._size:
+            return
+        names = list(objective.terms)
+        total = torch.zeros((), device=counted.device)
+        for name in distillation_terms(objective):
+            term = objective.terms[name]
+            teacher = objective.teacher_of(name)
+            if teacher is None or not term.head.batch_needs <= batch.keys():
+                continue
+            term.head.progress = progress
+            factor = objective.factors[names.index(name)]
+            total = total + term.weight_at(progress) * factor * term.head(student, teachers[teacher], batch).detach()
+        full = counted.all()
+        self.update(torch.where(full, total.float(), 0.0), full.float())
+
+
+def _is_compared(head: Head) -> bool:
+    return head.needs_teacher and head.scope in ("image", "batch")
