@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix
 from distill.data.samplers import EvaluationSampler, FixedSampler, ResumableLoader, SampleKey, ShuffledSampler
-from distill.data.sources import Source, Subset, count_classes, labels_of, listed_labels
+from distill.data.sources import Source, Subset, count_classes, labels_of, listed_labels, require_images_of_every_class
 from distill.errors import UserError, require_at_least
 from distill.randomness import seeded_by
 
@@ -78,7 +78,7 @@ class ImageData(LightningDataModule, ABC):
             of training images must then be a multiple of the number of processes.
 
     Attributes:
-        num_classes: of the data set.
+        num_classes: of the data set; 0 without labels.
         image_shape: `(C, H, W)` of the images.
         classes: names of the classes, in the order of their labels; `None` where the data do not tell. They are saved
             in checkpoints, which are refused with data whose labels mean other classes.
@@ -142,10 +142,8 @@ class ImageData(LightningDataModule, ABC):
                 f"processes: {count % ranks} would be left over; give a number of processes that divides {count}, or "
                 "drop_last true"
             )
-        if self.class_balanced and 0 in (counts := self.class_counts()):
-            raise UserError(
-                f"data.class_balanced draws from every class, but class {counts.index(0)} has no labeled training image"
-            )
+        if self.class_balanced:
+            require_images_of_every_class("data.class_balanced draws from every class", self.class_counts())
 
     @abstractmethod
     def samples(self, split: Split) -> ImageDataset:

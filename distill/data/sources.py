@@ -123,3 +123,19 @@ def count_classes(labels: Sequence[int], num_classes: int) -> list[int]:
         if label >= 0:
             counts[label] += 1
     return counts
+
+
+def require_images_of_every_class(reason: str, counts: Sequence[int]) -> None:
+    """Require labels, and an image of every class.
+
+    Args:
+        reason: beginning of the message.
+        counts: number of labeled images per class.
+
+    Raises:
+        UserError: there is no class, or a class without images.
+    """
+    if not counts:
+        raise UserError(f"{reason}, but the data have no labels")
+    if 0 in counts:
+        raise UserError(f"{reason}, but class {counts.index(0)} has no labeled training image")
