@@ -18,10 +18,10 @@ _UNLABELED = ("", "-1")
 
 @dataclass(frozen=True)
 class Numbering:
-    """Numbers of the labels of lists.
+    """Numbers of labels.
 
     Attributes:
-        classes: names of the classes in the order of their labels; `None` if the lists have numbers.
+        classes: names of the classes in the order of their labels; `None` if all are numbers.
         num_classes: of the training images: the number of their names, or their largest number plus 1.
         numbers: label of each name or written number; -1 for none.
     """
@@ -78,26 +78,28 @@ def read_label_list(file: str, key: str = "data.labels") -> dict[str, str]:
     return labels
 
 
-def number_labels(training: Iterable[str], others: Iterable[str]) -> Numbering:
-    """Number the labels of lists: numbers count as they are, names in their sorted order.
+def number_labels(training: Iterable[str], others: Iterable[str], without: str = "data.labels=none") -> Numbering:
+    """Number the labels of images: numbers count as they are, names in their sorted order.
 
     Args:
         training: labels of the training images as they are written; "" for none.
         others: labels of validation and test images.
+        without: the setting that asks for no labels, for messages.
 
     Raises:
         UserError: no training image has a label, or another image has a name that no training image has.
     """
     known, unknown = set(training) - {""}, set(others) - {""}
+    key = without.partition("=")[0]
     if not known:
-        raise UserError("data.labels: no training image has a label: give data.labels=none to train without")
+        raise UserError(f"{key}: no training image has a label: give {without} to train without")
     if all(label.isdecimal() for label in known | unknown):
         numbers = {label: int(label) for label in known | unknown}
         return Numbering(None, 1 + max(numbers[label] for label in known), {"": -1, **numbers})
     if unknown := unknown - known:
         first = min(unknown)
         raise UserError(
-            f"data.labels: no training image has the label {first!r} of an image of another split "
+            f"{key}: no training image has the label {first!r} of an image of another split "
             f"({did_you_mean(first, known)})"
         )
     classes = sorted(known)
