@@ -220,6 +220,8 @@ def _scope(head: Head) -> str:
 
 def _class_counts(counts: list[int], shown: int = 20) -> str:
     """Format the image counts per class and their imbalance; a long list is cut to its ends."""
+    if not counts:
+        return "no labels"
     numbers = [str(count) for count in counts]
     if len(numbers) > shown:
         numbers = [*numbers[: shown // 4], "...", *numbers[-shown // 4 :]]

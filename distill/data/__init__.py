@@ -7,6 +7,7 @@ from distill.data.cars import StanfordCars
 from distill.data.cifar import CIFAR10, CIFAR100
 from distill.data.digits import Digits
 from distill.data.folder import ImageFolder
+from distill.data.hugging_face import HuggingFaceImages
 from distill.data.image_files import read_image
 from distill.data.longtail import ExponentialTail, ListedTail, LongTail, StepTail
 from distill.data.mixing import Mixing
@@ -25,6 +26,7 @@ __all__ = [
     "Digits",
     "ExponentialTail",
     "FileSource",
+    "HuggingFaceImages",
     "ImageData",
     "ImageDataset",
     "ImageFolder",

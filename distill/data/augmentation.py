@@ -41,7 +41,9 @@ class TimmAugmentation:
             raise UserError("data.augment.color_jitter must be finite, given inf")
 
     def transform(self, side: int, interpolation: Interpolation) -> Any:
-        """Create the transform of a PIL image to a float tensor `[3, side, side]`, in [0, 1] except for erased pixels.
+        """Create the transform of a photo to a float tensor `[3, side, side]`, in [0, 1] except for erased pixels.
+
+        It takes what `photo_transform` takes.
 
         Raises:
             UserError: timm does not know the policy.
@@ -66,7 +68,7 @@ class TimmAugmentation:
             raise UserError(f"data.augment.auto_augment: timm knows no policy {self.auto_augment!r}: {error}") from None
         # timm erases in normalized colors, but here the networks normalize: undo timm's normalization.
         mean = [-mean / std for mean, std in zip(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, strict=True)]
-        return v2.Compose([transform, v2.Normalize(mean, [1 / std for std in IMAGENET_DEFAULT_STD])])
+        return v2.Compose([v2.ToPILImage(), transform, v2.Normalize(mean, [1 / std for std in IMAGENET_DEFAULT_STD])])
 
 
 def small_image_transform(side: int, augment: bool) -> Any:
@@ -87,7 +89,9 @@ def small_image_transform(side: int, augment: bool) -> Any:
 
 
 def photo_transform(side: int, augment: bool | TimmAugmentation, interpolation: Interpolation) -> Any:
-    """Create the transform of a PIL image of any size to a float tensor `[3, side, side]` in [0, 1].
+    """Create the transform of a photo of any size to a float tensor `[3, side, side]` in [0, 1].
+
+    It takes images of PIL and tensors `[3, H, W]` of bytes.
 
     Args:
         side: of the square crop, in pixels.

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix
 from distill.data.samplers import EvaluationSampler, FixedSampler, ResumableLoader, SampleKey, ShuffledSampler
-from distill.data.sources import Source, Subset, count_classes, labels_of, listed_labels
+from distill.data.sources import Source, Subset, count_classes, labels_of, listed_labels, require_images_of_every_class
 from distill.errors import UserError, require_at_least
 from distill.randomness import seeded_by
 
@@ -73,6 +73,8 @@ class ImageData(LightningDataModule, ABC):
         longtail: makes the training set long-tailed; the test then also reports many-, medium- and few-shot accuracy.
         class_balanced: draw training images so that all classes occur equally often, augmented anew each time; the
             length of the epoch does not change. Images without a label are not drawn.
+        draws: number of fixed augmented versions of each training image over the run, which repeat in turn; `None`:
+            every draw is a new one.
         drop_last: leave out the images at the end of an epoch that do not fill a batch. Without it, they are a smaller
             batch, whose mean loss is a step of its own (or a share of an accumulated step) like any other; the number
             of training images must then be a multiple of the number of processes.
@@ -102,14 +104,20 @@ class ImageData(LightningDataModule, ABC):
         longtail: LongTail | None = None,
         class_balanced: bool = False,
         drop_last: bool = True,
+        draws: int | None = None,
     ) -> None:
         super().__init__()
-        require_at_least(1, **{"data.batch_size": batch_size, "data.repetitions": repetitions})
+        require_at_least(1, **{"data.batch_size": batch_size, "data.repetitions": repetitions, "data.draws": draws})
         require_at_least(0, **{"data.num_workers": num_workers})
         if class_balanced and repetitions > 1:
             raise UserError(
                 f"data.class_balanced repeats the images of rare classes by itself: give data.repetitions 1 with it, "
                 f"not {repetitions}"
+            )
+        if draws is not None and repetitions > draws:
+            raise UserError(
+                f"data.repetitions is {repetitions}, more than the {draws} data.draws, so that an epoch would repeat a "
+                f"version: give {draws} or less"
             )
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -118,6 +126,7 @@ class ImageData(LightningDataModule, ABC):
         self.longtail = longtail
         self.class_balanced = class_balanced
         self.drop_last = drop_last
+        self.draws = draws
         self._samples: dict[Split, ImageDataset] = {}
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, Any] = {}
@@ -145,10 +154,8 @@ class ImageData(LightningDataModule, ABC):
         if self.num_classes == 0 and (self.class_balanced or self.longtail is not None):
             key = "class_balanced" if self.class_balanced else "longtail"
             raise UserError(f"data.{key} needs labels, but the images have none: leave it out")
-        if self.class_balanced and 0 in (counts := self.class_counts()):
-            raise UserError(
-                f"data.class_balanced draws from every class, but class {counts.index(0)} has no labeled training image"
-            )
+        if self.class_balanced:
+            require_images_of_every_class("data.class_balanced draws from every class", self.class_counts())
 
     @abstractmethod
     def samples(self, split: Split) -> ImageDataset:
@@ -184,7 +191,12 @@ class ImageData(LightningDataModule, ABC):
         labels = labels_of(samples.source) if self.class_balanced else None
         is_fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Lightning has it
         sampler = (FixedSampler if is_fixed else ShuffledSampler)(
-            samples, *self._ranks(), seed=samples.seed, repetitions=self.repetitions, balanced=labels
+            samples,
+            *self._ranks(),
+            seed=samples.seed,
+            repetitions=self.repetitions,
+            balanced=labels,
+            draws=self.draws,
         )
         self._train_loader = ResumableLoader(
             samples,

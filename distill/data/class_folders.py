@@ -44,10 +44,32 @@ def refuse_unknown_classes(folder: Path, training: Path, allowed: Collection[str
         )
 
 
+def image_files(folder: Path, extensions: Sequence[str] = EXTENSIONS) -> tuple[list[str], Counter[str]]:
+    """Find the images in a folder, at any depth and through links.
+
+    Args:
+        folder: of the images; it may be missing.
+        extensions: of the files that are images, in lower case.
+
+    Returns:
+        The path of every image, sorted folder by folder, and the number of files that were left out, by extension.
+        Hidden files and folders are in neither.
+    """
+    paths = []
+    left_out: Counter[str] = Counter()
+    for parent, files in sorted(_walk(folder)):
+        for file in sorted(file for file in files if not is_hidden(file)):
+            if file.lower().endswith(tuple(extensions)):
+                paths.append(os.path.join(parent, file))
+            else:
+                left_out[os.path.splitext(file)[1].lower() or "no extension"] += 1
+    return paths, left_out
+
+
 def class_files(
     folder: Path, classes: Sequence[str], extensions: Sequence[str] = EXTENSIONS
 ) -> tuple[list[tuple[str, int]], Counter[str]]:
-    """Find the images of the classes, at any depth in their folders and through links.
+    """Find the images of the classes, each in a folder of its own as `image_files` finds them.
 
     Args:
         folder: contains a folder per class; some may be missing.
@@ -55,29 +77,30 @@ def class_files(
         extensions: of the files that are images, in lower case.
 
     Returns:
-        Path and label of every image, class by class, and the number of files that were left out, by extension. Hidden
-        files and folders are in neither.
+        Path and label of every image, class by class, and the number of files that were left out, by extension.
     """
     samples = []
     left_out: Counter[str] = Counter()
     for label, name in enumerate(classes):
-        for parent, files in sorted(_walk(folder / name)):
-            for file in sorted(file for file in files if not is_hidden(file)):
-                if file.lower().endswith(tuple(extensions)):
-                    samples.append((os.path.join(parent, file), label))
-                else:
-                    left_out[os.path.splitext(file)[1].lower() or "no extension"] += 1
+        paths, others = image_files(folder / name, extensions)
+        samples += [(path, label) for path in paths]
+        left_out += others
     return samples, left_out
+
+
+def notes_on_files(folder: Path, left_out: Counter[str]) -> list[str]:
+    """Describe the files of a folder that were left out."""
+    if not left_out:
+        return []
+    kinds = ", ".join(f"{count} {extension}" for extension, count in left_out.most_common(4))
+    more = len(left_out) - 4
+    kinds += f", and {more} more extensions" if more > 0 else ""
+    return [f"{folder}: files left out for their extension: {left_out.total():,} ({kinds})"]
 
 
 def notes_on(folder: Path, classes: Sequence[str], labels: Iterable[int], left_out: Counter[str]) -> list[str]:
     """Describe what is unusual about the class folders of a split: files left out, classes without images."""
-    notes = []
-    if left_out:
-        kinds = ", ".join(f"{count} {extension}" for extension, count in left_out.most_common(4))
-        more = len(left_out) - 4
-        kinds += f", and {more} more extensions" if more > 0 else ""
-        notes.append(f"{folder}: files left out for their extension: {left_out.total():,} ({kinds})")
+    notes = notes_on_files(folder, left_out)
     files = [entry.name for entry in os.scandir(folder) if entry.is_file() and not is_hidden(entry.name)]
     if loose := [name for name in files if name.lower().endswith(EXTENSIONS)]:
         notes.append(f"{folder}: images left out since they are in no class folder: {len(loose):,}")

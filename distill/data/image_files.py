@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy
 
@@ -24,68 +27,65 @@ _GRAY_SCALES = {"L;2": 85, "L;4": 17}
 """Pillow's factors from the gray values of a file with 2 or 4 bits to those of the image."""
 
 
-def read_image(path: str) -> Image:
+def read_image(file: str | bytes, name: str | None = None) -> Image:
     """Read an image file as an RGB image of PIL, as a person sees it.
 
     Its EXIF orientation is applied, transparency is laid over white, images of more than 8 bits are scaled down to 8,
     and of an animation it is the first frame. Color profiles are not applied.
 
+    Args:
+        file: path or content of the file.
+        name: of the file in messages, after the key of the configuration; by default `data.root` and its path.
+
     Raises:
         UserError: the file is missing, truncated or no image, or its pixels have no defined range from black to white;
             the message names the file.
     """
+    with open_image(file, name) as image:
+        return as_seen(image)
+
+
+@contextmanager
+def open_image(file: str | bytes, name: str | None = None) -> Iterator[Any]:
+    """Open an image file with PIL, and report what goes wrong until it is closed by a `UserError` that names the file.
+
+    Args:
+        file: path or content of the file.
+        name: of the file in messages, see `read_image`.
+    """
     from PIL import Image
 
+    name = name or f"data.root: {file if isinstance(file, str) else 'an image'}"
     try:
         # Pillow warns of broken metadata, which do not matter, and of images of half the size that it refuses.
-        with warnings.catch_warnings(action="ignore"), open(path, "rb") as file, Image.open(file) as image:
-            return _as_seen(image)
+        with warnings.catch_warnings(action="ignore"), _stream(file) as stream, Image.open(stream) as image:
+            yield image
     except MemoryError:
         raise
     except _UndefinedRangeError as error:
         raise UserError(
-            f"data.root: {path} has {error}, whose range from black to white is not defined: convert it to 8 or 16 "
-            "bits without a sign"
+            f"{name} has {error}, whose range from black to white is not defined: convert it to 8 or 16 bits without a "
+            "sign"
         ) from None
     except Image.DecompressionBombError as error:
-        raise UserError(f"data.root: {path} cannot be read ({first_line(error)}): shrink it or remove it") from None
+        raise UserError(f"{name} cannot be read ({first_line(error)}): shrink it or remove it") from None
     except Exception as error:  # Pillow's decoders raise many types for broken files
-        raise UserError(
-            f"data.root: {path} cannot be read ({_reason(path, error)}): download it again or remove it"
-        ) from None
+        raise UserError(f"{name} cannot be read ({_reason(file, error)}): download it again or remove it") from None
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if the message is empty."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-class _UndefinedRangeError(Exception):
-    """The kind of pixels that cannot be shown."""
-
-
-def _as_seen(image: Any) -> Image:
+def as_seen(image: Any) -> Image:
+    """Return an open image of PIL as `read_image` does."""
     color = _transparent_color(image)
     image.load()
     if color is not None:
         image.info["transparency"] = color
-    transposition = _transposition(image)
+    turn = transposition(image)
     shown = _over_white(_eight_bits(image))
-    return shown if transposition is None else shown.transpose(transposition)
+    return shown if turn is None else shown.transpose(turn)
 
 
-def _transparent_color(image: Any) -> Any:
-    """Return the transparent color on the scale of the pixels; Pillow gives a PNG's at the depth of the file."""
-    color = image.info.get("transparency")
-    tile = getattr(image, "tile", None)
-    raw_mode = tile[0][3] if tile and isinstance(tile[0][3], str) else ""
-    if raw_mode == "RGB;16B" and isinstance(color, tuple):
-        return tuple(value >> 8 for value in color)
-    return color * _GRAY_SCALES[raw_mode] if raw_mode in _GRAY_SCALES and color is not None else color
-
-
-def _transposition(image: Any) -> Transpose | None:
-    """Return what turns the image upright; nothing if its EXIF data cannot be read, as in a viewer."""
+def transposition(image: Any) -> Transpose | None:
+    """Return the operation that turns an image upright; none if its EXIF data cannot be read, as in a viewer."""
     from PIL.Image import Transpose
 
     try:
@@ -100,6 +100,25 @@ def _transposition(image: Any) -> Transpose | None:
         }.get(image.getexif().get(_ORIENTATION))
     except Exception:
         return None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if the message is empty."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+class _UndefinedRangeError(Exception):
+    """The kind of pixels that cannot be shown."""
+
+
+def _transparent_color(image: Any) -> Any:
+    """Return the transparent color on the scale of the pixels; Pillow gives a PNG's at the depth of the file."""
+    color = image.info.get("transparency")
+    tile = getattr(image, "tile", None)
+    raw_mode = tile[0][3] if tile and isinstance(tile[0][3], str) else ""
+    if raw_mode == "RGB;16B" and isinstance(color, tuple):
+        return tuple(value >> 8 for value in color)
+    return color * _GRAY_SCALES[raw_mode] if raw_mode in _GRAY_SCALES and color is not None else color
 
 
 def _eight_bits(image: Any) -> Image:
@@ -138,7 +157,11 @@ def _several(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _reason(path: str, error: Exception) -> str:
+def _stream(file: str | bytes) -> BinaryIO:
+    return BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
+
+
+def _reason(file: str | bytes, error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, FileNotFoundError):
@@ -147,8 +170,8 @@ def _reason(path: str, error: Exception) -> str:
         return error.strerror
     if not isinstance(error, UnidentifiedImageError):
         return first_line(error)
-    with open(path, "rb") as file:
-        beginning = file.read(64)
+    with _stream(file) as stream:
+        beginning = stream.read(64)
     if not beginning:
         return "it is empty"
     return (

@@ -42,7 +42,7 @@ class LongTail(ABC):
             UserError: a class is left without an image, or the source does not list its labels.
         """
         labels = labels_of(source)
-        available = count_classes(labels, num_classes)
+        available = self._available(labels, num_classes)
         self._require_images(available, available)
         missing = self.counts(available)
         self._require_images(missing, available)
@@ -57,6 +57,12 @@ class LongTail(ABC):
         """Return the classes of the groups `many`, `medium` and `few`, given the training images per class."""
         shots = ["many" if count > self.many else "few" if count < self.few else "medium" for count in counts]
         return {name: [label for label, shot in enumerate(shots) if shot == name] for name in ("many", "medium", "few")}
+
+    def _available(self, labels: list[int], num_classes: int) -> list[int]:
+        """Return the number of images of each class, of which there must be one."""
+        if not num_classes:
+            raise UserError(f"data.longtail: {type(self).__name__} needs labels, but the data have none")
+        return count_classes(labels, num_classes)
 
     def _require_images(self, counts: list[int], available: list[int]) -> None:
         empty = [label for label, count in enumerate(counts) if count < 1]
@@ -158,7 +164,7 @@ class ListedTail(LongTail):
         """
         if not isinstance(source, FileSource):
             raise UserError("data.longtail: ListedTail selects image files, so it needs a data set of image files")
-        available = count_classes(source.labels, num_classes)
+        available = self._available(source.labels, num_classes)
         files = enumerate(zip(source.paths, source.labels, strict=True))
         found = {_key(path): (position, label) for position, (path, label) in files if _key(path) in self.listed}
         for key, label in self.listed.items():

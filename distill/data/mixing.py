@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from distill.distributed import gather, own_rows, world_size
 from distill.errors import UserError, require_at_least
@@ -59,10 +58,9 @@ def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> d
     from torchvision.transforms import v2
 
     image, label = batch["image"], batch["label"]
-    if num_classes == 0:  # images without labels
-        soft = label
-    else:
-        soft = functional.one_hot(label.clamp_min(0), num_classes).to(image.dtype) * (label >= 0).unsqueeze(1)
+    if num_classes == 0:
+        return {**mix(batch, 1, mixing, seed), "label": label}
+    soft = (label.unsqueeze(1) == torch.arange(num_classes, device=label.device)).to(image.dtype)
     kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix)) if alpha > 0]
     if not kinds:
         return {**batch, "label": soft}

@@ -14,7 +14,7 @@ from distill.randomness import derive_seed
 
 SampleKey = tuple[int, int]
 """Draw and index, which with the seed determine a training sample's augmentation. A draw is an epoch or one of the
-repetitions in it; each key occurs once in a run."""
+repetitions in it; without a number of fixed draws, each key occurs once in a run."""
 
 
 class ShuffledSampler(DistributedSampler[SampleKey]):
@@ -32,6 +32,7 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
             samples.
         balanced: the labels of the samples, to draw every class equally often (up to one sample), and within a class
             every sample; labels below 0 belong to no class. The length of the epoch does not change.
+        draws: number of fixed draws of each sample, which later ones repeat in turn; `None`: all are new.
 
     Attributes:
         start: number of this rank's samples to skip in the next epoch.
@@ -45,9 +46,11 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
         seed: int,
         repetitions: int = 1,
         balanced: Sequence[int] | None = None,
+        draws: int | None = None,
     ) -> None:
         super().__init__(cast(Dataset[SampleKey], samples), num_replicas, rank, seed=seed, drop_last=True)
         self.repetitions = repetitions
+        self.draws = draws
         self.classes: list[Tensor] = []
         if balanced is not None:
             labels = torch.tensor(balanced)
@@ -66,7 +69,8 @@ class ShuffledSampler(DistributedSampler[SampleKey]):
         else:
             keys = self._once(seed) if self.repetitions == 1 else self._repeated(seed)
         start, self.start = self.start, 0
-        return iter(keys[start : self.num_samples])
+        keys = keys[start : self.num_samples]
+        return iter(keys if self.draws is None else [(draw % self.draws, index) for draw, index in keys])
 
     def _once(self, seed: int) -> list[SampleKey]:
         order = torch.randperm(len(cast(Sized, self.dataset)), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from distill.data.image_files import read_image
+from distill.data.decoders import READERS, Decoder
 from distill.errors import UserError
 
 
@@ -43,13 +43,15 @@ class ArraySource:
 
 
 class FileSource:
-    """Image files, read as RGB images of PIL (see `read_image`), with their labels.
+    """Image files, read as RGB images (see `read_image`), with their labels.
 
     Args:
         samples: path and label of each image.
         notes: what the user should know about the files, such as some that were left out; told once in a run.
+        decoder: `pil` gives images of PIL, `torchvision` tensors `[3, H, W]` of the same pixels.
 
     Attributes:
+        decoder: as given; `PhotoData` sets its own.
         paths: of all images.
         labels: of all images, known without opening them.
 
@@ -57,16 +59,17 @@ class FileSource:
         UserError: when an image is read whose file is missing, truncated or not an image.
     """
 
-    def __init__(self, samples: Sequence[tuple[str, int]], notes: Sequence[str] = ()) -> None:
+    def __init__(self, samples: Sequence[tuple[str, int]], notes: Sequence[str] = (), decoder: Decoder = "pil") -> None:
         self.paths = [path for path, _ in samples]
         self.labels = [int(label) for _, label in samples]
         self.notes = list(notes)
+        self.decoder: Decoder = decoder
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return read_image(self.paths[index]), self.labels[index]
+        return READERS[self.decoder](self.paths[index]), self.labels[index]
 
 
 class Subset:
@@ -120,3 +123,19 @@ def count_classes(labels: Sequence[int], num_classes: int) -> list[int]:
         if label >= 0:
             counts[label] += 1
     return counts
+
+
+def require_images_of_every_class(reason: str, counts: Sequence[int]) -> None:
+    """Require labels, and an image of every class.
+
+    Args:
+        reason: beginning of the message.
+        counts: number of labeled images per class.
+
+    Raises:
+        UserError: there is no class, or a class without images.
+    """
+    if not counts:
+        raise UserError(f"{reason}, but the data have no labels")
+    if 0 in counts:
+        raise UserError(f"{reason}, but class {counts.index(0)} has no labeled training image")

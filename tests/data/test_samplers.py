@@ -3,6 +3,7 @@ import torch
 
 from distill.data import Digits
 from distill.data.samplers import ResumableLoader, ShuffledSampler
+from distill.errors import UserError
 
 
 def epochs(loader, *numbers):
@@ -130,3 +131,44 @@ def test_no_two_balanced_places_of_a_run_are_equal():
     assert {index for _, index in places if LABELS[index] == 0} == set(range(60)), "epochs draw different samples"
     assert balanced(epoch=1) == balanced(epoch=1)
     assert balanced(epoch=1) != balanced(epoch=2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"repetitions": 3}, {"balanced": LABELS}])
+@pytest.mark.parametrize("draws", [1, 3, 7])
+def test_fixed_draws_are_the_usual_ones_modulo_their_number(draws, settings):
+    if settings.get("repetitions", 1) > draws:
+        pytest.skip("refused by the data module")
+    for ranks in (1, 2):
+        for rank in range(ranks):
+            usual, fixed = (
+                ShuffledSampler(range(len(LABELS)), ranks, rank, seed=5, draws=number, **settings)
+                for number in (None, draws)
+            )
+            for epoch in range(6):
+                usual.set_epoch(epoch)
+                fixed.set_epoch(epoch)
+                expected = [(draw % draws, index) for draw, index in usual]
+                assert list(fixed) == expected
+                fixed.start = 5
+                assert list(fixed) == expected[5:], "resumed in the epoch"
+
+
+def test_a_training_image_has_as_many_versions_as_draws():
+    data = Digits(batch_size=1078, draws=2)
+    versions = [{} for _ in range(3)]
+    for epoch, seen in enumerate(versions):
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        batch = next(iter(loader))
+        assert set(batch["draw"].tolist()) == {epoch % 2}
+        seen.update(zip(batch["index"].tolist(), batch["image"], strict=True))
+    assert all(torch.equal(versions[0][index], versions[2][index]) for index in range(1078))
+    assert not any(torch.equal(versions[0][index], versions[1][index]) for index in range(0, 1078, 50))
+
+
+def test_more_repetitions_than_draws_are_refused():
+    assert Digits(repetitions=3, draws=3).draws == 3
+    with pytest.raises(UserError, match="data.repetitions is 4, more than the 3 data.draws.*: give 3 or less"):
+        Digits(repetitions=4, draws=3)
+    with pytest.raises(UserError, match="data.draws must be at least 1, given 0"):
+        Digits(draws=0)
