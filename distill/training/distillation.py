@@ -89,7 +89,7 @@ class DistillationModule(ClassificationModule):
             if "." in name or hasattr(nn.ModuleDict, name):
                 raise UserError(f"model.teachers: a teacher cannot be called {name!r}; choose another name")
             if isinstance(teacher, Network):
-                build(teacher, key, self.num_classes, self.image_shape)
+                build(teacher, key, self.num_classes, self.image_shape, learns=False)
                 dtype = dtypes.get(name)
                 built[name] = FrozenTeacher(teacher, getattr(torch, dtype) if dtype else None)
             else:
