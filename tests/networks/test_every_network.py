@@ -7,7 +7,7 @@ import timm
 import torch
 from timm.models._registry import _model_to_module
 
-from distill.heads import RKD, CrossEntropy
+from distill.heads import RKD, CrossEntropy, FitNet
 from distill.networks import FrozenTeacher, Network, Timm, Torchvision
 from distill.objective import Distiller, Objective, Term
 from distill.schedules import Progress
@@ -76,7 +76,7 @@ def take_a_step(student: Network, teacher: Network) -> None:
     terms = {
         "task": Term(CrossEntropy()),
         "embedding": Term(RKD()),
-        "tokens": Term(RKD(of="tokens", scope="image")),
+        "tokens": Term(FitNet("tokens")),
     }
     if student.spec.tokens is None or teacher.spec.tokens is None:
         del terms["tokens"]
