@@ -28,6 +28,9 @@ class Features:
         grid: `(h, w)` of the tokens, `h * w = N`.
         maps: output of each tapped layer, by tap name: a map `[B, d, h, w]`, tokens `[B, N, d]` or a vector `[B, d]`,
             whichever axes the layer itself gives.
+        classify: the network's own classifier, embeddings `[..., d]` to logits `[..., K]`; `None` if it has none that
+            computes its logits from its embedding alone. A student's weights get a gradient from it; a teacher's do
+            not, but what it is called with does.
     """
 
     logits: Tensor | None = None
@@ -35,6 +38,7 @@ class Features:
     tokens: Tensor | None = None
     grid: tuple[int, int] | None = None
     maps: Mapping[str, Tensor] = field(default_factory=dict)
+    classify: Callable[[Tensor], Tensor] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """Return `logits`, `embedding`, `tokens`, or the map of the tap `name`.
@@ -59,21 +63,26 @@ class Summary(Features):
 
     @classmethod
     def of(cls, features: Features, names: AbstractSet[str]) -> Summary:
-        """Keep the named features and the grid of the tokens."""
+        """Keep the named features, the grid of the tokens and the classifier."""
         kept = {name: getattr(features, name) for name in ("logits", "embedding", "tokens") if name in names}
         maps = {name: tensor for name, tensor in features.maps.items() if name in names}
-        return cls(**kept, grid=features.grid, maps=maps)
+        return cls(**kept, grid=features.grid, maps=maps, classify=features.classify)
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Shapes of `Features` without the batch dimension, known before step 0; `None` for missing features."""
+    """Shapes of `Features` without the batch dimension, known before step 0; `None` for missing features.
+
+    Attributes:
+        classifies: whether the features come with the network's own classifier, `Features.classify`.
+    """
 
     logits: Shape | None = None
     embedding: Shape | None = None
     tokens: Shape | None = None
     grid: tuple[int, int] | None = None
     maps: Mapping[str, Shape] = field(default_factory=dict)
+    classifies: bool = False
 
     @classmethod
     def of(cls, features: Features) -> FeatureSpec:
@@ -88,6 +97,7 @@ class FeatureSpec:
             tokens=shape(features.tokens),
             grid=features.grid,
             maps={name: tuple(tensor.shape[1:]) for name, tensor in features.maps.items()},
+            classifies=features.classify is not None,
         )
 
     def __getitem__(self, name: str) -> Shape:
@@ -111,7 +121,7 @@ class Taps:
         tensors["last"], tensors["embedding"]
 
     For a layer that runs several times in a pass, the last output counts. A layer that is replaced (as SyncBatchNorm
-    replaces BatchNorm) is still read under its name.
+    replaces BatchNorm) is still read under its name. Calls of a layer outside the pass are not read.
 
     Args:
         module: the network whose layers are read.
@@ -130,13 +140,28 @@ class Taps:
     ) -> None:
         self.module = module
         self.tensors: dict[str, Tensor] = {}
+        self.is_open = False
         self.tracks_versions = True
-        self.hooks: list[_OutputHook | _InputHook] = [
-            *(_OutputHook(self, name, layer) for name, layer in (outputs or {}).items()),
+        self.hooks: list[_OutputHook | _InputHook] = []
+        self.add(outputs or {}, inputs or {})
+
+    def add(self, outputs: Mapping[str, str], inputs: Mapping[str, str] | None = None) -> None:
+        """Read further layers.
+
+        Args:
+            outputs: tap name -> name of the layer.
+            inputs: likewise, to read the first input of a layer instead of its output.
+
+        Raises:
+            UserError: a layer does not exist; the message lists near matches.
+        """
+        added: list[_OutputHook | _InputHook] = [
+            *(_OutputHook(self, name, layer) for name, layer in outputs.items()),
             *(_InputHook(self, name, layer) for name, layer in (inputs or {}).items()),
         ]
-        for hook in self.hooks:
+        for hook in added:
             hook.attach()
+        self.hooks += added
 
     def __enter__(self) -> dict[str, Tensor]:
         self.open()
@@ -150,10 +175,12 @@ class Taps:
         for hook in self.hooks:
             hook.attach()
         self.tensors = {}
+        self.is_open = True
 
     def close(self) -> None:
         """End the forward pass and drop its tensors, so that no graph outlives the step."""
         self.tensors = {}
+        self.is_open = False
 
     def protect(self) -> None:
         """From the next pass on, copy the tensors that were modified in place after being read (`ReLU(inplace=True)`).
@@ -204,6 +231,8 @@ class _OutputHook(_Hook):
         layer.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
+        if not self.taps.is_open:
+            return
         if not isinstance(output, Tensor):
             raise UserError(
                 f"layer {self.layer!r} returns {type(output).__name__}, not a tensor: tap a layer inside it"
@@ -216,7 +245,7 @@ class _InputHook(_Hook):
         layer.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, inputs: tuple[object, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor):
+        if self.taps.is_open and inputs and isinstance(inputs[0], Tensor):
             self.record(inputs[0])
 
 

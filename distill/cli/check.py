@@ -120,6 +120,11 @@ def _network_rows(network: Network) -> dict[str, str]:
         "trainable": _count(parameter for parameter in parameters if parameter.requires_grad),
         "memory": f"{size / 2**20:.1f} MiB",
         **_shapes(network.spec),
+        **{
+            f"tap {name}": f"{_shape(network.spec.maps[name])} ({layer})"
+            for name, layer in network.tap_layers.items()
+            if name != layer
+        },
     }
 
 

@@ -5,6 +5,7 @@ from distill.networks.hugging_face import HuggingFace
 from distill.networks.teacher import Ensemble, FrozenTeacher, Teacher
 from distill.networks.timm import Timm
 from distill.networks.torch_module import TorchModule
+from distill.networks.torchvision import Torchvision
 from distill.networks.weights import WeightsFile, load_weights
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Teacher",
     "Timm",
     "TorchModule",
+    "Torchvision",
     "WeightsFile",
     "load_weights",
 ]

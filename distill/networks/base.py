@@ -14,7 +14,9 @@ from torch.nn.functional import interpolate
 
 from distill.errors import UserError, require_above
 from distill.features import Features, FeatureSpec, Taps
+from distill.networks.classifier import Classifier, find_classifier
 from distill.networks.layouts import Axes, Layout, find_axes
+from distill.networks.strides import resolve_taps
 from distill.networks.weights import WeightsFile
 
 Size = int | tuple[int, int]
@@ -35,11 +37,15 @@ class Network(FeatureSource):
     the data; the network resizes them to its input size and normalizes them with its mean and standard deviation.
     Call `build` before anything else.
 
+    Taps also take the names `stride4`, `stride16` and so on for the last layer of that stride, and in a network of
+    equal blocks, as a plain transformer, `block50` for the one at half of the depth; both are maps in every network.
+
     Args:
         weights: file with the weights, see `load_weights`; a `WeightsFile` where it holds several networks that fit.
         drop_classifier: do not load the classifier from that file.
-        taps: additional layers to read, as a list of layers or as name -> layer; or `benchmark`, which reads those of
-            the model's `benchmark_taps`: the features of the CRD benchmark, under the same names in all its networks.
+        taps: additional layers to read, as a list of layers or as name -> layer; or `benchmark`, also in a list, which
+            reads those of the model's `benchmark_taps`: the features of the CRD benchmark, under the same names in all
+            its networks.
         image_size: resize the images to this size (bilinear, antialiased); `None` keeps their size.
         mean: of each channel, in [0, 1]; a single number applies to all channels. For images that the data have
             already normalized, give mean 0 and std 1.
@@ -52,12 +58,18 @@ class Network(FeatureSource):
         spec: shapes of the features.
         classifier: names of the layers of `model` that compute the logits; empty if they cannot be identified.
         image_shape: `(C, H, W)` of the data.
+        learns: whether the network is to be trained. The classifier of one that is not is never random while the rest
+            is not: it keeps its own, for whichever classes, or gives no logits.
+        dtype: of the model's images and weights, if it computes in no other.
+        tap_layers: layer by tap name, once built without the names by stride and depth.
     """
 
     model: nn.Module
     spec: FeatureSpec
     classifier: Sequence[str] = ()
     image_shape: tuple[int, int, int]
+    learns: bool = True
+    dtype: torch.dtype | None = None
     mean: Tensor
     std: Tensor
 
@@ -76,18 +88,18 @@ class Network(FeatureSource):
             raise UserError("drop_classifier leaves out a part of weights, but weights is not given")
         self.weights = weights
         self.drop_classifier = drop_classifier
-        self.benchmark_taps = taps == "benchmark"
-        if self.benchmark_taps or taps is None:
-            taps = ()
-        elif isinstance(taps, str):
+        if isinstance(taps, str) and taps != "benchmark":
             raise UserError(f"taps must be a list of layers, name -> layer, or 'benchmark', given {taps!r}")
+        taps = [taps] if isinstance(taps, str) else () if taps is None else taps
         self.tap_layers = dict(taps) if isinstance(taps, Mapping) else {layer: layer for layer in taps}
         if reserved := {"logits", "embedding", "tokens"} & self.tap_layers.keys():
             raise UserError(f"taps: {min(reserved)!r} is the name of a feature of every network, choose another name")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.normalization = (mean, std)
         self.layout = layout
+        self.classify: Classifier | None = None
         self.axes: dict[str, Axes] = {}
+        self.grids: dict[str, tuple[int, int]] = {}
 
     @property
     def name(self) -> str:
@@ -97,7 +109,12 @@ class Network(FeatureSource):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)` of the model's input: the shape of the data after resizing."""
-        return (self.image_shape[0], *(self.image_size or self.image_shape[1:]))
+        return (self.channels or self.image_shape[0], *(self.image_size or self.image_shape[1:]))
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels that the model takes, to which gray images are repeated; `None`: that of the data."""
+        return None
 
     @property
     def output(self) -> Literal["logits", "embedding"]:
@@ -134,34 +151,43 @@ class Network(FeatureSource):
         """Create a model for images `(H, W)`, without weights, for families whose models take one size only."""
         return None
 
-    def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+    def build(self, num_classes: int, image_shape: tuple[int, int, int], learns: bool = True) -> None:
         """Create the model, load its weights and determine its shapes by a pass over two dummy images.
 
         Args:
             num_classes: of the data; 0 for data without labels, for which a model gets no classifier.
             image_shape: `(C, H, W)` of the data.
+            learns: whether the network is to be trained; a teacher is not.
 
         Raises:
             UserError: the model, its weights, its taps or its number of classes do not fit.
         """
         self.image_shape = image_shape
+        self.learns = learns
         self.model = self.create(num_classes)
-        if self.benchmark_taps:
-            self.tap_layers = _benchmark_taps(self.model, self.name)
+        if image_shape[0] not in (1, self.input_shape[0]):
+            raise UserError(f"{self.name!r} takes images of {self.channels} channels, the data have {image_shape[0]}")
+        if "benchmark" in self.tap_layers:
+            del self.tap_layers["benchmark"]
+            self.tap_layers = _benchmark_taps(self.model, self.name) | self.tap_layers
         defaults = self.default_normalization()
         for name, values, default in zip(("mean", "std"), self.normalization, defaults, strict=True):
-            self.register_buffer(name, _per_channel(name, values, default, image_shape[0]), persistent=False)
+            self.register_buffer(name, _per_channel(name, values, default, self.input_shape[0]), persistent=False)
         was_training = self.training
         self.eval()
         with torch.no_grad():
             image = self.prepare(self.dummy_images())
+            self.taps = Taps(self.model)
             outputs, inputs = self.feature_layers(image)
-            self.taps = Taps(self.model, {**self.tap_layers, **outputs}, inputs)
+            self.taps.add(outputs, inputs)
+            self.tap_layers, self.grids = resolve_taps(self, image, self.tap_layers)
+            self.taps.add(self.tap_layers)
             self.axes = find_axes(self, image, {**self.tap_layers, **outputs})
             with self.taps:
                 features = self.forward_features(image)
                 self.taps.protect()
-                self.spec = FeatureSpec.of(self._with_maps(features))
+                self.classify = find_classifier(self.model, self.classifier, features)
+                self.spec = FeatureSpec.of(self._complete(features))
         self.train(was_training)
 
     def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -171,18 +197,22 @@ class Network(FeatureSource):
     def forward(self, image: Tensor) -> Features:
         """Compute the features of `image` `[B, C, H, W]`, in [0, 1] and not normalized."""
         self.taps.open()  # no `with`: torch 2.11 does not trace custom context managers
-        features = self._with_maps(self.forward_features(self.prepare(image)))
+        features = self._complete(self.forward_features(self.prepare(image)))
         self.taps.close()
         return features
 
-    def _with_maps(self, features: Features) -> Features:
-        return replace(features, maps={name: self.tapped(name) for name in self.tap_layers})
+    def _complete(self, features: Features) -> Features:
+        return replace(features, maps={name: self.tapped(name) for name in self.tap_layers}, classify=self.classify)
 
     def tapped(self, name: str) -> Tensor:
         """Return the output of a tap in the current pass: a map `[B, d, h, w]`, tokens `[B, N, d]` or a vector."""
         tensor = self.taps.tensors[name]
         axes = self.axes.get(name)
-        return tensor if axes is None or axes == tuple(range(tensor.ndim)) else tensor.permute(axes)
+        if axes is not None and axes != tuple(range(tensor.ndim)):
+            tensor = tensor.permute(axes)
+        if (grid := self.grids.get(name)) is not None:
+            tensor = tensor[:, -grid[0] * grid[1] :].mT.unflatten(2, grid)
+        return tensor
 
     def loading_code(self, path: str) -> str:
         """Return Python code that loads the weights exported to `path` and runs them without this project."""
@@ -206,11 +236,13 @@ class Network(FeatureSource):
     def prepare(self, image: Tensor) -> Tensor:
         """Resize and normalize `image` in at least float32, then cast it to the dtype of the weights."""
         image = image.to(torch.promote_types(image.dtype, torch.float32))
+        if image.shape[1] != self.input_shape[0]:
+            image = image.expand(-1, self.input_shape[0], -1, -1)
         if self.image_size is not None and image.shape[-2:] != self.image_size:
             image = interpolate(image, self.image_size, mode="bilinear", antialias=True)
         image = (image - self.mean) / self.std
         weight = next((weight for weight in self.model.parameters() if weight.is_floating_point()), image)
-        return image.to(weight.dtype)
+        return image.to(self.dtype or weight.dtype)
 
     def dummy_images(self) -> Tensor:
         """Return two images of noise, always the same ones, without drawing from the global generator."""

@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.features import Features
 from distill.networks.base import NamedTaps, Network, Size, map_to_tokens, pool_embedding
 from distill.networks.hugging_face_config import (
-    AutoClass,
     check_size,
-    prefix_tokens,
+    count_prefix_tokens,
+    find_grid,
+    first_line,
+    import_transformers,
+    processor_settings,
     processor_size,
+    require_folder,
     saved_class,
     size_arguments,
-    token_grid,
 )
 from distill.networks.layouts import Layout
 from distill.networks.weights import WeightsFile, load_weights
+
+AutoClass = Literal["AutoModel", "AutoModelForImageClassification", "AutoBackbone"]
 
 
 class HuggingFace(Network):
@@ -38,8 +44,9 @@ class HuggingFace(Network):
         auto_class: the class that loads it: `AutoModel` and `AutoBackbone` give no logits; `None` takes
             `AutoModelForImageClassification` if the model was saved as one, else `AutoModel`.
         pretrained: load its weights; otherwise they are random.
-        num_classes: number of logits of a classification model; `None` requires the model's own to be those of the
-            data. Another number than the model's own gives a new classifier; 0, or data without labels, gives none.
+        num_classes: number of logits of a classification model; 0 leaves its classifier out. `None` requires the
+            model's own to be those of the data, or in a teacher, keeps them, whichever they are. Another number than
+            the model's own gives a student a new classifier.
         weights: file with further weights, see `load_weights`; a `WeightsFile` where several networks in it fit.
         drop_classifier: do not load the classifier from that file.
         taps: additional layers to read, as a list of layers or as name -> layer.
@@ -64,8 +71,8 @@ class HuggingFace(Network):
         drop_classifier: bool = False,
         taps: NamedTaps = None,
         image_size: Size | None = None,
-        mean: Sequence[float] | float | None = None,
-        std: Sequence[float] | float | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         options: dict[str, Any] | None = None,
         layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
@@ -89,24 +96,35 @@ class HuggingFace(Network):
         Raises:
             UserError: the model cannot be loaded, its weights are incomplete, or its classes or image size do not fit.
         """
-        transformers = _transformers()
-        _require_folder(self.source)
-        self.processor = self._load("image processor", _processor_settings, optional=True) or {}
+        transformers = import_transformers()
+        require_folder(self.source)
+        self.processor = self._load("image processor", processor_settings, optional=True) or {}
         if self.image_size is None:
             self.image_size = processor_size(self.processor)
         config = self._load("model", transformers.AutoConfig.from_pretrained)
+        self.config = config
         check_size(self.name, config, self.input_shape)
         kind = self.auto_class or saved_class(config)
-        wanted = num_classes if self.num_classes is None else self.num_classes
-        if wanted == 0 and kind == "AutoModelForImageClassification" and (self.num_classes == 0 or not self.auto_class):
-            kind = "AutoModel"
-        if kind == "AutoModelForImageClassification":
-            config.num_labels = self._classes(config.num_labels, num_classes)
-        model = self._make(transformers, kind, config)
-        self.kind, self.config = kind, config
+        own = config.num_labels
+        classifies = kind == "AutoModelForImageClassification"
+        count = self._classes(own, num_classes) if classifies else 0
+        if count:
+            config.num_labels = count
+        model = self._make(transformers, kind, config, count)
+        self.kind = kind
+        self.pooled = _classifiers(model, config.num_labels) if classifies else []
         if self.weights is not None:
-            load_weights(model, self.weights, self.drop_classifier, _classifiers(model))
+            load_weights(model, self.weights, self.drop_classifier or not count, self.pooled)
+        self.has_logits = count > 0 and (self.learns or not self.drop_classifier)
+        for name in () if self.has_logits else self.pooled:
+            model.set_submodule(name, nn.Identity())
         return model.eval()
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels of the model's images."""
+        channels: int | None = getattr(self.config, "num_channels", None)
+        return channels
 
     def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """Return the mean and standard deviation of the image processor; without one, images stay as they are."""
@@ -114,24 +132,31 @@ class HuggingFace(Network):
 
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """Return the classifier, whose input is the embedding; also determine the layout of the tokens."""
-        self.arguments = size_arguments(self.model, self.config, self.input_shape)
-        self.classifier = _classifiers(self.model) if self.kind == "AutoModelForImageClassification" else []
+        self.classifier = self.pooled if self.has_logits else []
         self.recorder = _Recorder()
-        if self.classifier:
+        if self.pooled:
             base: Any = self.model.get_submodule(self.model.base_model_prefix)  # type: ignore[arg-type]  # a string
             base.register_forward_hook(self.recorder)
         self.prefix_tokens, self.grid = 0, None
         if self.kind != "AutoBackbone":
-            output = self.model(pixel_values=image, output_hidden_states=True, **self.arguments)
+            output = self._output(image, output_hidden_states=True)
             hidden = self._hidden(output)
             if hidden.ndim == 3:
-                self.grid = token_grid(self.config, output, self.input_shape)
-                self.prefix_tokens = prefix_tokens(self.config, hidden.shape[1], self.grid)
-        return {}, {"input of the classifier": self.classifier[-1]} if self.classifier else {}
+                self.grid = find_grid(self.config, output, hidden, self.input_shape)
+                self.prefix_tokens = count_prefix_tokens(self.config, hidden.shape[1], self.grid)
+        return {}, {f"input of {name}": name for name in self.pooled}
+
+    def run(self, image: Tensor) -> object:
+        """Run the model."""
+        return self._output(image)
+
+    def _output(self, image: Tensor, **arguments: Any) -> Any:
+        arguments |= size_arguments(self.model, self.config, (image.shape[1], image.shape[2], image.shape[3]))
+        return self.model(pixel_values=image, **arguments)
 
     def forward_features(self, image: Tensor) -> Features:
         """Run the model once."""
-        output = self.model(pixel_values=image, **self.arguments)
+        output = self._output(image)
         if self.kind == "AutoBackbone":
             cells = output.feature_maps[-1]
             return Features(None, pool_embedding(cells), map_to_tokens(cells), tuple(cells.shape[2:]))
@@ -141,9 +166,11 @@ class HuggingFace(Network):
             tokens, grid = map_to_tokens(hidden), (hidden.shape[2], hidden.shape[3])
         else:
             tokens, grid = hidden[:, self.prefix_tokens :], self.grid
-        if self.classifier:
-            embedding = self.taps.tensors["input of the classifier"].flatten(1)
-            return Features(output.logits, embedding, *((tokens, grid) if grid else (None, None)))
+        if self.pooled:
+            inputs = [self.taps.tensors[f"input of {name}"].flatten(1) for name in self.pooled]
+            embedding = torch.stack(inputs).mean(0) if len(inputs) > 1 else inputs[0]
+            logits = output.logits if self.has_logits else None
+            return Features(logits, embedding, *((tokens, grid) if grid else (None, None)))
         pooled = getattr(output, "pooler_output", None) if self.has_pooler else None
         if pooled is None:
             pooled = hidden[:, 0] if self.prefix_tokens else tokens.mean(dim=1)
@@ -151,18 +178,18 @@ class HuggingFace(Network):
 
     def _hidden(self, output: Any) -> Tensor:
         """Return the last hidden state, `[B, N, d]` or `[B, d, h, w]`, of an output or of the recorded base model."""
-        found = self.recorder.pop() if self.classifier else output
+        found = self.recorder.pop() if self.pooled else output
         hidden: Tensor = found.last_hidden_state
         return hidden
 
-    def _make(self, transformers: Any, kind: str, config: Any) -> nn.Module:
+    def _make(self, transformers: Any, kind: str, config: Any, count: int) -> nn.Module:
         self.has_pooler = True
         auto = getattr(transformers, kind)
         if not self.pretrained:
             try:
                 model: nn.Module = auto.from_config(config)
-            except ValueError as error:
-                raise UserError(f"auto_class: {self.name!r} has no {kind} ({_first_line(error)})") from None
+            except (TypeError, ValueError) as error:
+                raise UserError(f"auto_class: {self.name!r} has no {kind} ({first_line(error)})") from None
             return model
         if kind == "AutoBackbone":  # whose own from_pretrained looks on the hub, even for a folder
             mapping = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
@@ -179,8 +206,14 @@ class HuggingFace(Network):
             **self.options,
         )
         new = {name for name, *_ in info["mismatched_keys"]}
-        classifier = {f"{name}.{part}" for name in _classifiers(model) for part in ("weight", "bias")}
+        names = _classifiers(model, config.num_labels) if kind == "AutoModelForImageClassification" else []
+        classifier = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
         missing = sorted((set(info["missing_keys"]) | new) - classifier)
+        if random := sorted((set(info["missing_keys"]) | new) & classifier) if count and not self.learns else []:
+            raise UserError(
+                f"num_classes: a teacher's classifier of {count} classes would be random, as {self.name!r} has no such "
+                f"{random[0]!r}: leave num_classes out, or give 0 for none"
+            )
         self.has_pooler = not any(name.split(".")[0] == "pooler" for name in missing)
         missing = [name for name in missing if name.split(".")[0] != "pooler"]
         if missing:
@@ -199,18 +232,20 @@ class HuggingFace(Network):
                 return None
             where = "in that folder" if local else "on the hub or in its cache"
             raise UserError(
-                f"name: the {what} of {self.source!r} cannot be loaded {where} ({_first_line(error)})"
+                f"name: the {what} of {self.source!r} cannot be loaded {where} ({first_line(error)})"
             ) from error
 
-    def _classes(self, given: int, wanted: int) -> int:
+    def _classes(self, own: int, wanted: int) -> int:
         if self.num_classes is not None:
             return self.num_classes
-        if self.pretrained and given != wanted != 0:
+        if self.pretrained and not self.learns:
+            return own
+        if self.pretrained and own != wanted != 0:
             raise UserError(
-                f"num_classes: {self.name!r} has {given} classes and the data {wanted}: give num_classes {wanted} for "
-                f"a new classifier, {given} to keep the model's, or auto_class AutoModel for none"
+                f"num_classes: {self.name!r} has {own} classes and the data {wanted}: give num_classes {wanted} for a "
+                f"new classifier, {own} to keep the model's, or auto_class AutoModel for none"
             )
-        return wanted or given
+        return wanted
 
 
 @dataclass(eq=False)
@@ -227,40 +262,15 @@ class _Recorder:
         return output
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f"HuggingFace needs the package transformers ({error}): install the extra 'transformers'"
-        ) from error
-    return transformers
-
-
-def _processor_settings(name: str, **arguments: Any) -> dict[str, Any]:
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(name, **arguments)[0]
-    return settings
-
-
-def _require_folder(name: str) -> None:
-    path = Path(name)
-    if (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2) and not path.is_dir():
-        raise UserError(f"name: there is no folder {name!r}")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(f"name: the folder {name!r} holds no config.json, as save_pretrained writes it")
-
-
-def _classifiers(model: nn.Module) -> list[str]:
-    """Return the name of the last linear layer outside the base model, if there is one."""
+def _classifiers(model: nn.Module, count: int) -> list[str]:
+    """Return the linear layers outside the base model that give a number per class: one, or two that are averaged."""
     prefix = getattr(model, "base_model_prefix", "")
     base = getattr(model, prefix, None) if prefix else None
     if base is None or base is model:
         return []
     inside = set(base.modules())
-    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer not in inside][-1:]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer not in inside and layer.out_features == count
+    ]

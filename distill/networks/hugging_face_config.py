@@ -1,16 +1,38 @@
-"""Facts that transformers' configurations and image processors tell: sizes, patches and grids."""
+"""Facts that the configurations of transformers' models state, or leave out."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from distill.errors import UserError
 
-AutoClass = Literal["AutoModel", "AutoModelForImageClassification", "AutoBackbone"]
+
+def import_transformers() -> Any:
+    """Import transformers.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"HuggingFace needs the package transformers ({error}): install the extra 'transformers'"
+        ) from error
+    return transformers
+
+
+def processor_settings(name: str, **arguments: Any) -> dict[str, Any]:
+    """Return the settings of a model's image processor."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(name, **arguments)[0]
+    return settings
 
 
 def processor_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -27,26 +49,41 @@ def processor_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def saved_class(config: Any) -> AutoClass:
-    """Return the class that a model was saved as, classification or not."""
+def require_folder(name: str) -> None:
+    """Require a name that looks like a path to be a folder with a configuration.
+
+    Raises:
+        UserError: it is not.
+    """
+    path = Path(name)
+    if (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2) and not path.is_dir():
+        raise UserError(f"name: there is no folder {name!r}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"name: the folder {name!r} holds no config.json, as save_pretrained writes it")
+
+
+def saved_class(config: Any) -> str:
+    """Return the class that loads a model as it was saved."""
     saved = getattr(config, "architectures", None) or []
     return "AutoModelForImageClassification" if any("ImageClassification" in name for name in saved) else "AutoModel"
 
 
-def _patch(config: Any) -> tuple[int, int] | None:
-    patch = getattr(config, "patch_size", None)
-    if patch is None:
-        return None
-    return (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
+def patch_stride(config: Any) -> tuple[int, int] | None:
+    """Return the pixels from one patch to the next, where a configuration has one number for them or two."""
+    stride = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
+    if isinstance(stride, int):
+        return stride, stride
+    pair = isinstance(stride, tuple | list) and len(stride) == 2 and all(isinstance(side, int) for side in stride)
+    return (stride[0], stride[1]) if pair else None
 
 
 def check_size(name: str, config: Any, shape: tuple[int, int, int]) -> None:
-    """Check that the patches divide the images `(C, H, W)`.
+    """Require images of whole patches, as models cut off what is left over.
 
     Raises:
-        UserError: they do not.
+        UserError: the patches do not divide the images.
     """
-    patch = _patch(config)
+    patch = patch_stride(config)
     if patch is not None and (shape[1] % patch[0] or shape[2] % patch[1]):
         raise UserError(
             f"image_size: {name!r} has patches of {patch[0]} x {patch[1]} pixels, which do not divide "
@@ -62,17 +99,19 @@ def size_arguments(model: nn.Module, config: Any, shape: tuple[int, int, int]) -
     return {"interpolate_pos_encoding": True} if takes and expected != shape[1:] else {}
 
 
-def token_grid(config: Any, output: Any, shape: tuple[int, int, int]) -> tuple[int, int] | None:
+def find_grid(config: Any, output: Any, hidden: Tensor, shape: tuple[int, int, int]) -> tuple[int, int] | None:
     """Return the grid of the last hidden state's tokens, from a hidden state that is a map or from the patches."""
-    states = [*(getattr(output, "reshaped_hidden_states", None) or ()), *(getattr(output, "hidden_states", None) or ())]
-    if maps := [state for state in states if isinstance(state, Tensor) and state.ndim == 4]:
-        last = maps[-1] if not getattr(output, "reshaped_hidden_states", None) else output.reshaped_hidden_states[-1]
-        return last.shape[2], last.shape[3]
-    patch = _patch(config)
+    states = [*(getattr(output, "hidden_states", None) or ()), *(getattr(output, "reshaped_hidden_states", None) or ())]
+    for state in reversed(states):
+        if isinstance(state, Tensor) and state.ndim == 4:  # channels first, in Hiera last
+            sides = state.shape[2:] if state.shape[1] == hidden.shape[2] else state.shape[1:3]
+            if sides[0] * sides[1] <= hidden.shape[1] <= 2 * sides[0] * sides[1]:
+                return sides[0], sides[1]
+    patch = patch_stride(config)
     return None if patch is None else (shape[1] // patch[0], shape[2] // patch[1])
 
 
-def prefix_tokens(config: Any, tokens: int, grid: tuple[int, int] | None) -> int:
+def count_prefix_tokens(config: Any, tokens: int, grid: tuple[int, int] | None) -> int:
     """Return the number of class, distillation and register tokens before those of the grid."""
     if grid is None:
         return 0
@@ -83,3 +122,8 @@ def prefix_tokens(config: Any, tokens: int, grid: tuple[int, int] | None) -> int
             "more; wrap the model in TorchModule"
         )
     return count
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

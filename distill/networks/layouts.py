@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError, did_you_mean
-from distill.features import Shape, Taps, find_layer
+from distill.features import Shape, find_layer
+from distill.networks.passes import BATCH, OTHER_BATCH, first_shapes, other_shapes
 
 if TYPE_CHECKING:
     from distill.networks.base import Network
@@ -22,9 +20,6 @@ Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
 
 Axes = tuple[int, ...]
 """The axes of an output in the order of `Features`: `[B, d, h, w]` or `[B, N, d]`."""
-
-_BATCH = 2
-_OTHER_BATCH = 3
 
 _AXES: dict[str, Axes] = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2), "NLC": (0, 1, 2), "NCL": (0, 2, 1)}
 
@@ -66,19 +61,20 @@ def find_axes(network: Network, image: Tensor, layers: Mapping[str, str]) -> dic
     if not layers:
         return {}
     size = (image.shape[-2], image.shape[-1])
-    shapes, runs = _first_shapes(network, image, layers)
+    shapes, runs = first_shapes(network, image, layers)
+    shapes = {name: shape for name, shape in shapes.items() if name in layers}
     for name, shape in shapes.items():
-        if len(shape) > 1 and shape[0] != _BATCH:
+        if len(shape) > 1 and shape[0] != BATCH:
             raise UserError(
-                f"taps: layer {layers[name]!r} gives {list(shape)} for {_BATCH} images, so its first axis is not the "
+                f"taps: layer {layers[name]!r} gives {list(shape)} for {BATCH} images, so its first axis is not the "
                 "images: tap another layer"
             )
     shapes = {name: shape for name, shape in shapes.items() if len(shape) in (3, 4)}
     found: dict[str, Axes] = {}
-    for other_size, other_shapes in _other_shapes(network, image, {name: layers[name] for name in shapes}, runs):
+    for other_size, (moved, _) in other_shapes(network, image, {name: layers[name] for name in shapes}, runs):
         growth = other_size[0] / size[0], other_size[1] / size[1]
-        for name in shapes.keys() & other_shapes.keys() - found.keys():
-            if (axes := axes_that_move(shapes[name], other_shapes[name], growth)) is not None:
+        for name in shapes.keys() & moved.keys() - found.keys():
+            if (axes := axes_that_move(shapes[name], moved[name], growth)) is not None:
                 found[name] = axes
         if found.keys() == shapes.keys():
             break
@@ -109,7 +105,7 @@ def axes_that_move(shape: Shape, second: Shape, growth: tuple[float, float]) -> 
         second: for 3 images of the second size.
         growth: second height and width over the first.
     """
-    if len(shape) != len(second) or (shape[0], second[0]) != (_BATCH, _OTHER_BATCH):
+    if len(shape) != len(second) or (shape[0], second[0]) != (BATCH, OTHER_BATCH):
         return None
     axes = range(1, len(shape))
     moved = [axis for axis in axes if shape[axis] != second[axis]]
@@ -132,16 +128,6 @@ def axes_that_move(shape: Shape, second: Shape, growth: tuple[float, float]) -> 
         if abs(grown[1] - height) + abs(grown[0] - width) < in_order - 0.1:
             rows, columns = columns, rows
     return 0, fixed[0], rows, columns
-
-
-def other_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Return sizes of images that show the axes of an output, the most telling first.
-
-    Most networks take sizes that are larger by multiples of 64. Doubled sizes suit all patches and windows, and some
-    networks take square images only. Height and width grow by different factors, to tell rows from columns.
-    """
-    steps = next(steps for steps in range(2, 99) if abs(math.log((1 + 64 / height) / (1 + 64 * steps / width))) > 0.2)
-    return [(height + 64, width + 64 * steps), (2 * height, 3 * width), (2 * height, 2 * width)]
 
 
 def _given(network: Network, name: str, shape: Shape, found: Axes | None, layer: str) -> Axes | None:
@@ -196,89 +182,3 @@ def _axes_of(layer: nn.Module, output: Shape | Tensor) -> Axes | None:
     if type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1 and count == 3:
         return _AXES["NLC"]  # of four axes it says nothing about the first two, which may be windows and tokens
     return None
-
-
-Run = Callable[[int, tuple[int, int]], dict[str, Shape]]
-"""A pass over as many images of a size: tap name -> shape of each output that it reached."""
-
-
-def _first_shapes(network: Network, image: Tensor, layers: Mapping[str, str]) -> tuple[dict[str, Shape], list[Run]]:
-    """Return the shapes at the size of the data, and functions that run passes at other sizes."""
-    runs: list[Run] = []
-    shapes: dict[str, Shape] = {}
-    if (without_data := _run_without_data(network, image, layers)) is not None:
-        runs.append(without_data)
-        shapes = without_data(_BATCH, (image.shape[-2], image.shape[-1]))
-    if shapes.keys() != layers.keys():  # an operation that needs data
-        with network.taps as tensors:
-            network.run(image)
-            shapes = {name: tuple(tensors[name].shape) for name in layers if name in tensors}
-        runs.append(_run_with_data(network, image, layers))
-    return shapes, runs
-
-
-def _other_shapes(
-    network: Network, image: Tensor, layers: Mapping[str, str], runs: list[Run]
-) -> Iterator[tuple[tuple[int, int], dict[str, Shape]]]:
-    """Yield sizes and shapes of passes at other sizes, as far as they get, then of models made for other sizes."""
-    if not layers:
-        return
-    sizes = other_sizes(image.shape[-2], image.shape[-1])
-    for run in [*runs, _run_of_another_model(image, layers, network.model_for_size)]:
-        for size in sizes:
-            yield size, run(_OTHER_BATCH, size)
-
-
-def _run_without_data(network: Network, image: Tensor, layers: Mapping[str, str]) -> Run | None:
-    """Return a function that runs a copy of the network whose tensors have shapes but no data."""
-    try:
-        memo: dict[int, object] = {}
-        for module in network.modules():
-            values = list(vars(module).values())
-            inside = [item for value in values if isinstance(value, dict) for item in value.values()]
-            tensors = (value for value in (*values, *inside) if isinstance(value, Tensor))
-            memo |= {id(tensor): tensor.detach().to("meta") for tensor in tensors}
-        copied = copy.deepcopy(network, memo)
-    except Exception:  # what cannot be copied
-        return None
-
-    def run(batch: int, size: tuple[int, int]) -> dict[str, Shape]:
-        with torch.device("meta"):
-            images = torch.empty(batch, image.shape[1], *size, dtype=image.dtype)
-            return _shapes(copied.taps, copied.run, images, layers)
-
-    return run
-
-
-def _run_with_data(network: Network, image: Tensor, layers: Mapping[str, str]) -> Run:
-    try:
-        copied = copy.deepcopy(network)
-    except Exception:
-        copied = network
-    return lambda batch, size: _shapes(copied.taps, copied.run, image.new_zeros(batch, image.shape[1], *size), layers)
-
-
-def _run_of_another_model(image: Tensor, layers: Mapping[str, str], make: Callable[..., nn.Module | None]) -> Run:
-    """Return a function that runs a model made for another size, if the family can make one."""
-
-    def run(batch: int, size: tuple[int, int]) -> dict[str, Shape]:
-        random_state = torch.get_rng_state()
-        try:
-            with torch.device("meta"):
-                model = make(size)
-                if model is None:
-                    return {}
-                images = torch.empty(batch, image.shape[1], *size)
-                return _shapes(Taps(model.eval(), layers), model, images, layers)
-        finally:
-            torch.set_rng_state(random_state)
-
-    return run
-
-
-def _shapes(taps: Taps, run: Callable[[Tensor], object], image: Tensor, layers: Mapping[str, str]) -> dict[str, Shape]:
-    """Return the shapes of the outputs that a pass reaches before it ends or fails."""
-    with torch.no_grad(), taps:
-        with suppress(Exception):  # of a network for one size; what was recorded before counts
-            run(image)
-        return {name: tuple(map(int, taps.tensors[name].shape)) for name in layers if name in taps.tensors}

@@ -60,20 +60,27 @@ class FrozenTeacher(Teacher):
     Args:
         network: the teacher, built.
         dtype: of its weights and its forward pass, which then runs outside autocast; `None` follows the trainer's
-            precision.
+            precision, unless the network computes in one dtype only.
 
     Attributes:
         fingerprint: sha256 of the weights as they were loaded, before the cast to `dtype`.
+
+    Raises:
+        UserError: the network computes in another dtype only.
     """
 
     def __init__(self, network: Network, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.dtype = dtype
+        if network.dtype not in (None, dtype) and dtype is not None:
+            raise UserError(
+                f"{network.name} computes in {network.dtype} only, as torch.export baked in, not in {dtype}"
+            )
+        self.dtype = network.dtype if dtype is None else dtype
         self._fingerprint = fingerprint(network.model.state_dict())
         # In a tuple, so that nn.Module does not register the network as a submodule.
         self._unregistered = (network.eval().requires_grad_(False),)
-        if dtype is not None:
-            network.model.to(dtype)  # the mean and std of the images keep their dtype
+        if self.dtype is not None:
+            network.model.to(self.dtype)  # the mean and std of the images keep their dtype
         self.train(False)
 
     @property

@@ -20,16 +20,19 @@ from distill.networks.weights import WeightsFile, load_weights
 class Timm(Network):
     """A timm model, or one of the CRD benchmark's networks, which `distill.networks.cifar` registers with timm.
 
-    The embedding is the input of the classifier; the tokens are what timm's `forward_features` returns: the cells of
-    the last map, or the patch tokens without class, distillation and register tokens.
+    The embedding is the input of the classifier, or without one, what the model pools; the tokens are what timm's
+    `forward_features` returns: the cells of the last map, or the patch tokens without class, distillation and register
+    tokens.
 
     Args:
         name: of the model, as timm lists it, with or without the tag of its weights.
         pretrained: download timm's weights.
         weights: file with the weights, see `load_weights`; a `WeightsFile` where it holds several networks that fit.
         drop_classifier: do not load the classifier from that file.
-        num_classes: number of logits; `None` takes the number of classes of the data. With 0, the model has no
-            classifier and gives no logits; its embedding is what it pools.
+        num_classes: number of logits; 0 gives none, and leaves the classifier out of the model and of the files. `None`
+            takes the number of classes of the data. A pretrained teacher keeps its own classifier instead, for
+            whichever classes; one that was trained without (as DINO, MAE and SigLIP were; CLIP's projection to the
+            space of its texts is none), or whose classifier is dropped from `weights`, gives no logits.
         taps: additional layers to read, as a list of layers or as name -> layer; `benchmark` for the CRD benchmark's
             networks, see `CifarNetwork.benchmark_taps`.
         image_size: resize the images to this size; `None` keeps their size, and a model with a fixed input size is
@@ -50,8 +53,8 @@ class Timm(Network):
         num_classes: int | None = None,
         taps: NamedTaps = None,
         image_size: Size | None = None,
-        mean: Sequence[float] | float | None = None,
-        std: Sequence[float] | float | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         options: dict[str, Any] | None = None,
         layout: Layout | Mapping[str, Layout] | None = None,
     ) -> None:
@@ -75,7 +78,7 @@ class Timm(Network):
             UserError: name, options, weights or image size do not fit.
         """
         _check_name(self.architecture)
-        self.count = count = self.num_classes if self.num_classes is not None else num_classes
+        self.count = count = self._count(num_classes)
         random_state = torch.get_rng_state()
         self.size_options: dict[str, tuple[int, int]] = {}
         model = self._make(count)
@@ -89,17 +92,40 @@ class Timm(Network):
                 self._try(model)
             except Exception:
                 raise _wrong_size(model, self.name, self.input_shape, error) from error
+        self._require_trained_classifier(model)
         if self.weights is not None:
-            dropped = self.drop_classifier or count == 0
-            load_weights(model, self.weights, dropped, _classifier_names(model, count))
+            names = [name for name, _ in _classifiers(model)]
+            if count == 0:
+                names += _names_of_classifier(model)
+            load_weights(model, self.weights, self.drop_classifier or count == 0, names)
         return model
+
+    def _count(self, num_classes: int) -> int | None:
+        """Return the number of logits; `None` for those of the pretrained weights."""
+        if self.num_classes is not None or self.learns:
+            return num_classes if self.num_classes is None else self.num_classes
+        if self.drop_classifier or (self.pretrained and _has_projection(self.architecture)):
+            return 0
+        return None if self.pretrained else num_classes
+
+    def _require_trained_classifier(self, model: nn.Module) -> None:
+        if self.learns or not self.num_classes:
+            return
+        config: Any = getattr(model, "pretrained_cfg", {})
+        own = config.get("num_classes", 0)
+        if self.drop_classifier or (self.pretrained and own != self.num_classes):
+            given = "drop_classifier leaves it out" if self.drop_classifier else f"its own has {own} classes"
+            raise UserError(
+                f"num_classes: a teacher's classifier of {self.num_classes} classes would be random, as {given}: leave "
+                "num_classes out, or give 0 for none"
+            )
 
     def construction_code(self, path: str) -> list[str]:
         """Return the lines that create the model with timm; the benchmark's networks also need this project."""
         from distill.networks.cifar import NETWORKS
 
         registration = ["import distill.networks.cifar"] if self.architecture in NETWORKS else []
-        shape: dict[str, Any] = {"num_classes": self.count and self.spec["logits"][0], "in_chans": self.input_shape[0]}
+        shape: dict[str, Any] = {"num_classes": (self.spec.logits or (0,))[0], "in_chans": self.input_shape[0]}
         options = {**shape, **self.size_options, **self.options}
         arguments = "".join(f", {name}={value!r}" for name, value in options.items())
         return [
@@ -122,12 +148,12 @@ class Timm(Network):
         except Exception:
             return None
 
-    def _make(self, num_classes: int, size: tuple[int, int] | None = None, pretrained: bool = True) -> nn.Module:
+    def _make(self, num_classes: int | None, size: tuple[int, int] | None = None, pretrained: bool = True) -> nn.Module:
         import timm
 
         arguments: dict[str, Any] = {
             "pretrained": self.pretrained and pretrained,
-            "num_classes": num_classes,
+            "num_classes": num_classes,  # `None` is timm's default, the number of the weights
             "in_chans": self.input_shape[0],
         }
         if clash := arguments.keys() & self.options.keys():
@@ -159,9 +185,12 @@ class Timm(Network):
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """Return the classifiers, whose inputs are the embedding; also determine the layout of the tokens."""
         self.cells = _find_layout(self.model, image)
-        classifiers = _classifiers(self.model) if self.count else []
-        self.classifier = [_first_after_pooling(name, layer) for name, layer in classifiers]
+        self.classifier = [_first_after_pooling(name, layer) for name, layer in _classifiers(self.model)]
         self.classifier_inputs = {f"input of {name}": name for name in self.classifier}
+        model: Any = self.model
+        self.has_logits = (self.count if self.count is not None else model.num_classes) > 0
+        if not self.has_logits:
+            self.classifier = []
         return {}, self.classifier_inputs
 
     def forward_features(self, image: Tensor) -> Features:
@@ -176,11 +205,9 @@ class Timm(Network):
         logits = model.forward_head(final)
         if isinstance(logits, tuple):  # in train mode, one per classifier
             logits = torch.stack(logits).mean(0)
-        tokens, grid = layout.tokens(cells)
-        if not self.count:
-            return Features(None, pool_embedding(logits), tokens, grid)
         embedding = _join([pool_embedding(self.taps.tensors[name]) for name in self.classifier_inputs])
-        return Features(logits, embedding, tokens, grid)
+        tokens, grid = layout.tokens(cells)
+        return Features(logits if self.has_logits else None, embedding, tokens, grid)
 
 
 @dataclass(frozen=True)
@@ -238,24 +265,30 @@ def _classifiers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, layer) for name, layer in network.named_modules() if any(layer is found for found in layers)]
 
 
-def _classifier_names(network: nn.Module, count: int) -> list[str]:
-    """Return the names of the classifiers; of a model without one, those of timm's configuration."""
-    if count:
-        return [name for name, _ in _classifiers(network)]
-    config: Any = getattr(network, "pretrained_cfg", {})
-    names = config.get("classifier") or ()
-    layers = dict(network.named_modules())
-    found = [names] if isinstance(names, str) else list(names)
-    # Some families replace the whole head by an identity, of which the classifier was a part.
-    heads = [name.rpartition(".")[0] for name in found]
-    return found + [head for head in heads if isinstance(layers.get(head), nn.Identity)]
-
-
 def _first_after_pooling(name: str, classifier: nn.Module) -> str:
     """Return the name of the classifier, or of its linear layer if it pools first."""
     if not hasattr(classifier, "global_pool"):
         return name
-    return [f"{name}.{part}" for part, layer in classifier.named_modules() if isinstance(layer, nn.Linear)][-1]
+    linear = [f"{name}.{part}" for part, layer in classifier.named_modules() if isinstance(layer, nn.Linear)]
+    return linear[-1] if linear else name
+
+
+def _names_of_classifier(model: nn.Module) -> list[str]:
+    """Return the names that timm lists as the classifier of the weights."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    names = config.get("classifier") or ()
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _has_projection(name: str) -> bool:
+    """Return whether timm counts a projection to embeddings of texts as the classes of its weights.
+
+    All its classifiers have 1000 classes or more than 10,000, all its projections 384 to 1280 channels.
+    """
+    import timm
+
+    config = timm.get_pretrained_cfg(name) if ":" not in name else None
+    return config is not None and config.num_classes < 10_000 and config.num_classes not in (0, 1000)
 
 
 def _join(outputs: list[Tensor]) -> Tensor:

@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError, did_you_mean
 from distill.networks.conversions import State, conversions
-from distill.networks.weights_file import read_weights_file, some
+from distill.networks.weights_file import keeps_order, read_weights_file, some
+from distill.networks.weights_order import match_in_order
 
 _AVERAGED = {
     "state_dict_ema": ("state_dict", "model"),
@@ -41,10 +43,14 @@ class WeightsFile:
         file: with the weights.
         prefix: the key or the beginning of the names of the network's tensors, such as `teacher` or
             `model.module.teacher`, as far as it tells the network from the others; `""` for tensors at the top.
+        match: `name`, or `order` for a file of the same network under names of another program: its tensors are taken
+            in the order in which the file has them, and their shapes must be those of the network's in its order. Two
+            layers of equal shape in another order go unnoticed, so check the result.
     """
 
     file: str | Path
     prefix: str | None = None
+    match: Literal["name", "order"] = "name"
 
     def __str__(self) -> str:
         return str(self.file)
@@ -74,6 +80,15 @@ def load_weights(
     tensors = _Tensors(read_weights_file(source.file))
     file = f"weights file {str(source)!r}"
     current = model.state_dict()
+    if source.match == "order":
+        if not keeps_order(source.file):
+            raise UserError(f"{file} cannot be matched by order: safetensors keeps no order of its tensors")
+        if source.prefix is not None:
+            tensors = _Tensors(tensors.below(f"{source.prefix}." if source.prefix else ""))
+        state = match_in_order(model, tensors.tensors, file, drop_classifier, classifier)
+        _require_finite(state, current, file)
+        model.load_state_dict({**current, **state})
+        return
     layers = tuple(f"{layer}." for layer in classifier)
     expected = {key: tensor for key, tensor in current.items() if not (drop_classifier and key.startswith(layers))}
     fitting: dict[str, State] = {}

@@ -53,6 +53,12 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     return plain if len(plain) == len(tensors) else tensors
 
 
+def keeps_order(path: str | Path) -> bool:
+    """Return whether a file has its tensors in the order of the network that was saved; safetensors sorts them."""
+    with Path(path).expanduser().open("rb") as file:
+        return not _is_safetensors(file.read(16))
+
+
 def some(names: Sequence[str], shown: int = 2) -> str:
     """Return the first names quoted, and how many more there are."""
     listed = ", ".join(map(repr, names[:shown]))

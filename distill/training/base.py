@@ -71,7 +71,7 @@ class DistillerModule(LightningModule):
         return Progress() if trainer is None else progress_of(trainer, self.global_step)
 
 
-def build(network: Network, key: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
-    """Build a network; an error in it names the configuration key `key`."""
+def build(network: Network, key: str, num_classes: int, image_shape: tuple[int, int, int], learns: bool = True) -> None:
+    """Build a network that learns or teaches; an error in it names the configuration key `key`."""
     with under(key):
-        network.build(num_classes, image_shape)
+        network.build(num_classes, image_shape, learns)

@@ -13,8 +13,9 @@ from distill.heads import Batch
 from distill.metrics import teacher_metrics
 from distill.networks import Ensemble, FeatureSource, FrozenTeacher, Network, Teacher
 from distill.objective import TASK, TEACHER, Distiller, Objective, Term, teacher_key
+from distill.training.base import build
 from distill.training.checks import require_labels
-from distill.training.classification import ClassificationModule, build
+from distill.training.classification import ClassificationModule
 from distill.training.comparison import DISTILLATION, DistillationMean, distillation_terms, neighbor_metrics
 from distill.training.lightning_internals import trainer_of
 
@@ -105,7 +106,7 @@ class DistillationModule(ClassificationModule):
             if "." in name or hasattr(nn.ModuleDict, name):
                 raise UserError(f"model.teachers: a teacher cannot be called {name!r}; choose another name")
             if isinstance(teacher, Network):
-                build(teacher, teacher_key(name), self.num_classes, self.image_shape)
+                build(teacher, teacher_key(name), self.num_classes, self.image_shape, learns=False)
                 dtype = dtypes.get(name)
                 built[name] = FrozenTeacher(teacher, getattr(torch, dtype) if dtype else None)
             else:

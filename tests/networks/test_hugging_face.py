@@ -12,6 +12,7 @@ import torch
 
 from distill.errors import UserError
 from distill.networks import HuggingFace
+from distill.networks.hugging_face_config import size_arguments
 from distill.networks.teacher import FrozenTeacher
 
 transformers = pytest.importorskip("transformers")
@@ -22,6 +23,16 @@ CNN = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "image_size": 32, "patch_size": 4, "window_size": 4}
 FAMILIES = {  # configuration, image size, grid, prefix tokens, name of the embedding in the output
     "ViT": (lambda: transformers.ViTConfig(**VIT, image_size=32, patch_size=8), (32, 48), (4, 6), 1),
+    "DeiT": (lambda: transformers.DeiTConfig(**VIT, image_size=32, patch_size=8), (32, 48), (4, 6), 2),
+    "BEiT": (lambda: transformers.BeitConfig(**VIT, image_size=32, patch_size=8), (32, 32), (4, 4), 1),
+    "Hiera": (
+        lambda: transformers.HieraConfig(
+            embed_dim=16, image_size=[64, 64], depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], num_layers=4
+        ),
+        (64, 64),
+        (2, 2),
+        0,
+    ),
     "DINOv2": (lambda: transformers.Dinov2Config(**DINO, image_size=28, patch_size=14), (28, 42), (2, 3), 1),
     "DINOv2 with registers": (
         lambda: transformers.Dinov2WithRegistersConfig(**DINO, image_size=28, patch_size=14),
@@ -49,6 +60,8 @@ def saved(folder, config, auto_class="AutoModel", processor=None, **settings):
     torch.manual_seed(0)
     for name, value in settings.items():
         setattr(config, name, value)
+    if auto_class == "AutoModelForImageClassification":  # which DeiT's configuration has to say
+        config.architectures = [type(config).__name__.replace("Config", "ForImageClassification")]
     model = getattr(transformers, auto_class).from_config(config).eval()
     model.save_pretrained(folder)
     if processor is not None:
@@ -56,8 +69,8 @@ def saved(folder, config, auto_class="AutoModel", processor=None, **settings):
     return model
 
 
-def built(network, shape=(3, 32, 48), classes=4):
-    network.build(classes, shape)
+def built(network, shape=(3, 32, 48), classes=4, learns=True):
+    network.build(classes, shape, learns)
     return network.eval()
 
 
@@ -68,7 +81,7 @@ def test_a_headless_model_of_each_family_gives_its_tokens_grid_and_embedding(fam
     network = built(HuggingFace(str(tmp_path)), (3, *size))
     image = torch.rand(2, 3, *size)
     features = network(image)
-    expected = model(image, **network.arguments)
+    expected = model(image, **size_arguments(model, model.config, (3, *size)))
     hidden = expected.last_hidden_state
     tokens = hidden.flatten(2).mT if prefix is None else hidden[:, prefix:]
     assert features.logits is None
@@ -77,14 +90,15 @@ def test_a_headless_model_of_each_family_gives_its_tokens_grid_and_embedding(fam
     torch.testing.assert_close(features["embedding"], expected.pooler_output.flatten(1))
 
 
-@pytest.mark.parametrize("family", ["ViT", "DINOv2", "Swin", "ConvNeXt", "ResNet"])
+@pytest.mark.parametrize("family", ["ViT", "DeiT", "BEiT", "DINOv2", "Swin", "Hiera", "ConvNeXt", "ResNet"])
 def test_a_classification_model_gives_logits_and_the_input_of_its_classifier(family, tmp_path):
     configuration, size, grid, _ = FAMILIES[family]
     model = saved(tmp_path, configuration(), "AutoModelForImageClassification", num_labels=4)
     network = built(HuggingFace(str(tmp_path)), (3, *size))
     image = torch.rand(2, 3, *size)
     features = network(image)
-    torch.testing.assert_close(features["logits"], model(image, **network.arguments).logits)
+    expected = model(image, **size_arguments(model, model.config, (3, *size)))
+    torch.testing.assert_close(features["logits"], expected.logits)
     classifier = network.model.get_submodule(network.classifier[0])
     logits = torch.nn.functional.linear(features["embedding"], classifier.weight, classifier.bias)
     torch.testing.assert_close(logits, features["logits"])
@@ -140,6 +154,68 @@ def test_random_weights_and_a_new_classifier(tmp_path):
     random = built(HuggingFace(str(tmp_path), pretrained=False))
     assert random.spec.logits == (4,)
     random.train()(torch.rand(2, 3, 32, 48))["logits"].sum().backward()
+
+
+STRIDES = {
+    "ViT": {8: 32, "block50": 32},
+    "DeiT": {8: 32, "block100": 32},
+    "BEiT": {8: 32},
+    "DINOv2": {14: 32, "block50": 32},
+    "DINOv2 with registers": {14: 32},
+    "DINOv3": {16: 32, "block50": 32},
+    "Hiera": {4: 16, 8: 32, 16: 64, 32: 128},
+    "Swin": {4: 16, 8: 32},
+    "ConvNeXt": {4: 8, 8: 16, 16: 24, 32: 32},
+    "CLIP": {8: 32},
+    "SigLIP": {8: 32, "block50": 32},
+    "ResNet": {2: 8, 4: 8, 8: 16, 16: 24, 32: 32},
+}
+
+
+@pytest.mark.parametrize("family", STRIDES)
+def test_taps_by_stride_are_maps_of_that_resolution(family, tmp_path):
+    configuration, size, _, _ = FAMILIES[family]
+    saved(tmp_path, configuration())
+    names = [name if isinstance(name, str) else f"stride{name}" for name in STRIDES[family]]
+    network = built(HuggingFace(str(tmp_path), taps=names), (3, *size))
+    features = network(torch.rand(2, 3, *size))
+    for name, (stride, width) in zip(names, STRIDES[family].items(), strict=True):
+        stride = max(key for key in STRIDES[family] if isinstance(key, int)) if isinstance(stride, str) else stride
+        assert features[name].shape == (2, width, size[0] // stride, size[1] // stride)
+    tokens = features[names[0]].flatten(2).mT
+    if family in ("DeiT", "DINOv2", "DINOv3"):  # whose last layer of that stride gives the tokens
+        torch.testing.assert_close(tokens, features["tokens"])
+
+
+def test_a_teacher_keeps_its_own_classifier_or_gives_no_logits(tmp_path):
+    model = saved(tmp_path, FAMILIES["ViT"][0](), "AutoModelForImageClassification", num_labels=7)
+    teacher = built(HuggingFace(str(tmp_path)), learns=False)
+    image = torch.rand(2, 3, 32, 48)
+    torch.testing.assert_close(teacher(image)["logits"], model(image, interpolate_pos_encoding=True).logits)
+    headless = built(HuggingFace(str(tmp_path), num_classes=0), learns=False)
+    assert headless.spec.logits is None
+    torch.testing.assert_close(headless(image)["embedding"], teacher(image)["embedding"])
+    with pytest.raises(UserError, match="num_classes: a teacher's classifier of 4 classes would be random"):
+        built(HuggingFace(str(tmp_path), num_classes=4), learns=False)
+
+
+def test_two_classifiers_are_averaged_and_so_is_their_input(tmp_path):
+    config = transformers.DeiTConfig(**VIT, image_size=32, patch_size=8, num_labels=4)
+    model = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    model.save_pretrained(tmp_path)
+    network = built(HuggingFace(str(tmp_path)), (3, 32, 32))
+    features = network(torch.rand(2, 3, 32, 32))
+    assert list(network.classifier) == ["cls_classifier", "distillation_classifier"]
+    assert not network.spec.classifies
+    assert features["embedding"].shape == (2, 32)
+
+
+def test_gray_images_are_repeated_to_the_models_channels(tmp_path):
+    saved(tmp_path, FAMILIES["ViT"][0]())
+    network = built(HuggingFace(str(tmp_path), mean=[0.1, 0.2, 0.3]), (1, 32, 48))
+    image = torch.rand(2, 1, 32, 48)
+    color = built(HuggingFace(str(tmp_path), mean=[0.1, 0.2, 0.3]))(image.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(network(image)["embedding"], color["embedding"])
 
 
 @pytest.mark.parametrize(

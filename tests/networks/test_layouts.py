@@ -15,7 +15,8 @@ from distill.errors import UserError
 from distill.features import Features
 from distill.heads import AT, FSP, SP, ReviewKD
 from distill.networks import Timm, TorchModule
-from distill.networks.layouts import axes_that_move, other_sizes
+from distill.networks.layouts import axes_that_move
+from distill.networks.passes import other_sizes
 from tests.program import TINY
 
 SHAPE = (3, 64, 96)
