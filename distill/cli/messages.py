@@ -134,7 +134,7 @@ def _bases(key: str) -> list[type]:
 
     from distill.data import LongTail
     from distill.heads import Head
-    from distill.networks import Network
+    from distill.networks import FeatureSource, Network
     from distill.schedules import Schedule
 
     table: dict[str, list[type]] = {
@@ -148,6 +148,8 @@ def _bases(key: str) -> list[type]:
         "callbacks": [Callback],
         "logger": [Logger],
     }
+    if "teachers" in key.split("."):
+        return [FeatureSource]
     return table.get(key.rsplit(".", 1)[-1], [Schedule])
 
 
