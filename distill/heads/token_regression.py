@@ -50,8 +50,8 @@ class TokenRegression(Head):
             MapReader(self.of, student, "student", vectors=False),
             MapReader(self.of, teacher, "teacher", vectors=False),
         )
-        widths = (reader.width for reader in self.readers)
-        self.regressor = Regressor(self.distance, self.projector, *widths, of=self.of)
+        width, target = (reader.width for reader in self.readers)
+        self.regressor = Regressor(self.distance, self.projector, width, target, self.of)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the tokens `[B, N_s, d_s]`, projected and on the teacher's grid, and `[B, N_t, d_t]`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from distill.configurable import Configurable
 from distill.errors import UserError, require_above
 from distill.features import Features, FeatureSpec, Taps
 from distill.networks.layouts import Axes, Layout, find_axes
@@ -24,7 +25,7 @@ NamedTaps = Literal["benchmark"] | Sequence[str] | Mapping[str, str] | None
 """Layers to read: those of the CRD benchmark, a list, or name -> layer."""
 
 
-class FeatureSource(nn.Module, ABC):
+class FeatureSource(Configurable, nn.Module, ABC):
     """Anything that can be configured as a teacher: a network, or features that are computed in another way."""
 
 
