@@ -17,10 +17,10 @@ from distill.callbacks import Results
 from distill.cli.program import run
 from distill.data import ImageData
 from distill.data.class_folders import class_folders
+from distill.data.image_files import EXTENSIONS
 from distill.errors import UserError, did_you_mean, require_above
 from distill.given import Writer, given
 from distill.heads import Head
-from distill.heads.cross_entropy import CrossEntropy
 from distill.networks import FeatureSource, Network
 from distill.objective import TASK, Term
 from distill.schedules import Cosine, Schedule, Warmup
@@ -72,15 +72,16 @@ def fit(
 
     Args:
         student: name of a network, a module, a network of `distill.networks`, or a part of a configuration. A name is
-            one of timm, else of torchvision, or `owner/name` or a folder of Hugging Face; it has random weights and as
-            many logits as the data have classes, none where they have no classes.
-        teacher: likewise. A name has its pretrained weights, which are downloaded, and their own classifier, or none if
-            they have none.
-        data: a folder for `ImageFolder`, with labels if `train` in it has class folders and without if not; the name of
-            a data module of `distill.data`; a data module; or a part of a configuration.
+            one of timm, else of torchvision, or `owner/name` or a folder of Hugging Face; `timm/` or `torchvision/` in
+            front decides. Named students have random weights and as many logits as the data have classes.
+        teacher: likewise. A named teacher has its pretrained weights, which are downloaded, and their classifier, if
+            they have one.
+        data: a folder for `ImageFolder`, the name of a data module of `distill.data`, a data module, or a part of a
+            configuration. In a folder, images have labels if those for training (in `train`, or in the folder itself)
+            lie in folders, one per class, and none else; without `val`, a tenth of them is held out for validation.
         heads: terms by name: a head, its name, or a `Term` with a weight.
         teachers: several teachers by name; each `Term` names its own.
-        task: the loss on the labels; cross-entropy by default, and none where the data have no classes.
+        task: the loss on the labels; cross-entropy by default, if there are labels.
         epochs: length of the run.
         batch_size: images per process and step; 64 by default.
         lr: learning rate of the default optimizer; 0.001 by default.
@@ -100,7 +101,6 @@ def fit(
     """
     require_above(0, epochs=epochs)
     writer = Writer()
-    data_tree, labeled = _data(data, batch_size, writer)
     named = {
         "student": _network(student, "model.student", writer, pretrained=False),
         "teacher": None if teacher is None else _network(teacher, "model.teacher", writer),
@@ -108,18 +108,16 @@ def fit(
     }
     terms = {name: _term(head, f"model.heads.{name}", writer) for name, head in (heads or {}).items()}
     model = {name: part for name, part in named.items() if part} | {"heads": terms}
-    if task is not None or not labeled:
-        model[TASK] = _term(task if task is not None else Term(CrossEntropy(), 0.0), "model.task", writer)
-    configuration = {
+    if task is not None:
+        model[TASK] = _term(task, "model.task", writer)
+    configuration: dict[str, Any] = {
         "seed_everything": seed,
-        "data": data_tree,
+        "data": _data(data, batch_size, writer),
         "model": model | _optimization(lr, optimizer, scheduler, writer),
         "trainer": {"max_epochs": epochs, "accelerator": accelerator, "devices": devices},
     }
     if folder is not None:
         configuration["trainer"]["default_root_dir"] = str(folder)
-    if not labeled:
-        configuration["checkpoint"] = {"monitor": None}  # there is no accuracy to follow
     arguments = [f"--config={json.dumps(configuration)}", *_as_arguments(options or {}, writer)]
     with given(writer.objects):
         finished = run(["fit", *arguments, *(["--resume"] if resume else [])])
@@ -158,10 +156,7 @@ def _named_network(name: str, pretrained: bool) -> dict[str, Any]:
     is_of_timm = library != "torchvision" and timm.is_model(name.partition(".")[0])
     if not is_of_timm and library != "timm" and _is_of_torchvision(name):
         return {"class_path": "Torchvision", "init_args": {"name": name, "pretrained": pretrained}}
-    arguments: dict[str, Any] = {"name": name, "pretrained": pretrained}
-    if pretrained and is_of_timm and (weights := timm.get_pretrained_cfg(name)) is not None:
-        arguments["num_classes"] = weights.num_classes  # their own classifier, or none, never a random one
-    return {"class_path": "Timm", "init_args": arguments}
+    return {"class_path": "Timm", "init_args": {"name": name, "pretrained": pretrained}}
 
 
 def _is_of_torchvision(name: str) -> bool:
@@ -170,34 +165,37 @@ def _is_of_torchvision(name: str) -> bool:
     return name in models.list_models(module=models)
 
 
-def _data(value: Any, batch_size: int | None, writer: Writer) -> tuple[Any, bool]:
-    """Return the configuration of the data, and whether they have classes, as far as it can be seen."""
-    if isinstance(value, str | Path):
-        tree, labeled = _named_data(value)
-    else:
-        if isinstance(value, LightningDataModule):
-            for name in ("num_classes", "image_shape"):
-                if not hasattr(value, name):
-                    raise UserError(f"data: {type(value).__name__} has no {name}: networks are built for it; set it")
-        tree, labeled = writer.write(value, "data"), getattr(value, "num_classes", None) != 0
-    if batch_size is not None:
-        if "data" in writer.objects:
-            raise UserError("batch_size: the data module was given as an object: set its own batch size")
-        tree = {**tree, "init_args": {**tree.get("init_args", {}), "batch_size": batch_size}}
-    return tree, labeled
+def _data(value: Any, batch_size: int | None, writer: Writer) -> Any:
+    """Return the configuration of the data."""
+    if isinstance(value, LightningDataModule):
+        for name in ("num_classes", "image_shape"):
+            if not hasattr(value, name):
+                raise UserError(f"data: {type(value).__name__} has no {name}, which the networks are built for: set it")
+    tree = _named_data(value) if isinstance(value, str | Path) else writer.write(value, "data")
+    if batch_size is None:
+        return tree
+    if "data" in writer.objects:
+        raise UserError("batch_size: the data module was given as an object: set its own batch size")
+    return {**tree, "init_args": {**tree.get("init_args", {}), "batch_size": batch_size}}
 
 
-def _named_data(value: str | Path) -> tuple[dict[str, Any], bool]:
-    """Return the configuration of a folder of images or of a data module's name, and whether there are classes."""
-    if Path(value).is_dir():
-        labeled = bool(class_folders(Path(value) / "train"))
-        labels = {} if labeled else {"labels": "none"}
-        return {"class_path": "ImageFolder", "init_args": {"root": str(value), **labels}}, labeled
+def _named_data(value: str | Path) -> dict[str, Any]:
+    """Return the configuration of a folder of images, or of a data module's name."""
+    folder = Path(value)
+    if folder.is_dir():
+        training = folder / "train" if (folder / "train").is_dir() else folder
+        loose = any(file.suffix.lower() in EXTENSIONS for file in training.iterdir() if file.is_file())
+        arguments: dict[str, Any] = {"root": str(value)}
+        if loose or not class_folders(training):
+            arguments["labels"] = "none"
+        if not (folder / "val").is_dir():
+            arguments["val_fraction"] = 0.1
+        return {"class_path": "ImageFolder", "init_args": arguments}
     classes = {name: getattr(data_modules, name) for name in data_modules.__all__}
     known = [name for name, item in classes.items() if isinstance(item, type) and issubclass(item, ImageData)]
     if value not in known:
         raise UserError(f"data: there is no folder {str(value)!r}, nor a data set: {did_you_mean(str(value), known)}")
-    return {"class_path": str(value)}, True
+    return {"class_path": str(value)}
 
 
 def _term(value: Any, key: str, writer: Writer) -> Any:

@@ -182,38 +182,36 @@ def test_arguments_are_remembered_by_name_and_survive_copies() -> None:
 
 
 def test_names_stand_for_the_networks_of_three_libraries(tmp_path: Path) -> None:
-    weights = timm.get_pretrained_cfg("vit_small_patch14_dinov2")
-    assert weights.num_classes == 0, "the test needs a model without classifier"
-    foundation = {"name": "vit_small_patch14_dinov2", "pretrained": True, "num_classes": 0}
-    assert _named_network("vit_small_patch14_dinov2", True) == {"class_path": "Timm", "init_args": foundation}
-    assert _named_network("timm/resnet18", True)["init_args"] == {
-        "name": "resnet18",
-        "pretrained": True,
-        "num_classes": 1000,
-    }
-    assert _named_network("resnet18", False)["init_args"] == {"name": "resnet18", "pretrained": False}
-    assert _named_network("resnet8x4_cifar", False)["class_path"] == "Timm"
-    assert _named_network("googlenet", False)["class_path"] == "Torchvision"
-    assert _named_network("torchvision/resnet18", True) == {
-        "class_path": "Torchvision",
-        "init_args": {"name": "resnet18", "pretrained": True},
-    }
-    assert _named_network("facebook/dinov2-small", True)["class_path"] == "HuggingFace"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
-    assert _named_network("mine", True)["class_path"] == "HuggingFace"
+    for name, library in {
+        "vit_small_patch14_dinov2": "Timm",
+        "vit_small_patch14_dinov2.lvd142m": "Timm",
+        "resnet8x4_cifar": "Timm",
+        "resnet18": "Timm",
+        "googlenet": "Torchvision",
+        "facebook/dinov2-small": "HuggingFace",
+        "mine": "HuggingFace",
+        "resnet81": "Timm",  # which knows near names
+    }.items():
+        for pretrained in (True, False):
+            arguments = {"name": name, "pretrained": pretrained}
+            assert _named_network(name, pretrained) == {"class_path": library, "init_args": arguments}
+    for name, library in (("timm/resnet18", "Timm"), ("torchvision/resnet18", "Torchvision")):
+        expected = {"class_path": library, "init_args": {"name": "resnet18", "pretrained": True}}
+        assert _named_network(name, True) == expected
 
 
 def test_a_folder_has_labels_where_it_has_class_folders(tmp_path: Path) -> None:
     (tmp_path / "images" / "deep").mkdir(parents=True)
-    tree, labeled = _data("images", 8, Writer())
-    assert tree == {"class_path": "ImageFolder", "init_args": {"root": "images", "labels": "none", "batch_size": 8}}
-    assert not labeled
+    (tmp_path / "images" / "one.JPG").touch()
+    arguments = {"root": "images", "labels": "none", "val_fraction": 0.1, "batch_size": 8}
+    assert _data("images", 8, Writer()) == {"class_path": "ImageFolder", "init_args": arguments}
     for split in ("train", "val"):
         (tmp_path / "photos" / split / "cat").mkdir(parents=True)
-    tree, labeled = _data(tmp_path / "photos", None, Writer())
-    assert tree == {"class_path": "ImageFolder", "init_args": {"root": str(tmp_path / "photos")}}
-    assert labeled
+    photos = str(tmp_path / "photos")
+    assert _data(tmp_path / "photos", None, Writer()) == {"class_path": "ImageFolder", "init_args": {"root": photos}}
+    assert _data("photos/train", None, Writer())["init_args"] == {"root": "photos/train", "val_fraction": 0.1}
 
 
 class Nothing(ImageData):
@@ -228,7 +226,7 @@ class Nothing(ImageData):
     [
         ({"student": "resnet81"}, "model.student: timm has no model 'resnet81': did you mean 'resnet18'"),
         ({"data": "Digit"}, "data: there is no folder 'Digit', nor a data set: did you mean 'Digits'?"),
-        ({"data": Nothing(), "batch_size": None}, "data: Nothing has no num_classes: "),
+        ({"data": Nothing(), "batch_size": None}, "data: Nothing has no num_classes, which the networks are built for"),
         ({"data": Few()}, "batch_size: the data module was given as an object: set its own batch size"),
         ({"heads": {"rkd": "RDK"}}, "model.heads.rkd.head: there is no class 'RDK'"),
         ({"lr": 0.1, "optimizer": torch.optim.SGD}, "lr: it is the learning rate of the default optimizer"),
