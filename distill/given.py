@@ -37,54 +37,54 @@ def given(objects: Mapping[str, Any]) -> Iterator[None]:
 
 
 # What a configuration names as `class_path`; the return type says where each fits.
-def given_data(key: str, type: str) -> LightningDataModule:
-    """Return the data module that was given as `key`."""
-    found: LightningDataModule = _find(key, type)
+def given_data(name: str, type: str) -> LightningDataModule:
+    """Return the data module that was given as `name`."""
+    found: LightningDataModule = _find(name, type)
     return found
 
 
-def given_head(key: str, type: str) -> Head:
-    """Return the head that was given as `key`."""
-    found: Head = _find(key, type)
+def given_head(name: str, type: str) -> Head:
+    """Return the head that was given as `name`."""
+    found: Head = _find(name, type)
     return found
 
 
-def given_network(key: str, type: str) -> Network:
-    """Return the network that was given as `key`."""
-    found: Network = _find(key, type)
+def given_network(name: str, type: str) -> Network:
+    """Return the network that was given as `name`."""
+    found: Network = _find(name, type)
     return found
 
 
-def given_source(key: str, type: str) -> FeatureSource:
-    """Return the source of a teacher's features that was given as `key`."""
-    found: FeatureSource = _find(key, type)
+def given_source(name: str, type: str) -> FeatureSource:
+    """Return the source of a teacher's features that was given as `name`."""
+    found: FeatureSource = _find(name, type)
     return found
 
 
-def given_schedule(key: str, type: str) -> Schedule:
-    """Return the schedule that was given as `key`."""
-    found: Schedule = _find(key, type)
+def given_schedule(name: str, type: str) -> Schedule:
+    """Return the schedule that was given as `name`."""
+    found: Schedule = _find(name, type)
     return found
 
 
-def given_module(key: str, type: str) -> nn.Module:
-    """Return the module that was given as `key`."""
-    found: nn.Module = _find(key, type)
+def given_module(name: str, type: str) -> nn.Module:
+    """Return the module that was given as `name`."""
+    found: nn.Module = _find(name, type)
     return found
 
 
-def _find(key: str, type: str) -> Any:
+def _find(name: str, type: str) -> Any:
     objects = _objects.get() or {}
-    if key not in objects:
-        raise _missing(key, type)
-    return objects[key]
+    if name not in objects:
+        raise _missing(name, type)
+    return objects[name]
 
 
-def _missing(key: str, type: str) -> UserError:
+def _missing(name: str, type: str) -> UserError:
     use = "distill.fit with the same objects"
-    if key.startswith("model.student"):
+    if name.startswith("model.student"):
         use = f"distill.load_student(path, student=...), or {use}"
-    return UserError(f"{key}: distill.fit was given an object of {type}, which a configuration only names: use {use}")
+    return UserError(f"{name}: distill.fit was given an object of {type}, which a configuration only names: use {use}")
 
 
 def require_no_objects(configuration: Any) -> None:
@@ -152,7 +152,7 @@ class Writer:
         for kind, function in _FUNCTIONS:
             if isinstance(value, kind):
                 self.objects[key] = value
-                return {"class_path": _path(function), "init_args": {"key": key, "type": _path(type(value))}}
+                return {"class_path": _path(function), "init_args": {"name": key, "type": _path(type(value))}}
         raise UserError(f"{key}: no configuration can say {value!r} of type {type(value).__name__}")
 
 

@@ -182,9 +182,6 @@ class Objective(nn.Module):
 
         Returns:
             Summaries by term name.
-
-        Raises:
-            UserError: features of one teacher are given, but there are several.
         """
         if teachers is None:
             return {}
@@ -195,7 +192,7 @@ class Objective(nn.Module):
         summaries: dict[str, Summary] = {}
         for teacher, names in self.active(progress).items():
             for name in names:
-                given = teachers.get(name)  # features, if a teacher has the term's name
+                given = teachers.get(name)  # a summary, unless a teacher has the term's name
                 features = given if isinstance(given, Summary) else teachers[teacher]
                 summaries[name] = self.terms[name].head.summary(features, batch)
         return summaries

@@ -110,7 +110,7 @@ def test_objects_of_the_users_own_are_passed_as_they_are_and_resume_by_the_same_
     assert student is net
     assert "train/bright" in Path("run/metrics.csv").read_text().splitlines()[0].split(",")
     init = yaml.safe_load(Path("run/config.yaml").read_text())["model"]["student"]["init_args"]
-    assert init["module"]["init_args"] == {"key": "model.student.module", "type": f"{__name__}.Net"}
+    assert init["module"]["init_args"] == {"name": "model.student.module", "type": f"{__name__}.Net"}
     resumed = fit(Net(), **given, epochs=2, resume=True)
     assert (results["steps"], resumed.results["steps"]) == (2, 4)
     last = Path("run/checkpoints/last.ckpt")
