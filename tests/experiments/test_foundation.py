@@ -94,7 +94,7 @@ def small(words: list[str]) -> list[str]:
     if any("label_free" in word for word in words if word.endswith(".yaml")):
         teacher = ["name=tf_efficientnet_lite0", "pretrained=false", "weights=lite0.pth"]
         return [*data, *trainer, *student, "--trainer.max_epochs=3", *(f"--model.teacher.{each}" for each in teacher)]
-    return [*data, *trainer, *student, "--trainer.max_epochs=2"]
+    return [*data, *trainer, *student, "--trainer.max_epochs=20", "--model.optimizer.lr=0.003"]
 
 
 def curve(run: Path, name: str) -> list[float]:
@@ -127,7 +127,7 @@ def test_the_whole_story_runs_as_the_readme_tells_it(
     assert not any("student.model.fc" in name for name in state["state_dict"]), "the student has no classifier"
     assert not any("teacher" in name.split(".") for name in state["state_dict"])
     results = json.loads((runs / "fine_tune/results.json").read_text())
-    assert results["last"]["val/top1"] > 1 / len(CLASSES)
+    assert results["last"]["val/top1"] > 0.5, "with 8 classes, chance is 0.125"
     scope: dict[str, Any] = {"image": torch.rand(2, 3, SIZE, SIZE)}
     exec(printed[printed.index("import torch") :], scope)
     assert scope["logits"].shape == (2, len(CLASSES))
