@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from distill.data import Digits, ExponentialTail, ImageData, Mixing
 from distill.given import Writer
 from distill.heads import KD, RKD, RRD
 from distill.networks import WeightsFile
-from distill.schedules import Linear, Warmup
+from distill.schedules import Linear
 
 QUICK = {
     "trainer.limit_train_batches": 2,
@@ -176,8 +178,11 @@ def test_everything_of_this_package_that_has_arguments_can_be_said() -> None:
 
 
 def test_arguments_are_remembered_by_name_and_survive_copies() -> None:
-    head = KD(Warmup(4.0, epochs=2))
-    assert list(arguments_of(head)) == ["temperature"]
+    temperature = Linear(4.0, 1.0)
+    head = KD(temperature)
+    assert arguments_of(head) == {"temperature": temperature}
+    assert arguments_of(arguments_of(copy.deepcopy(head))["temperature"]) == {"start": 4.0, "end": 1.0}
+    assert arguments_of(pickle.loads(pickle.dumps(RKD(1.0)))) == {"distance": 1.0}
     assert arguments_of(Digits(3, batch_size=8)) == {"labels_per_class": 3, "batch_size": 8}
 
 
