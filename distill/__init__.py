@@ -9,6 +9,7 @@ _HOMES = {
     "ClassificationModule": "distill.training.classification",
     "DistillationModule": "distill.training.distillation",
     "Distiller": "distill.objective",
+    "Ensemble": "distill.networks",
     "Features": "distill.features",
     "FeatureSpec": "distill.features",
     "Head": "distill.heads",
@@ -20,6 +21,8 @@ _HOMES = {
     "Timm": "distill.networks",
     "UserError": "distill.errors",
     "TorchModule": "distill.networks",
+    "fit": "distill.api",
+    "load_student": "distill.export",
 }
 __all__ = ["__version__", *_HOMES]  # imported on first use, so that `import distill` stays light
 

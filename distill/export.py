@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 import torch
@@ -16,10 +16,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-import distill.networks.timm
-import distill.networks.torch_module  # noqa: F401  # registers the networks' short names
 from distill.errors import UserError
-from distill.networks import Network
+from distill.given import require_no_objects
+from distill.networks import Network, TorchModule
 from distill.runs.checkpoints import read_checkpoint
 from distill.training.loading import STUDENT
 from distill.training.weight_averaging import WeightsChoice, evaluated_weights
@@ -27,37 +26,64 @@ from distill.training.weight_averaging import WeightsChoice, evaluated_weights
 Format = Literal["safetensors", "onnx", "torch"]
 
 
-def load_student(ckpt_path: str | Path, weights: WeightsChoice | None = None) -> Network:
+def load_student(
+    ckpt_path: str | Path, weights: WeightsChoice | None = None, student: nn.Module | None = None
+) -> Network:
     """Rebuild the student of a checkpoint, with its weights, in eval mode; the teacher is not needed.
 
     Args:
-        ckpt_path: the checkpoint.
+        ckpt_path: a checkpoint.
         weights: `averaged` or `current` weights of a run with a weight average; by default the averaged ones, with a
             message.
+        student: a module like the one that the run was given as an object, or a network of `distill.networks`; its
+            weights are overwritten. A run whose configuration says its student needs none.
 
     Raises:
-        UserError: the checkpoint is missing, broken, or was not written by `distill fit`, or it has no averaged
-            weights, which were asked for.
+        UserError: the checkpoint is missing, broken, or does not say its student, or its weights do not fit `student`.
     """
     checkpoint = read_checkpoint(ckpt_path)
-    if "distill_config" not in checkpoint:
-        raise UserError(f"ckpt_path: {str(ckpt_path)!r} has no configuration; only `distill fit` writes one")
-    config = yaml.safe_load(checkpoint["distill_config"])["model"]["student"]
-    # The student's initial weights are not needed.
-    for name, empty in (("pretrained", False), ("weights", None), ("drop_classifier", False)):
-        if name in config["init_args"]:
-            config["init_args"][name] = empty
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Network, "student")
-    student: Network = parser.instantiate_classes(parser.parse_object({"student": config})).student
-    student.build(checkpoint["distill"]["num_classes"], tuple(checkpoint["distill"]["image_shape"]))
+    network = student if isinstance(student, Network) else _configured(checkpoint, str(ckpt_path), student)
+    network.build(checkpoint["distill"]["num_classes"], tuple(checkpoint["distill"]["image_shape"]))
     tensors = {
         name.removeprefix(STUDENT): tensor
         for name, tensor in evaluated_weights(checkpoint, weights, "weights").items()
         if name.startswith(STUDENT)
     }
-    student.load_state_dict(tensors)
-    return student.eval()
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        if student is None:
+            raise
+        reason = " ".join(line.strip() for line in str(error).splitlines()[1:2])
+        raise UserError(f"student: {network.name} does not fit the weights of {str(ckpt_path)!r} ({reason})") from None
+    return network.eval()
+
+
+def _configured(checkpoint: dict[str, Any], path: str, module: nn.Module | None) -> Network:
+    """Return the network of a checkpoint's configuration, around `module` if it is given."""
+    if "distill_config" not in checkpoint:
+        if module is not None:
+            return TorchModule(module)
+        raise UserError(
+            f"ckpt_path: {path!r} has no configuration; only `distill fit` writes one: give the student, as in "
+            "load_student(path, student=network)"
+        )
+    config = yaml.safe_load(checkpoint["distill_config"])["model"]["student"]
+    # The student's initial weights are not needed.
+    for name, empty in (("pretrained", False), ("weights", None), ("drop_classifier", False)):
+        if name in config["init_args"]:
+            config["init_args"][name] = empty
+    if module is not None:
+        if "module" not in config["init_args"]:
+            raise UserError(
+                f"student: {path!r} says itself what its student is ({config['class_path']}): leave the module out"
+            )
+        config["init_args"]["module"] = module
+    require_no_objects(config)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Network, "student")
+    network: Network = parser.instantiate_classes(parser.parse_object({"student": config})).student
+    return network
 
 
 def export(student: Network, output: str | Path, format: Format = "safetensors") -> str:
@@ -136,7 +162,7 @@ class _Output(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        output: Tensor = self.network(image)[self.network.output]
+        output: Tensor = self.network(image)[self.network.output_feature]
         return output
 
 
@@ -162,7 +188,7 @@ def _onnx(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
         (image,),
         dynamo=True,
         input_names=["image"],
-        output_names=[student.output],
+        output_names=[student.output_feature],
         dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
@@ -170,7 +196,7 @@ def _onnx(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
     code = (
         "import onnxruntime\n"
         f"session = onnxruntime.InferenceSession({str(path)!r})\n"
-        f'({student.output},) = session.run(None, {{"image": image}})  # image: float32 [B, C, H, W] in [0, 1]'
+        f'({student.output_feature},) = session.run(None, {{"image": image}})  # image: float32 [B, C, H, W] in [0, 1]'
     )
     try:
         return program.model_proto.SerializeToString(), code
@@ -186,7 +212,7 @@ def _torch(student: Network, path: Path) -> tuple[bytes | memoryview, str]:
     code = (
         "import torch\n"
         f"network = torch.export.load({str(path)!r}).module()\n"
-        f"{student.output} = network(image)  # image: float32 [B, C, H, W] in [0, 1]"
+        f"{student.output_feature} = network(image)  # image: float32 [B, C, H, W] in [0, 1]"
     )
     return content.getbuffer(), code
 

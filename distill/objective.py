@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError, under
+from distill.errors import UserError, did_you_mean, under
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads.base import Batch, Head, RunInfo
 from distill.networks import Network, Teacher
@@ -115,7 +115,7 @@ class Objective(nn.Module):
             if not isinstance(term.weight, Schedule) and not math.isfinite(term.weight):
                 raise UserError(f"{key_of(name)}.weight must be finite, given {term.weight}")
             with under(f"{key_of(name)}.head"):
-                teacher = specs[self._teacher_of(term, specs)] if term.head.needs_teacher and specs else None
+                teacher = specs.get(self._teacher_of(term, specs) or "")
                 term.head.check(student, teacher)
                 term.head.build(student, teacher if teacher is not None else student)
             self.terms[name] = term
@@ -175,8 +175,7 @@ class Objective(nn.Module):
 
     def teacher_of(self, name: str) -> str | None:
         """Return the name of the teacher that a term compares with; `None` for a loss on labels."""
-        term = self.terms[name]
-        return self._teacher_of(term, self.teacher_names) if term.head.needs_teacher else None
+        return self._teacher_of(self.terms[name], self.teacher_names)
 
     def summarize(self, teachers: Teachers, batch: Batch, progress: Progress) -> dict[str, Summary]:
         """Reduce the teachers' features to what each head compares.
@@ -192,11 +191,15 @@ class Objective(nn.Module):
         """
         if teachers is None:
             return {}
-        by_teacher = dict.fromkeys(self.teacher_names, teachers) if isinstance(teachers, Features) else teachers
+        if isinstance(teachers, Features):
+            if len(self.teacher_names) > 1:
+                raise UserError(f"there are several teachers, {', '.join(self.teacher_names)}: give features by name")
+            teachers = dict.fromkeys(self.teacher_names, teachers)
         summaries: dict[str, Summary] = {}
         for teacher, names in self.active(progress).items():
             for name in names:
-                features = by_teacher[name] if name in by_teacher else by_teacher[teacher]
+                given = teachers.get(name)  # a summary, unless a teacher has the term's name
+                features = given if isinstance(given, Summary) else teachers[teacher]
                 summaries[name] = self.terms[name].head.summary(features, batch)
         return summaries
 
@@ -232,16 +235,16 @@ class Objective(nn.Module):
         return self.terms[name].weight_at(progress) * self._factors[name]
 
     @staticmethod
-    def _teacher_of(term: Term, names: Collection[str]) -> str:
-        if term.teacher is None:
-            if len(names) > 1:
-                raise UserError(
-                    f"there are several teachers, {', '.join(names)}: name one of them as the term's teacher"
-                )
-            return next(iter(names))
-        if term.teacher not in names:
-            raise UserError(f"there is no teacher {term.teacher!r}; available: {', '.join(names) or 'none'}")
-        return term.teacher
+    def _teacher_of(term: Term, names: Collection[str]) -> str | None:
+        if term.teacher is not None and not term.head.needs_teacher:
+            raise UserError(f"{type(term.head).__name__} compares with no teacher: remove the term's teacher")
+        if term.teacher is not None and term.teacher not in names:
+            raise UserError(f"there is no teacher {term.teacher!r}: {did_you_mean(term.teacher, names)}")
+        if term.teacher is not None or not term.head.needs_teacher:
+            return term.teacher
+        if len(names) > 1:
+            raise UserError(f"there are several teachers, {', '.join(names)}: name one of them as the term's teacher")
+        return next(iter(names), None)
 
 
 class Distiller(nn.Module):

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from distill.configurable import Configurable
 from distill.errors import UserError, require_above, require_at_least, require_finite
 
 
@@ -27,7 +28,7 @@ class Progress:
     epochs: float | None = None
 
 
-class Schedule(ABC):
+class Schedule(Configurable, ABC):
     """A number as a function of training progress. Subclasses implement `__call__`."""
 
     @abstractmethod

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "distill"
 
 # The rooms from the ground up; a room may use what stands before it, or beside it in the same row.
 FLOORS = [
-    ["errors"],
+    ["errors", "configurable"],
     ["functional", "distributed", "schedules", "randomness"],
     ["features"],
     ["memory", "superpixels", "metrics"],
@@ -20,12 +20,13 @@ FLOORS = [
     ["heads"],
     ["objective", "testing"],
     ["gradients"],
-    ["training"],
+    ["training", "given"],
     ["runs"],
     ["knn"],
     ["callbacks"],
     ["export"],
     ["cli"],
+    ["api"],
     ["__main__"],
 ]
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}

@@ -196,7 +196,7 @@ def test_a_negative_weight_is_legal():
         ),
         (
             lambda: Objective({"kd": Term(KD(), teacher="c")}, SPEC, {"a": SPEC}),
-            "model.heads.kd.head: there is no teacher 'c'; available: a",
+            "model.heads.kd.head: there is no teacher 'c': known are 'a'",
         ),
         (
             lambda: Objective({"kd": Term(KD())}, SPEC, FeatureSpec(embedding=(6,))),

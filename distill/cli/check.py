@@ -140,7 +140,8 @@ def _shapes(spec: FeatureSpec) -> dict[str, str]:
 
 def _heads(module: DistillationModule) -> Table:
     table = Table(title="Terms of the loss", title_justify="left")
-    for name in ("name", "head", "reads", "scope", "weight", "parameters", "memory"):
+    several = ["teacher"] if len(module.teachers) > 1 else []
+    for name in ("name", "head", *several, "reads", "scope", "weight", "parameters", "memory"):
         table.add_column(name)
     for name, term in module.terms.items():
         head = term.head
@@ -148,6 +149,7 @@ def _heads(module: DistillationModule) -> Table:
         table.add_row(
             name,
             type(head).__name__,
+            *(module.distiller.objective.teacher_of(name) or "-" for _ in several),
             ", ".join(sorted(head.needs | head.batch_needs)) or "-",
             _scope(head),
             _weight(term),

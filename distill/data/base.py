@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distill.configurable import Configurable
 from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix
 from distill.data.samplers import EvaluationSampler, FixedSampler, ResumableLoader, SampleKey, ShuffledSampler
@@ -61,7 +62,7 @@ class ImageDataset(Dataset[Sample]):
         return sample if self.extra_fields is None else {**sample, **self.extra_fields(image)}
 
 
-class ImageData(LightningDataModule, ABC):
+class ImageData(Configurable, LightningDataModule, ABC):
     """Base of the data modules: a subclass sets `num_classes` and `image_shape` and implements `samples`.
 
     Args:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePath
 
+from distill.configurable import Configurable
 from distill.data.sources import FileSource, Source, count_classes, labels_of
 from distill.errors import UserError, require_above, require_at_least, require_between
 
 
-class LongTail(ABC):
+class LongTail(Configurable, ABC):
     """Make a training set long-tailed; validation and test images do not change.
 
     A subclass decides how many images of each class are kept. Classes keep their order, the first images of each

@@ -27,6 +27,7 @@ from distill.functional.maps import (
     to_common_grid,
     vid,
 )
+from distill.functional.regression import cosine_distance, resize, squared_difference
 from distill.functional.relations import (
     angle_cosines,
     centered_gram,
@@ -52,6 +53,7 @@ __all__ = [
     "conditional_probabilities",
     "context_difference",
     "correlation_distance",
+    "cosine_distance",
     "dkd",
     "edges",
     "effective_number_weights",
@@ -83,7 +85,9 @@ __all__ = [
     "pool",
     "probability_divergence",
     "relative_squared_distances",
+    "resize",
     "softmax_over_memory",
+    "squared_difference",
     "taylor_kernel",
     "tckd",
     "to_common_grid",

@@ -11,6 +11,7 @@ from distill.heads.cross_entropy import CrossEntropy
 from distill.heads.dcd import DCD
 from distill.heads.dist import DIST
 from distill.heads.dkd import DKD
+from distill.heads.embedding_regression import EmbeddingRegression
 from distill.heads.fitnet import FitNet
 from distill.heads.fsp import FSP
 from distill.heads.ft import FT
@@ -26,6 +27,7 @@ from distill.heads.rkd import RKD
 from distill.heads.rrd import RRD
 from distill.heads.serkd import SeRKD
 from distill.heads.sp import SP
+from distill.heads.token_regression import TokenRegression
 from distill.heads.trg import TRG
 from distill.heads.vid import VID
 
@@ -51,6 +53,7 @@ __all__ = [
     "VID",
     "Batch",
     "CrossEntropy",
+    "EmbeddingRegression",
     "FitNet",
     "Head",
     "LogitAdjustment",
@@ -61,6 +64,7 @@ __all__ = [
     "RunInfo",
     "Scope",
     "SeRKD",
+    "TokenRegression",
     "shipped",
 ]
 

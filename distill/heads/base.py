@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from distill.configurable import Configurable
 from distill.distributed import all_mean, gather
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Summary
@@ -52,7 +53,7 @@ class RunInfo:
     provides: frozenset[str] = frozenset({"image", "label", "index"})
 
 
-class Head(nn.Module, ABC):
+class Head(Configurable, nn.Module, ABC):
     """One loss term, comparing the student's features with the teacher's or with labels.
 
     A subclass names the features it reads in `needs`, builds its projections and memory in `build`, and returns a

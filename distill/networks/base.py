@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from distill.configurable import Configurable
 from distill.errors import UserError, require_above
 from distill.features import Features, FeatureSpec, Taps
 from distill.networks.classifier import Classifier, find_classifier
@@ -26,7 +27,7 @@ NamedTaps = Literal["benchmark"] | Sequence[str] | Mapping[str, str] | None
 """Layers to read: those of the CRD benchmark, a list, or name -> layer."""
 
 
-class FeatureSource(nn.Module, ABC):
+class FeatureSource(Configurable, nn.Module, ABC):
     """Anything that can be configured as a teacher: a network, or features that are computed in another way."""
 
 
@@ -117,7 +118,7 @@ class Network(FeatureSource):
         return None
 
     @property
-    def output(self) -> Literal["logits", "embedding"]:
+    def output_feature(self) -> Literal["logits", "embedding"]:
         """The feature that an exported model returns: the logits, or without a classifier the embedding."""
         return "embedding" if self.spec.logits is None else "logits"
 
@@ -222,7 +223,7 @@ class Network(FeatureSource):
                 "import torch",
                 *self.construction_code(path),
                 f"mean, std = {_tensor_code(self.mean)}, {_tensor_code(self.std)}",
-                f"{self.output} = network.eval()((image - mean) / std)  # image: {images}",
+                f"{self.output_feature} = network.eval()((image - mean) / std)  # image: {images}",
             ]
         )
 

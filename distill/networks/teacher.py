@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Self
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError, did_you_mean
-from distill.features import Features, FeatureSpec
+from distill.features import Features, FeatureSpec, Shape
 from distill.networks.base import FeatureSource, Network
 
 
@@ -132,11 +133,12 @@ class FrozenTeacher(Teacher):
 class Ensemble(Teacher):
     """The average of other teachers' features.
 
-    Every feature of which all members have the same shape is averaged: logits, embedding, tokens, and maps of the same
-    name. The members run once per step, whoever else reads them.
+    Every feature of which all members have the same shape is averaged, in at least float32: logits, embedding, tokens,
+    and maps of the same name. Features whose shapes differ it does not have. The members, which may be ensembles
+    themselves, run once per step, whoever else reads them.
 
     Args:
-        of: names of the members, which are other entries of `model.teachers`.
+        of: names of the members: other entries of `model.teachers`, or `teacher` for the one of `model.teacher`.
 
     Raises:
         UserError: fewer than two members.
@@ -177,8 +179,8 @@ class Ensemble(Teacher):
         for name in self.of:
             if name not in members:
                 raise UserError(f"of: there is no teacher {name!r} to average: {did_you_mean(name, members)}")
-        specs = [members[name].spec for name in self.of]
-        first, *rest = specs
+        specs = {name: members[name].spec for name in self.of}
+        first, *rest = specs.values()
         kept = {
             name: shape
             for name in ("logits", "embedding", "tokens")
@@ -188,9 +190,10 @@ class Ensemble(Teacher):
             kept.pop("tokens", None)
         maps = {name: shape for name, shape in first.maps.items() if all(spec.maps.get(name) == shape for spec in rest)}
         if not kept and not maps:
-            found = "; ".join(f"{name}: {_shapes(spec)}" for name, spec in zip(self.of, specs, strict=True))
+            found = "; ".join(f"{name}: {_shapes(spec)}" for name, spec in specs.items())
             raise UserError(f"of: the teachers have no feature of the same shape to average ({found})")
-        self._spec = FeatureSpec(**kept, grid=first.grid if "tokens" in kept else None, maps=maps)
+        grid = first.grid if "tokens" in kept else None
+        self._spec = _SharedSpec(**kept, grid=grid, maps=maps, members=specs)
         self._fingerprint = sha256(" ".join(members[name].fingerprint for name in self.of).encode()).hexdigest()
 
     def features(self, image: Tensor, others: Mapping[str, Features]) -> Features:
@@ -198,10 +201,29 @@ class Ensemble(Teacher):
         members = [others[name] for name in self.of]
 
         def mean(name: str) -> Tensor:
-            return torch.stack([member[name] for member in members]).mean(dim=0)
+            tensors = [member[name] for member in members]
+            tensors = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+            return torch.stack(tensors).mean(dim=0)
 
         kept = {name: mean(name) for name in ("logits", "embedding", "tokens") if getattr(self.spec, name) is not None}
         return Features(**kept, grid=self.spec.grid, maps={name: mean(name) for name in self.spec.maps})
+
+
+@dataclass(frozen=True)
+class _SharedSpec(FeatureSpec):
+    """The shapes that the members of an ensemble share; a feature that it lacks is explained by theirs."""
+
+    members: Mapping[str, FeatureSpec] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Shape:
+        try:
+            return super().__getitem__(name)
+        except UserError:
+            shapes = {member: _shape_of(spec, name) for member, spec in self.members.items()}
+            if not any(shapes.values()):
+                raise
+            found = ", ".join(f"{member} {shape or 'none'}" for member, shape in shapes.items())
+            raise UserError(f"an ensemble averages only equal shapes, and those of {name!r} are: {found}") from None
 
 
 def teacher_features(teachers: Mapping[str, Teacher], image: Tensor, names: Iterable[str]) -> dict[str, Features]:
@@ -218,10 +240,11 @@ def teacher_features(teachers: Mapping[str, Teacher], image: Tensor, names: Iter
     found: dict[str, Features] = {}
 
     def run(name: str) -> None:
+        if name in found:
+            return
         for member in teachers[name].of:
             run(member)
-        if name not in found:
-            found[name] = teachers[name].features(image, found)
+        found[name] = teachers[name].features(image, found)
 
     for name in names:
         run(name)
@@ -239,5 +262,14 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def _shapes(spec: FeatureSpec) -> str:
-    shapes = {"logits": spec.logits, "embedding": spec.embedding, "tokens": spec.tokens, **spec.maps}
-    return ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items() if shape is not None)
+    found = {name: _shape_of(spec, name) for name in ("logits", "embedding", "tokens", *spec.maps)}
+    return ", ".join(f"{name} {shape}" for name, shape in found.items() if shape)
+
+
+def _shape_of(spec: FeatureSpec, name: str) -> str:
+    """Return the shape of a feature as text; of tokens, their grid too; an empty text for a feature that is missing."""
+    shape = {"logits": spec.logits, "embedding": spec.embedding, "tokens": spec.tokens, **spec.maps}.get(name)
+    if shape is None:
+        return ""
+    grid = f" ({spec.grid[0]} x {spec.grid[1]} cells)" if name == "tokens" and spec.grid is not None else ""
+    return " x ".join(map(str, shape)) + grid

@@ -133,7 +133,7 @@ class Torchvision(Network):
     def _make(self, count: int, size_options: Mapping[str, Any], pretrained: bool = True) -> nn.Module:
         from torchvision.models import get_model
 
-        arguments: dict[str, Any] = {"num_classes": count, **size_options, **self._arguments()}
+        arguments: dict[str, Any] = {"num_classes": count, **size_options, **self._weights_arguments()}
         if clash := {"num_classes", "weights"} & self.options.keys():
             raise UserError(f"options: {min(clash)!r} cannot be given there, {type(self).__name__} sets it itself")
         weights = self.presets if self.pretrained and pretrained else None
@@ -148,7 +148,7 @@ class Torchvision(Network):
             ) from error
         return model.eval()
 
-    def _arguments(self) -> dict[str, Any]:
+    def _weights_arguments(self) -> dict[str, Any]:
         """Return what leaves out the additional classifiers, which only training with labels uses."""
         from torchvision.models import get_model_builder
 
@@ -158,7 +158,7 @@ class Torchvision(Network):
 
     def construction_code(self, path: str) -> list[str]:
         """Return the lines that create the model with torchvision and load its weights."""
-        options = {**self.size_options, **self._arguments(), **self.options}
+        options = {**self.size_options, **self._weights_arguments(), **self.options}
         count = self.spec.logits[0] if self.spec.logits is not None else 1
         arguments = "".join(f", {name}={value!r}" for name, value in options.items())
         headless = [] if self.has_logits else [f"network.set_submodule({self.last!r}, torch.nn.Identity())"]

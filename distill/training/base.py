@@ -54,7 +54,7 @@ class DistillerModule(LightningModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits `[B, K]`, or without a classifier the embedding, of images `[B, C, H, W]` in [0, 1]."""
-        output: Tensor = self.student(image)[self.student.output]
+        output: Tensor = self.student(image)[self.student.output_feature]
         return output
 
     def extract_features(self, image: Tensor) -> tuple[Features, dict[str, Features]]:

@@ -161,7 +161,7 @@ class ClassificationModule(DistillerModule):
         """Compute `probability` of the classes `[B, K]`, or without a classifier `embedding`; `index` where known."""
         index = {"index": batch["index"]} if "index" in batch else {}
         output = self(batch["image"]).float()
-        has_classes = self.student.output == "logits"
+        has_classes = self.student.output_feature == "logits"
         return index | ({"probability": output.softmax(dim=1)} if has_classes else {"embedding": output})
 
     def setup(self, stage: str) -> None:

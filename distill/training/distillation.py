@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from distill.errors import UserError, did_you_mean, under
 from distill.features import Features
 from distill.heads import Batch
 from distill.metrics import teacher_metrics
-from distill.networks import Ensemble, FeatureSource, FrozenTeacher, Network, Teacher
+from distill.networks import FeatureSource, FrozenTeacher, Network, Teacher
 from distill.objective import TASK, TEACHER, Distiller, Objective, Term, teacher_key
 from distill.training.base import build
 from distill.training.checks import require_labels
@@ -30,11 +31,11 @@ class DistillationModule(ClassificationModule):
 
     Args:
         teacher: the teacher network: always in eval mode, without gradient, in no checkpoint.
-        teachers: further teachers by name: networks, or an `Ensemble` of others. With several, each term names the
-            teacher that it compares with; the one of `teacher` is called "teacher".
+        teachers: further teachers by name: networks, or an `Ensemble` of others; `null` removes one. With several,
+            each term names the teacher that it compares with; the one of `teacher` is called "teacher".
         heads: terms by name, each a head with its weight; `null` or weight 0 removes a term.
-        teacher_dtype: dtype that the teachers compute in, or a dtype by the teacher's name; defaults to the trainer's
-            precision.
+        teacher_dtype: dtype that the teachers' networks compute in, or a dtype by the teacher's name; defaults to the
+            trainer's precision.
         compile: networks to compile with `torch.compile`: `student`, `teacher` (all of them) or `both`. Heads are not
             compiled, and the names in checkpoints stay the same.
         training: arguments of `ClassificationModule`.
@@ -47,7 +48,7 @@ class DistillationModule(ClassificationModule):
         self,
         *,
         teacher: Network | None = None,
-        teachers: dict[str, FeatureSource] | None = None,
+        teachers: dict[str, FeatureSource | None] | None = None,
         heads: dict[str, Term | None] | None = None,
         teacher_dtype: Dtype | dict[str, Dtype] | None = None,
         compile: Compiled = "none",
@@ -94,26 +95,46 @@ class DistillationModule(ClassificationModule):
         return super().monitor
 
     def _build_teachers(self, given: dict[str, Any]) -> dict[str, Teacher]:
-        """Build the networks first and then the ensembles, in the given order."""
-        dtypes = (
-            self._teacher_dtype if isinstance(self._teacher_dtype, dict) else dict.fromkeys(given, self._teacher_dtype)
-        )
-        for name in dtypes:
-            if name not in given:
-                raise UserError(f"model.teacher_dtype: there is no teacher {name!r}: {did_you_mean(name, given)}")
+        """Build the teachers, members of an ensemble before it, and return them in the given order."""
+        dtypes = self._dtypes(given)
         built: dict[str, Teacher] = {}
-        for name, teacher in sorted(given.items(), key=lambda item: isinstance(item[1], Ensemble)):
-            if "." in name or hasattr(nn.ModuleDict, name):
-                raise UserError(f"model.teachers: a teacher cannot be called {name!r}; choose another name")
+
+        def make(name: str, ensembles: tuple[str, ...] = ()) -> None:
+            if name in built or name not in given:  # an ensemble itself names the member that it lacks
+                return
+            teacher = given[name]
+            if name in ensembles:
+                raise UserError(
+                    f"{teacher_key(name)}: an ensemble cannot average itself: {' of '.join([*ensembles, name])}"
+                )
+            for member in getattr(teacher, "of", ()):
+                make(member, (*ensembles, name))
             if isinstance(teacher, Network):
                 build(teacher, teacher_key(name), self.num_classes, self.image_shape, learns=False)
-                dtype = dtypes.get(name)
-                built[name] = FrozenTeacher(teacher, getattr(torch, dtype) if dtype else None)
+                teacher = FrozenTeacher(teacher, dtypes[name])
             else:
                 with under(teacher_key(name)):
                     teacher.build(built)
-                built[name] = teacher
+            built[name] = teacher
+
+        for name in given:
+            if "." in name or hasattr(nn.ModuleDict, name):
+                raise UserError(f"model.teachers: a teacher cannot be called {name!r}; choose another name")
+            make(name)
         return {name: built[name] for name in given}
+
+    def _dtypes(self, given: Mapping[str, Any]) -> dict[str, torch.dtype | None]:
+        """Return the dtype of each teacher that is a network; `None` follows the trainer's precision."""
+        networks = [name for name, teacher in given.items() if isinstance(teacher, Network)]
+        names = self._teacher_dtype
+        by_name = names if isinstance(names, dict) else dict.fromkeys(networks, names)
+        for name in by_name:
+            if name not in networks:
+                fitting = "an ensemble computes nothing: name its members" if name in given else None
+                raise UserError(
+                    f"model.teacher_dtype: there is no network {name!r}: {fitting or did_you_mean(name, networks)}"
+                )
+        return {name: getattr(torch, dtype) if (dtype := by_name.get(name)) else None for name in networks}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the teachers' names and fingerprints, but not their weights."""
@@ -146,7 +167,7 @@ class DistillationModule(ClassificationModule):
         if which in ("teacher", "both"):
             networks = [teacher.network for teacher in self.teachers.values() if isinstance(teacher, FrozenTeacher)]
             if not networks:
-                raise UserError(f"model.compile is {which!r}, but model.teacher is not given")
+                raise UserError(f"model.compile is {which!r}, but there is no teacher")
             for network in networks:
                 network.compile()
 
