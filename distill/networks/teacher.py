@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -205,7 +205,8 @@ class Ensemble(Teacher):
             tensors = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
             return torch.stack(tensors).mean(dim=0)
 
-        kept = {name: mean(name) for name in ("logits", "embedding", "tokens") if getattr(self.spec, name) is not None}
+        shared = [name for name in ("logits", "embedding", "tokens") if getattr(self.spec, name) is not None]
+        kept: dict[str, Any] = {name: mean(name) for name in shared}
         return Features(**kept, grid=self.spec.grid, maps={name: mean(name) for name in self.spec.maps})
 
 
