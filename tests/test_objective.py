@@ -91,7 +91,9 @@ def losses_in_a_plain_loop():
     digits.setup("fit")
     loader = digits.train_dataloader()
     total = EPOCHS * STEPS
-    objective.prepare(RunInfo(Progress(0, 0.0, total, EPOCHS), batch_size=8, provides=frozenset({"segments"})))
+    objective.prepare(
+        RunInfo(Progress(0, 0.0, total, EPOCHS), batch_size=8, provides=RunInfo().provides | {"segments"})
+    )
     losses = []
     for epoch in range(EPOCHS):
         loader.sampler.set_epoch(epoch)

@@ -140,9 +140,9 @@ def _require_images(image: Any, raw: Any) -> None:
         raise UserError(f"data: image must be float in [0, 1], given {given}: {_UINT8_REMEDY}")
 
 
-def _label(label: Any, image: Tensor) -> Tensor:
+def _label(given: Any, image: Tensor) -> Tensor:
     """Return classes int64 `[B]` or soft labels `[B, K]`."""
-    label = _tensor("label", label, image)
+    label = _tensor("label", given, image)
     if label.ndim == 2 and label.shape[1] == 1 and not label.is_floating_point():
         label = label[:, 0]
     if label.ndim == 1 and not label.is_floating_point():
@@ -155,8 +155,8 @@ def _label(label: Any, image: Tensor) -> Tensor:
     )
 
 
-def _index(index: Any, image: Tensor) -> Tensor:
-    index = _tensor("index", index, image)
+def _index(given: Any, image: Tensor) -> Tensor:
+    index = _tensor("index", given, image)
     if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
         raise UserError(
             f"data: index must be each image's place in the data set, integers [B], given {_type(index)} "
