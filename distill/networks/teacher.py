@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from hashlib import sha256
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -200,7 +200,8 @@ class Ensemble(Teacher):
         def mean(name: str) -> Tensor:
             return torch.stack([member[name] for member in members]).mean(dim=0)
 
-        kept = {name: mean(name) for name in ("logits", "embedding", "tokens") if getattr(self.spec, name) is not None}
+        present = {name for name in ("logits", "embedding", "tokens") if getattr(self.spec, name) is not None}
+        kept: dict[str, Any] = {name: mean(name) for name in present}
         return Features(**kept, grid=self.spec.grid, maps={name: mean(name) for name in self.spec.maps})
 
 
