@@ -212,7 +212,8 @@ class Network(FeatureSource):
         if axes is not None and axes != tuple(range(tensor.ndim)):
             tensor = tensor.permute(axes)
         if (grid := self.grids.get(name)) is not None:
-            tensor = tensor[:, -grid[0] * grid[1] :].mT.unflatten(2, grid)
+            tensor = tensor[:, -grid[0] * grid[1] :].mT
+            tensor = tensor.reshape(*tensor.shape[:2], *grid)
         return tensor
 
     def loading_code(self, path: str) -> str:

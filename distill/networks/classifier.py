@@ -67,9 +67,9 @@ def is_linear(layer: nn.Module) -> bool:
     """Return whether a layer is linear, also in a program of `torch.export`, where it has no type but its weights."""
     if isinstance(layer, nn.Linear):
         return True
-    own = dict(layer.named_parameters(recurse=False))
+    parameters = dict(layer.named_parameters(recurse=False))
     return (
         type(layer).__name__ == "InterpreterModule"
-        and own.keys() in ({"weight"}, {"weight", "bias"})
-        and (own["weight"].ndim == 2)
+        and parameters.keys() in ({"weight"}, {"weight", "bias"})
+        and (parameters["weight"].ndim == 2)
     )

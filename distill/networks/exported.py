@@ -43,7 +43,8 @@ def load_program(path: str | Path, shape: tuple[int, int, int]) -> tuple[nn.Modu
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
         raise UserError(f"{where} takes {len(inputs)} inputs, not a single batch of images [B, C, H, W]")
     image = inputs[0]
-    batch, channels, *size = (side if isinstance(side, int) else None for side in image.shape)
+    sides: list[Any] = list(image.shape)  # a free axis is symbolic
+    batch, channels, *size = (side if isinstance(side, int) else None for side in sides)
     if batch is not None:
         raise UserError(
             f"{where} takes batches of {batch} images only, as torch.export baked in: export it with dynamic_shapes "

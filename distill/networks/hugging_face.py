@@ -105,9 +105,9 @@ class HuggingFace(Network):
         self.config = config
         check_size(self.name, config, self.input_shape)
         kind = self.auto_class or saved_class(config)
-        own = config.num_labels
+        pretrained_classes = config.num_labels
         classifies = kind == "AutoModelForImageClassification"
-        count = self._classes(own, num_classes) if classifies else 0
+        count = self._classes(pretrained_classes, num_classes) if classifies else 0
         if count:
             config.num_labels = count
         model = self._make(transformers, kind, config, count)
@@ -235,15 +235,16 @@ class HuggingFace(Network):
                 f"name: the {what} of {self.source!r} cannot be loaded {where} ({first_line(error)})"
             ) from error
 
-    def _classes(self, own: int, wanted: int) -> int:
+    def _classes(self, pretrained_classes: int, wanted: int) -> int:
         if self.num_classes is not None:
             return self.num_classes
         if self.pretrained and not self.learns:
-            return own
-        if self.pretrained and own != wanted != 0:
+            return pretrained_classes
+        if self.pretrained and pretrained_classes != wanted != 0:
             raise UserError(
-                f"num_classes: {self.name!r} has {own} classes and the data {wanted}: give num_classes {wanted} for a "
-                f"new classifier, {own} to keep the model's, or auto_class AutoModel for none"
+                f"num_classes: {self.name!r} has {pretrained_classes} classes and the data {wanted}: give num_classes "
+                f"{wanted} for a new classifier, {pretrained_classes} to keep the model's, or auto_class AutoModel for "
+                "none"
             )
         return wanted
 

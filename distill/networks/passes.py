@@ -166,10 +166,10 @@ def _record(
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def record(module: nn.Module, inputs: object, output: object) -> None:
-            several = isinstance(output, tuple)
-            for number, tensor in enumerate(output if several else [output]):  # type: ignore[arg-type]
+            tensors: tuple[object, ...] = output if isinstance(output, tuple) else (output,)
+            for number, tensor in enumerate(tensors):
                 if isinstance(tensor, Tensor):
-                    key = f"{name}#{number}" if several else name
+                    key = f"{name}#{number}" if tensors is output else name
                     found.pop(key, None)
                     found[key] = tuple(map(int, tensor.shape))
 

@@ -26,7 +26,7 @@ _PASSES = 2
 
 
 @dataclass(frozen=True)
-class Place:
+class StridedLayer:
     """A layer, and the stride of its output.
 
     Attributes:
@@ -63,7 +63,8 @@ def resolve_taps(
     """
     layers = dict(network.model.named_modules())
     wanted = {tap: match for tap, name in taps.items() if name not in layers and (match := _NAME.fullmatch(name))}
-    resolved, grids = dict(taps), {}
+    resolved = dict(taps)
+    grids: dict[str, tuple[int, int]] = {}
     if not wanted:
         return resolved, grids
     places = find_places(network, image)
@@ -71,21 +72,21 @@ def resolve_taps(
     strides = last_of_each_stride(network.model, places)
     for tap, match in wanted.items():
         number = int(match[2])
-        place = strides.get(number) if match[1] == "stride" else _at_depth(blocks, number)
-        if place is None:
+        strided = strides.get(number) if match[1] == "stride" else _at_depth(blocks, number)
+        if strided is None:
             offered = [f"stride{stride}" for stride in sorted(strides)]
             offered += [f"block{depth}" for depth in _DEPTHS] if blocks else []
             raise UserError(
                 f"taps: {network.name!r} has no {match[0]!r} for images of {image.shape[-2]} x {image.shape[-1]}: it "
                 f"has {', '.join(offered) or 'no layer of a known stride'}, and layers by name"
             )
-        resolved[tap] = place.layer
-        if place.grid is not None:
-            grids[tap] = place.grid
+        resolved[tap] = strided.layer
+        if strided.grid is not None:
+            grids[tap] = strided.grid
     return resolved, grids
 
 
-def find_places(network: Network, image: Tensor) -> dict[str, Place | None]:
+def find_places(network: Network, image: Tensor) -> dict[str, StridedLayer | None]:
     """Find the strides of the outputs of all layers, in their order; `None` for those without.
 
     The tensors of a tuple, which cannot be tapped, are `name#0`, `name#1` and so on.
@@ -105,7 +106,7 @@ def find_places(network: Network, image: Tensor) -> dict[str, Place | None]:
     return {name: _place(name.partition("#")[0], shapes) for name, shapes in seen.items()}
 
 
-def last_of_each_stride(model: nn.Module, places: Mapping[str, Place | None]) -> dict[int, Place]:
+def last_of_each_stride(model: nn.Module, places: Mapping[str, StridedLayer | None]) -> dict[int, StridedLayer]:
     """Return the last layer of each stride.
 
     A layer within a block whose own output has another stride, such as the first convolution of the next stage, comes
@@ -113,23 +114,24 @@ def last_of_each_stride(model: nn.Module, places: Mapping[str, Place | None]) ->
     """
     inside: dict[str, set[int]] = {}
     outputs: dict[str, set[int]] = {}
-    for key, place in places.items():
-        outputs.setdefault(key.partition("#")[0], set()).update(() if place is None else [place.stride])
-        for name in _around(place.layer) if place is not None else ():
-            inside.setdefault(name, set()).add(place.stride)
+    for key, strided in places.items():
+        outputs.setdefault(key.partition("#")[0], set()).update(() if strided is None else [strided.stride])
+        if strided is not None:
+            for name in _around(strided.layer):
+                inside.setdefault(name, set()).add(strided.stride)
 
     def is_block(name: str, stride: int) -> bool:
         if name not in outputs or stride in outputs[name]:
             return False
         return not outputs[name] or len(inside[name]) < 3
 
-    found: dict[int, tuple[int, Place]] = {}
-    for key, place in places.items():
-        if place is not None and "#" not in key and not isinstance(model.get_submodule(key), nn.Identity):
-            depth = sum(is_block(name, place.stride) for name in _around(place.layer))
-            if place.stride not in found or depth <= found[place.stride][0]:
-                found[place.stride] = depth, place
-    return {stride: place for stride, (_, place) in found.items()}
+    found: dict[int, tuple[int, StridedLayer]] = {}
+    for key, strided in places.items():
+        if strided is not None and "#" not in key and not isinstance(model.get_submodule(key), nn.Identity):
+            depth = sum(is_block(name, strided.stride) for name in _around(strided.layer))
+            if strided.stride not in found or depth <= found[strided.stride][0]:
+                found[strided.stride] = depth, strided
+    return {stride: strided for stride, (_, strided) in found.items()}
 
 
 def _around(layer: str) -> list[str]:
@@ -138,39 +140,39 @@ def _around(layer: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def find_blocks(model: nn.Module, places: Mapping[str, Place | None]) -> list[Place]:
+def find_blocks(model: nn.Module, places: Mapping[str, StridedLayer | None]) -> list[StridedLayer]:
     """Return the blocks of a network that consists of blocks of equal stride; none for other networks.
 
     They are the children of one list or sequence, hold most of the layers that have a stride, and are the only ones
     whose outputs are sequences, if these are.
     """
-    found: list[Place] = []
+    found: list[StridedLayer] = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
         prefix = f"{name}." if name else ""
         children = [places.get(f"{prefix}{child}") for child, _ in module.named_children()]
-        blocks = [place for place in children if place is not None]
+        blocks = [strided for strided in children if strided is not None]
         if len(blocks) == len(children) > max(1, len(found)) and len({(b.stride, b.grid) for b in blocks}) == 1:
             found = blocks
     if not found:
         return []
     prefix = found[0].layer.rpartition(".")[0] + "."
-    known = [place for place in places.values() if place is not None]
-    inside = [place for place in known if place.layer.startswith(prefix)]
-    plain = all(place.stride == found[0].stride for place in known if place.grid is not None)
+    known = [strided for strided in places.values() if strided is not None]
+    inside = [strided for strided in known if strided.layer.startswith(prefix)]
+    plain = all(strided.stride == found[0].stride for strided in known if strided.grid is not None)
     return found if plain and len(inside) > 2 / 3 * len(known) else []
 
 
-def _at_depth(blocks: Sequence[Place], percent: int) -> Place | None:
+def _at_depth(blocks: Sequence[StridedLayer], percent: int) -> StridedLayer | None:
     return blocks[math.ceil(len(blocks) * percent / 100) - 1] if blocks and percent <= 100 else None
 
 
-def _place(name: str, seen: Seen) -> Place | None:
+def _place(name: str, seen: Seen) -> StridedLayer | None:
     ranks = {len(shape) for _, shape in seen}
     if ranks == {4}:
         stride = _stride_of_map(seen)
-        return None if stride is None else Place(name, stride)
+        return None if stride is None else StridedLayer(name, stride)
     return _place_of_sequence(name, seen) if ranks == {3} else None
 
 
@@ -178,12 +180,12 @@ def _stride_of_map(seen: Seen) -> int | None:
     """Return the stride at which rows and columns grow with the images, or for one size, that fits it."""
     (size, shape), *others = seen
     grown: list[tuple[int, int]] = []  # pixels and cells
-    for other_size, other in others:
-        axes = axes_that_move(shape, other, (other_size[0] / size[0], other_size[1] / size[1]))
+    for other_size, second_shape in others:
+        axes = axes_that_move(shape, second_shape, (other_size[0] / size[0], other_size[1] / size[1]))
         if axes is None:
             return None
         for number, axis in enumerate(axes[2:]):
-            grown.append((other_size[number] - size[number], other[axis] - shape[axis]))
+            grown.append((other_size[number] - size[number], second_shape[axis] - shape[axis]))
     if not others:
         fitting = [axes for axes in ((2, 3), (1, 2)) if _fitting_stride(size, [shape[axis] for axis in axes])]
         return _fitting_stride(size, [shape[axis] for axis in fitting[0]]) if fitting else None
@@ -211,16 +213,16 @@ def _fitting_stride(size: Size, cells: Sequence[int]) -> int | None:
     )
 
 
-def _place_of_sequence(name: str, seen: Seen) -> Place | None:
+def _place_of_sequence(name: str, seen: Seen) -> StridedLayer | None:
     """Return the place of tokens that are a grid after a few others, the same ones for all sizes."""
     (size, shape), *others = seen
     axis = 1
-    for other_size, other in others:
-        axes = axes_that_move(shape, other, (other_size[0] / size[0], other_size[1] / size[1]))
-        if axes is None or shape[axes[1]] == other[axes[1]]:
+    for other_size, second_shape in others:
+        axes = axes_that_move(shape, second_shape, (other_size[0] / size[0], other_size[1] / size[1]))
+        if axes is None or shape[axes[1]] == second_shape[axes[1]]:
             return None
         axis = axes[1]
-    fitting: list[tuple[int, float, Place]] = []
+    fitting: list[tuple[int, float, StridedLayer]] = []
     for stride in range(1, _LARGEST_STRIDE + 1):
         for rounded in _ROUNDINGS:
             grids = [(rounded(height / stride), rounded(width / stride)) for (height, width), _ in seen]
@@ -231,7 +233,7 @@ def _place_of_sequence(name: str, seen: Seen) -> Place | None:
                     for (sides, _), grid in zip(seen, grids, strict=True)
                     for cells, side in zip(grid, sides, strict=True)
                 )
-                fitting.append((prefix, error, Place(name, stride, grids[0])))
+                fitting.append((prefix, error, StridedLayer(name, stride, grids[0])))
     return min(fitting, key=lambda found: (found[:2], found[2].stride))[2] if fitting else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from distill.errors import UserError, did_you_mean
 from distill.features import Features
-from distill.networks.base import NamedTaps, Network, Size, map_to_tokens, pool_embedding
+from distill.networks.base import NamedTaps, Network, Size, pool_embedding
 from distill.networks.layouts import Layout
+from distill.networks.timm_tokens import find_token_layout
 from distill.networks.weights import WeightsFile, load_weights
 
 
@@ -94,9 +94,7 @@ class Timm(Network):
                 raise _wrong_size(model, self.name, self.input_shape, error) from error
         self._require_trained_classifier(model)
         if self.weights is not None:
-            names = [name for name, _ in _classifiers(model)]
-            if count == 0:
-                names += _names_of_classifier(model)
+            names = [name for name, _ in _classifiers(model)] if count else self._left_out(model)
             load_weights(model, self.weights, self.drop_classifier or count == 0, names)
         return model
 
@@ -108,13 +106,22 @@ class Timm(Network):
             return 0
         return None if self.pretrained else num_classes
 
+    def _left_out(self, model: nn.Module) -> list[str]:
+        """Return the names of the layers that a model without classes lacks."""
+        random_state = torch.get_rng_state()
+        whole = self._make(1, self.size_options.get("img_size"), pretrained=False)
+        torch.set_rng_state(random_state)
+        return sorted({name.rpartition(".")[0] for name in whole.state_dict().keys() - model.state_dict().keys()})
+
     def _require_trained_classifier(self, model: nn.Module) -> None:
         if self.learns or not self.num_classes:
             return
         config: Any = getattr(model, "pretrained_cfg", {})
-        own = config.get("num_classes", 0)
-        if self.drop_classifier or (self.pretrained and own != self.num_classes):
-            given = "drop_classifier leaves it out" if self.drop_classifier else f"its own has {own} classes"
+        pretrained_classes = config.get("num_classes", 0)
+        if self.drop_classifier or (self.pretrained and pretrained_classes != self.num_classes):
+            given = (
+                "drop_classifier leaves it out" if self.drop_classifier else f"its own has {pretrained_classes} classes"
+            )
             raise UserError(
                 f"num_classes: a teacher's classifier of {self.num_classes} classes would be random, as {given}: leave "
                 "num_classes out, or give 0 for none"
@@ -184,13 +191,13 @@ class Timm(Network):
 
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
         """Return the classifiers, whose inputs are the embedding; also determine the layout of the tokens."""
-        self.cells = _find_layout(self.model, image)
-        self.classifier = [_first_after_pooling(name, layer) for name, layer in _classifiers(self.model)]
-        self.classifier_inputs = {f"input of {name}": name for name in self.classifier}
+        self.cells = find_token_layout(self.model, image)
         model: Any = self.model
         self.has_logits = (self.count if self.count is not None else model.num_classes) > 0
-        if not self.has_logits:
-            self.classifier = []
+        if not self.has_logits:  # the model then returns the embedding
+            return {}, {}
+        self.classifier = [_first_after_pooling(name, layer) for name, layer in _classifiers(self.model)]
+        self.classifier_inputs = {f"input of {name}": name for name in self.classifier}
         return {}, self.classifier_inputs
 
     def forward_features(self, image: Tensor) -> Features:
@@ -203,58 +210,14 @@ class Timm(Network):
         else:
             cells = final = model.forward_features(image)
         logits = model.forward_head(final)
+        tokens, grid = layout.tokens(cells)
+        if not self.has_logits:
+            outputs = logits if isinstance(logits, tuple) else (logits,)
+            return Features(None, _join([pool_embedding(output) for output in outputs]), tokens, grid)
         if isinstance(logits, tuple):  # in train mode, one per classifier
             logits = torch.stack(logits).mean(0)
         embedding = _join([pool_embedding(self.taps.tensors[name]) for name in self.classifier_inputs])
-        tokens, grid = layout.tokens(cells)
-        return Features(logits if self.has_logits else None, embedding, tokens, grid)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The layout of the tokens: a map, the end of a sequence, or separate from the input of the head."""
-
-    known: bool = True
-    channels_last: bool = False
-    grid: tuple[int, int] | None = None
-    separate: bool = False
-    norm: bool = False
-
-    def tokens(self, cells: Any) -> tuple[Tensor | None, tuple[int, int] | None]:
-        if not self.known:
-            return None, None
-        if cells.ndim == 3:
-            assert self.grid is not None
-            return cells[:, -self.grid[0] * self.grid[1] :], self.grid
-        if self.channels_last:
-            return cells.flatten(1, 2), (cells.shape[1], cells.shape[2])
-        return map_to_tokens(cells), (cells.shape[2], cells.shape[3])
-
-
-def _find_layout(network: nn.Module, image: Tensor) -> _Layout:
-    """Compare the output of `forward_features` with the last map of `forward_intermediates`."""
-    model: Any = network
-    final = model.forward_features(image)
-    if isinstance(final, Tensor) and final.ndim == 4:
-        return _Layout(channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC")
-    if not hasattr(model, "forward_intermediates"):
-        return _Layout(known=False)
-    norm = True
-    try:
-        repeated, maps = model.forward_intermediates(image, indices=1, norm=norm)
-    except AssertionError:  # a family without a norm for the last map
-        norm = False
-        repeated, maps = model.forward_intermediates(image, indices=1, norm=norm)
-    height, width = maps[-1].shape[-2:]
-    if isinstance(final, Tensor) and _equal(final[:, -height * width :], map_to_tokens(maps[-1])):
-        return _Layout(grid=(height, width))
-    return _Layout(known=_equal(final, repeated), separate=True, norm=norm)
-
-
-def _equal(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor):
-        return first.shape == second.shape and torch.allclose(first, second, rtol=1e-4, atol=1e-4)
-    return len(first) == len(second) and all(map(_equal, first, second))
+        return Features(logits, embedding, tokens, grid)
 
 
 def _classifiers(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -269,15 +232,7 @@ def _first_after_pooling(name: str, classifier: nn.Module) -> str:
     """Return the name of the classifier, or of its linear layer if it pools first."""
     if not hasattr(classifier, "global_pool"):
         return name
-    linear = [f"{name}.{part}" for part, layer in classifier.named_modules() if isinstance(layer, nn.Linear)]
-    return linear[-1] if linear else name
-
-
-def _names_of_classifier(model: nn.Module) -> list[str]:
-    """Return the names that timm lists as the classifier of the weights."""
-    config: Any = getattr(model, "pretrained_cfg", {})
-    names = config.get("classifier") or ()
-    return [names] if isinstance(names, str) else list(names)
+    return [f"{name}.{part}" for part, layer in classifier.named_modules() if isinstance(layer, nn.Linear)][-1]
 
 
 def _has_projection(name: str) -> bool:

@@ -74,7 +74,9 @@ class TorchModule(Network):
             raise UserError("TorchModule needs either module or program, a file of torch.export")
         if program is not None and weights is not None:
             raise UserError("weights: a program holds its own, leave weights out")
-        self.output = {output: None} if isinstance(output, str) else None if output is None else dict(output)
+        self.output: dict[str, str | int | None] | None = None
+        if output is not None:
+            self.output = {output: None} if isinstance(output, str) else {**output}
         for name in self.output or {}:
             one_of("output", name, get_args(Output))
         for name, layer in (("embedding", embedding), ("tokens", tokens)):

@@ -80,23 +80,33 @@ class Torchvision(Network):
             UserError: name, options, weights, image size or classes do not fit.
         """
         self.presets = _weights(self.architecture, self.pretrained)
-        own = len(self.presets.meta["categories"]) if self.pretrained and self.presets is not None else None
-        count = self._count(num_classes, own)
+        pretrained_classes = (
+            len(self.presets.meta["categories"]) if self.pretrained and self.presets is not None else None
+        )
+        count = self._count(num_classes, pretrained_classes)
         self.size_options: dict[str, Any] = {}
-        model, self.last = self._make_for_size(count if own is None else own, self.input_shape[1:])
+        model, self.last = self._make_for_size(
+            count if pretrained_classes is None else pretrained_classes, self.input_shape[1:]
+        )
         if self.weights is not None:
             load_weights(model, self.weights, self.drop_classifier or count == 0, [self.last])
         self.has_logits = count > 0
         if not self.has_logits:
             model.set_submodule(self.last, nn.Identity())
-        elif own not in (None, count):
+        elif pretrained_classes not in (None, count):
             model.set_submodule(self.last, _renewed(model.get_submodule(self.last), count))
         return model
 
-    def _count(self, num_classes: int, own: int | None) -> int:
+    def _count(self, num_classes: int, pretrained_classes: int | None) -> int:
         """Return the number of logits, given the classes of the data and those of the pretrained weights."""
-        if not self.learns and self.num_classes and (self.drop_classifier or own not in (None, self.num_classes)):
-            given = "drop_classifier leaves it out" if self.drop_classifier else f"its own has {own} classes"
+        if (
+            not self.learns
+            and self.num_classes
+            and (self.drop_classifier or pretrained_classes not in (None, self.num_classes))
+        ):
+            given = (
+                "drop_classifier leaves it out" if self.drop_classifier else f"its own has {pretrained_classes} classes"
+            )
             raise UserError(
                 f"num_classes: a teacher's classifier of {self.num_classes} classes would be random, as {given}: leave "
                 "num_classes out, or give 0 for none"
@@ -105,7 +115,7 @@ class Torchvision(Network):
             return self.num_classes
         if self.learns:
             return num_classes
-        return 0 if self.drop_classifier else num_classes if own is None else own
+        return 0 if self.drop_classifier else num_classes if pretrained_classes is None else pretrained_classes
 
     def _make_for_size(self, count: int, size: tuple[int, int]) -> tuple[nn.Module, str]:
         """Return the model and the name of its last linear layer."""
@@ -223,11 +233,13 @@ def _weights(name: str, wanted: bool | str) -> Any:
     if name not in known:
         raise UserError(f"torchvision has no classification model {name!r}: {did_you_mean(name, known)}")
     weights: Any = models.get_model_weights(name)
+    named: Any = None
     if isinstance(wanted, str):
         names = [each.name for each in weights]
         if wanted not in (*names, "DEFAULT"):
             raise UserError(f"torchvision's {name!r} has no weights {wanted!r}: {did_you_mean(wanted, names)}")
-        return weights[wanted]
+        named = weights[wanted]
+        return named
     if wanted and not list(weights):
         raise UserError(f"torchvision has no weights of {name!r}: give a file of them as weights")
     return next(iter(weights), None) and weights.DEFAULT

@@ -35,17 +35,18 @@ def match_in_order(
     Raises:
         UserError: their number or a shape differs.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTERS)}
+    expected_tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTERS)}
     given = [(name, tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTERS)]
     layers = tuple(f"{layer}." for layer in classifier)
-    if drop_classifier and not any(name.startswith(layers) for name in own):
-        given = given[: len(own)]
-    if len(given) != len(own):
+    if drop_classifier and not any(name.startswith(layers) for name in expected_tensors):
+        given = given[: len(expected_tensors)]
+    if len(given) != len(expected_tensors):
         raise UserError(
-            f"{file} has {len(given)} tensors and {type(model).__name__} {len(own)}, so they cannot be matched by order"
+            f"{file} has {len(given)} tensors and {type(model).__name__} {len(expected_tensors)}, so they "
+            "cannot be matched by order"
         )
     matched: dict[str, Tensor] = {}
-    for (name, tensor), (key, expected) in zip(given, own.items(), strict=True):
+    for (name, tensor), (key, expected) in zip(given, expected_tensors.items(), strict=True):
         if drop_classifier and key.startswith(layers):
             continue
         if tensor.shape != expected.shape:

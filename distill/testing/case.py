@@ -141,8 +141,9 @@ def evaluate(head: Head, sample: Sample, autocast: torch.dtype | None = None) ->
 
 
 def _only(spec: FeatureSpec, head: Head, made_up: tuple[int, ...]) -> FeatureSpec:
-    names = ("logits", "embedding", "tokens")
-    shapes: dict[str, Any] = {key: getattr(spec, key) if key in head.needs else None for key in names}
+    shapes: dict[str, Any] = {
+        key: getattr(spec, key) if key in head.needs else None for key in ("logits", "embedding", "tokens")
+    }
     maps = {key: spec.maps.get(key, made_up) for key in sorted(head.needs) if key not in shapes}
     return FeatureSpec(**shapes, grid=spec.grid, maps=maps)
 
