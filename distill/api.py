@@ -66,9 +66,10 @@ def fit(
 ) -> Fitted:
     """Distill a student, as `distill fit` does: the run has a folder, and `export`, `probe` and `--resume` work on it.
 
-    What the arguments say becomes a configuration, the run's `config.yaml`. Modules, heads and data modules of classes
-    outside this package are passed as they are: such a run resumes by the same call, and not from the command line, and
-    its student is loaded with `load_student(path, student=module)`.
+    What the arguments say becomes a configuration, the run's `config.yaml`; objects of this package's classes are
+    constructed anew from the arguments that they were given. Modules, heads and data modules of other classes are
+    passed as they are: such a run resumes by the same call, and not from the command line, and its student is loaded
+    with `load_student(path, student=module)`.
 
     Args:
         student: name of a network, a module, a network of `distill.networks`, or a part of a configuration. A name is
