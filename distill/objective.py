@@ -204,14 +204,7 @@ class Objective(nn.Module):
         return summaries
 
     def forward(self, student: Features, teachers: Teachers, batch: Batch, progress: Progress) -> Losses:
-        """Compute all terms and their weighted sum.
-
-        Args:
-            student: the student's features.
-            teachers: the teacher's features, features by teacher name, or summaries by term name.
-            batch: the networks' input.
-            progress: training progress.
-        """
+        """Compute all terms and their weighted sum, from arguments as those of `summarize`."""
         summaries = self.summarize(teachers, batch, progress)
         weights = {name: self._weight(name, progress) for name in self.terms}
         values: dict[str, Tensor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -61,7 +62,7 @@ class KNNProbe(Callback):
         if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         assert isinstance(pl_module, ClassificationModule)
-        data = copy(self.data or trainer.datamodule)  # type: ignore[attr-defined]  # Lightning's Trainer has it
+        data: Any = copy(self.data or trainer.datamodule)  # type: ignore[attr-defined]  # Lightning's Trainer has it
         data.augment = False
         modes = {layer: layer.training for layer in pl_module.student.modules()}
         try:

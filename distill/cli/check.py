@@ -175,8 +175,9 @@ def _data(data: LightningDataModule, module: LightningModule) -> Table:
             table.add_row("batch", *_batch(sample_batch(loader, module, data)))
     for note in getattr(data, "notes", ()):
         table.add_row("note", note)
-    if hasattr(data, "class_counts") and getattr(data, "num_classes", 1):
-        table.add_row("train images per class", _class_counts(data.class_counts()))
+    counts: Any = data if getattr(module, "num_classes", 0) else None
+    if hasattr(counts, "class_counts"):
+        table.add_row("train images per class", _class_counts(counts.class_counts()))
     return table
 
 

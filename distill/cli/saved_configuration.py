@@ -22,7 +22,8 @@ def default_task(parser: LightningArgumentParser, args: Any, config: Namespace) 
         args: the command and its options.
         config: the parsed arguments.
     """
-    heads = Namespace({f"{config.subcommand}.model.heads": {}})  # else the parser refuses a head by its short name
+    # Without it, the parser refuses a head by its short name.
+    heads = Namespace({f"{config.subcommand}.model.heads": {}})  # type: ignore[no-untyped-call]  # jsonargparse's
     try:
         given = parser.parse_args(args, namespace=heads, defaults=False)
     except (UserError, ValueError, TypeError):  # a part of a default was given, such as a weight of the task

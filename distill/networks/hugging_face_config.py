@@ -73,8 +73,9 @@ def patch_stride(config: Any) -> tuple[int, int] | None:
     stride = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
     if isinstance(stride, int):
         return stride, stride
-    pair = isinstance(stride, tuple | list) and len(stride) == 2 and all(isinstance(side, int) for side in stride)
-    return (stride[0], stride[1]) if pair else None
+    if isinstance(stride, tuple | list) and len(stride) == 2 and all(isinstance(side, int) for side in stride):
+        return stride[0], stride[1]
+    return None
 
 
 def check_size(name: str, config: Any, shape: tuple[int, int, int]) -> None:

@@ -250,8 +250,9 @@ def _last_layer(model: nn.Module, size: tuple[int, int]) -> str:
     with torch.no_grad():
         _, name = last_linear(model, torch.zeros(2, 3, *size))
     if name is not None:
-        return name
-    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)][-1]
+        return str(name)
+    convolutions: list[str] = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    return convolutions[-1]
 
 
 def _renewed(layer: nn.Module, count: int) -> nn.Module:
