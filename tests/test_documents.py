@@ -24,7 +24,7 @@ _ORDER = ["README.md", "distill", "experiments", ".github"]  # later commands ne
 DOCUMENTS = sorted(
     [
         *(TOP, ROOT / ".github/CONTRIBUTING.md"),
-        *(path for folder in ("distill", "experiments") for path in (ROOT / folder).rglob("README.md")),
+        *(path for folder in ("distill", "experiments") for path in (ROOT / folder).rglob("*.md")),
     ],
     key=lambda path: (_ORDER.index(path.relative_to(ROOT).parts[0]), path),
 )

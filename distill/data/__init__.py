@@ -6,6 +6,7 @@ from distill.data.batch import Names, as_batch
 from distill.data.cars import StanfordCars
 from distill.data.cifar import CIFAR10, CIFAR100
 from distill.data.digits import Digits
+from distill.data.fashion_mnist import FashionMNIST
 from distill.data.folder import ImageFolder
 from distill.data.hugging_face import HuggingFaceImages
 from distill.data.image_files import read_image
@@ -25,6 +26,7 @@ __all__ = [
     "ArraySource",
     "Digits",
     "ExponentialTail",
+    "FashionMNIST",
     "FileSource",
     "HuggingFaceImages",
     "ImageData",

@@ -84,8 +84,8 @@ class HuggingFaceImages(PhotoData):
                 f"data.val_fraction {val_fraction} would hold out training images, but {self._splits['val']!r} is the "
                 "split for validation: leave one of them out (data.splits without val)"
             )
-        self._rows = {split: _images(loaded[own], image, own) for split, own in self._splits.items()}
-        columns = {split: loaded[own] for split, own in self._splits.items()}
+        self._rows = {split: _images(loaded[origin], image, origin) for split, origin in self._splits.items()}
+        columns = {split: loaded[origin] for split, origin in self._splits.items()}
         self.classes, self.num_classes, self._labels = _labels(columns, label)
 
     def source(self, split: Split) -> Source:

@@ -27,6 +27,7 @@ class SmallImageData(ImageData, ABC):
     Attributes:
         folder: name of the extracted folder.
         title: name of the data set in messages.
+        origin: further ways to get the data, for the message that they are missing.
 
     Raises:
         UserError: the data are missing and not to be downloaded.
@@ -34,6 +35,7 @@ class SmallImageData(ImageData, ABC):
 
     folder: ClassVar[str]
     title: ClassVar[str]
+    origin: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -48,14 +50,18 @@ class SmallImageData(ImageData, ABC):
         require_at_least(8, **{"data.image_size": image_size})
         self.root = root
         self.path = Path(root) / self.folder
-        if not self.path.is_dir() and not download:
+        if not self.is_there() and not download:
             raise UserError(
                 f"data.root: {root!r} has no folder {self.folder!r}: give the folder that does, or download "
-                f"{self.title} with data.download=true"
+                f"{self.title} with data.download=true{self.origin}"
             )
         self.download = download
         self.augment = augment
         self.image_shape = (3, image_size, image_size)
+
+    def is_there(self) -> bool:
+        """Return whether `root` contains the data set."""
+        return self.path.is_dir()
 
     @abstractmethod
     def source(self, split: Split) -> Source:
