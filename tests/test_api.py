@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from distill.given import Writer
 from distill.heads import KD, RKD, RRD
 from distill.networks import WeightsFile
 from distill.schedules import Linear
+from tests.program import ROOT
 
 QUICK = {
     "trainer.limit_train_batches": 2,
@@ -252,3 +256,35 @@ def test_a_network_that_is_built_is_refused_since_its_weights_would_be_lost() ->
     teacher.build(10, (3, 32, 32))
     with pytest.raises(distill.UserError, match="model.teacher: this test_vit is built already, .*: give its `model`"):
         fit(teacher=teacher)
+
+
+SCRIPT = """
+import distill
+from torch import nn
+from distill.heads import RKD, RRD
+
+if __name__ == "__main__":
+    pooling = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), *pooling, nn.Linear(8, 10))
+    student, results, folder = distill.fit(
+        net, distill.Timm("test_vit"), data="Digits", heads={"rkd": RKD(), "rrd": RRD(size=32)}, epochs=1, batch_size=8,
+        accelerator="cpu", devices=2, folder="run", options={
+            "trainer.strategy": "ddp", "trainer.limit_train_batches": 2, "trainer.limit_val_batches": 1,
+            "trainer.enable_progress_bar": False,
+        },
+    )
+    assert student is net
+    print(f"devices: {results.get('devices')}.")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_trains_on_two_ranks_with_objects_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    found = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert found.returncode == 0, found.stderr
+    assert sorted(line for line in found.stdout.splitlines() if "devices:" in line) == ["devices: 2.", "devices: None."]
+    assert json.loads((tmp_path / "run/results.json").read_text())["effective_batch"] == 16
