@@ -65,7 +65,7 @@ def test_the_probe_logs_the_accuracy_of_distill_probe_and_changes_nothing():
             assert torch.equal(tensor, module.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("data", [SameImages(labels=False), OwnData()])
+@pytest.mark.parametrize("data", [SameImages(labels=False, batch_size=8), OwnData()])
 def test_a_probe_without_labels_is_refused(data):
     with pytest.raises(UserError, match="KNNProbe needs a data module of distill with labels"):
         fit(data, KNNProbe())
