@@ -70,7 +70,7 @@ def saved_class(config: Any) -> str:
 
 def patch_stride(config: Any) -> tuple[int, int] | None:
     """Return the pixels from one patch to the next, where a configuration has one number for them or two."""
-    stride = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
+    stride: Any = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
     if isinstance(stride, int):
         return stride, stride
     if isinstance(stride, tuple | list) and len(stride) == 2 and all(isinstance(side, int) for side in stride):

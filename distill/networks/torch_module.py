@@ -76,7 +76,9 @@ class TorchModule(Network):
             raise UserError("weights: a program holds its own, leave weights out")
         self.output: dict[str, str | int | None] | None = None
         if output is not None:
-            self.output = {output: None} if isinstance(output, str) else dict(output.items())
+            self.output = (
+                {output: None} if isinstance(output, str) else {str(name): part for name, part in output.items()}
+            )
         for name in self.output or {}:
             one_of("output", name, get_args(Output))
         for name, layer in (("embedding", embedding), ("tokens", tokens)):

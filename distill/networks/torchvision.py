@@ -233,13 +233,11 @@ def _weights(name: str, wanted: bool | str) -> Any:
     if name not in known:
         raise UserError(f"torchvision has no classification model {name!r}: {did_you_mean(name, known)}")
     weights: Any = models.get_model_weights(name)
-    named: Any = None
     if isinstance(wanted, str):
         names = [each.name for each in weights]
         if wanted not in (*names, "DEFAULT"):
             raise UserError(f"torchvision's {name!r} has no weights {wanted!r}: {did_you_mean(wanted, names)}")
-        named = weights[wanted]
-        return named
+        return weights[wanted]
     if wanted and not list(weights):
         raise UserError(f"torchvision has no weights of {name!r}: give a file of them as weights")
     return next(iter(weights), None) and weights.DEFAULT
@@ -248,11 +246,9 @@ def _weights(name: str, wanted: bool | str) -> Any:
 def _last_layer(model: nn.Module, size: tuple[int, int]) -> str:
     """Run the model once and return its last linear layer, or without one, its last convolution."""
     with torch.no_grad():
-        _, name = last_linear(model, torch.zeros(2, 3, *size))
-    if name is not None:
-        return str(name)
-    convolutions: list[str] = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
-    return convolutions[-1]
+        _, linear = last_linear(model, torch.zeros(2, 3, *size))
+    convolutions = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    return convolutions[-1] if linear is None else linear
 
 
 def _renewed(layer: nn.Module, count: int) -> nn.Module:
