@@ -127,6 +127,7 @@ def test_the_readmes_python_runs_as_it_stands(first_line, beside_the_project, ca
     assert re.search(r"'rkd': \d|test/agreement", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_the_readmes_head_trains(beside_the_project):
     quick = [word for word in TINY if "student" not in word and "optimizer" not in word]
     found = in_a_process(

@@ -198,7 +198,7 @@ def test_a_negative_weight_is_legal():
         ),
         (
             lambda: Objective({"kd": Term(KD(), teacher="c")}, SPEC, {"a": SPEC}),
-            "model.heads.kd.head: there is no teacher 'c': known are 'a'",
+            "model.heads.kd.head: there is no teacher 'c': known is 'a'",
         ),
         (
             lambda: Objective({"kd": Term(KD())}, SPEC, FeatureSpec(embedding=(6,))),

@@ -172,7 +172,7 @@ def _data(data: LightningDataModule, module: LightningModule) -> Table:
         loader = loader_of(data, split)
         table.add_row(f"{split} images", _images(loader))
         if split == "train":
-            table.add_row("batch", *_batch(sample_batch(loader, module, data)))
+            table.add_row("batch", _sample(loader, module, data))
     for note in getattr(data, "notes", ()):
         table.add_row("note", note)
     counts: Any = data if getattr(module, "num_classes", 0) else None
@@ -189,17 +189,23 @@ def _images(loader: Any) -> str:
         return "?"
 
 
-def _batch(batch: Batch | None) -> list[str]:
+def _sample(loader: Any, module: LightningModule, data: LightningDataModule) -> str:
     """Return one line that says what a batch holds, and the range of its images."""
+    try:
+        batch: Batch | None = sample_batch(loader, module, data)
+    except UserError as error:
+        if not isinstance(data, ImageData):
+            raise
+        return str(error)  # a broken image, among those that `--data` lists
     if batch is None:
-        return ["known only from the first batch of the training"]
+        return "known only from the first batch of the training"
     low, high = (float(value) for value in batch["image"].aminmax())
     entries = [
         f"{key} {str(value.dtype).removeprefix('torch.')} {_shape(('B', *value.shape[1:]))}"
         for key, value in batch.items()
         if isinstance(value, Tensor)
     ]
-    return [f"{', '.join(entries)}; images from {low:.3g} to {high:.3g}"]
+    return f"{', '.join(entries)}; images from {low:.3g} to {high:.3g}"
 
 
 def _step(module: LightningModule, batch: EffectiveBatch, data: LightningDataModule, trainer: Trainer) -> Table:

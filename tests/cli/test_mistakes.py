@@ -131,7 +131,7 @@ CASES = {
     "no devices": (["--trainer.devices=0"], "trainer.devices: expected a number above 0, given 0"),
     "a missing teacher to compile": (
         ["--model.compile=both"],
-        "model.compile is 'both', but model.teacher is not given",
+        "model.compile is 'both', but there is no teacher",
     ),
     "nothing to train on": (["--model.task.weight=0"], "model.task: no term of the loss has a weight"),
 }

@@ -35,7 +35,9 @@ def curves(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("options", [LABELS, NONE], ids=["labels", "no labels"])
+@pytest.mark.parametrize(
+    "options", [pytest.param(LABELS, id="labels", marks=pytest.mark.slow), pytest.param(NONE, id="no labels")]
+)
 def test_a_data_module_of_a_user_trains_is_checked_exported_and_resumed(options, tmp_path, capsys):
     run = tmp_path / "run"
     command = [*DATA, *options, *NETWORKS, *TRAINER]

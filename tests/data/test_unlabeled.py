@@ -151,7 +151,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"class_balanced": True}, "data.class_balanced draws from every class, but the data have no labels"),
+        ({"class_balanced": True}, "data.class_balanced needs labels, but the images have none"),
         ({"longtail": ExponentialTail()}, "data.longtail: ExponentialTail needs labels, but the data have none"),
         ({"labeled_only": True}, "data.labeled_only leaves out all images"),
     ],

@@ -222,7 +222,7 @@ def test_features_that_do_not_fit_are_refused_before_the_first_step(
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ({"image": torch.zeros(2, 3, 8, 8)}, "it has none"),
+        ({"image": torch.zeros(2, 3, 8, 8)}, "SeRKD needs 'segments', but a batch has image"),
         (
             {"image": torch.zeros(2, 3, 8, 8), "segments": torch.zeros(2, 4, 4, dtype=torch.long)},
             r"as large as the images, \(8, 8\), given \(2, 4, 4\)",

@@ -48,7 +48,7 @@ PUBLISHED = {
 
 ONE_OF_EACH = [
     "resnet8_cifar",
-    "resnet50_cifar",
+    pytest.param("resnet50_cifar", marks=pytest.mark.slow),
     "wrn_16_1_cifar",
     "vgg8_cifar",
     "mobilenetv2_half_cifar",

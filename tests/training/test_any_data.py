@@ -69,7 +69,7 @@ def fit(model, data: Any, epochs=1, callbacks=(), **settings: Any):
     return losses, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("labels", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_same_images_through_any_data_module_give_the_same_losses_over_three_epochs(labels):
     results = [
         fit(module(10 * labels), data, epochs=3)
