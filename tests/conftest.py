@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: the tests themselves run side by side
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is loaded: no request may leave, nor wait for an answer
 
 from collections.abc import Iterator
 

@@ -59,7 +59,7 @@ def fit(model, data: Any, epochs=1, callbacks=(), **settings: Any):
         callbacks=[losses, *callbacks],
         **{
             "logger": False,
-            "enable_checkpointing": bool(callbacks),
+            "enable_checkpointing": any(isinstance(callback, RunCheckpoint) for callback in callbacks),
             "enable_progress_bar": False,
             "enable_model_summary": False,
             **settings,
