@@ -63,7 +63,9 @@ def assert_alike(folder, undisturbed):
     assert not list(folder.rglob("*.part"))
 
 
-@pytest.mark.parametrize("step", [4, 12])  # in the middle of an epoch; before the validation at the end of one
+@pytest.mark.parametrize(
+    "step", [4, pytest.param(12, marks=pytest.mark.slow)]
+)  # in an epoch; before the validation at its end
 def test_a_resumed_run_equals_an_uninterrupted_one(undisturbed, stopped, step):
     folder = stopped(step)
     run([*FIT, f"--trainer.default_root_dir={folder}"])
@@ -123,7 +125,7 @@ def test_a_start_that_fails_before_training_leaves_nothing_behind(tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", [4, 6])  # in an epoch; at the end of one
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 6])  # in an epoch; at the end of one
 def test_a_plateau_scheduler_misses_no_step(step, tmp_path):
     plateau = ["--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.scheduler.monitor=val/top1"]
     plateau += ["--model.scheduler.mode=max", "--model.scheduler.patience=0", "--model.scheduler.threshold=9"]
@@ -160,8 +162,11 @@ def test_resuming_a_complete_run_changes_nothing(undisturbed, tmp_path):
 
 @pytest.mark.parametrize(
     ("callback", "step", "saved"),
-    [("TermAfterBatch", 3, 4), ("TermAfterBatch", 5, 6), ("TermInValidation", 6, 6)],
-    ids=["in an epoch", "before a validation", "in a validation"],
+    [
+        pytest.param("TermAfterBatch", 3, 4, id="in an epoch", marks=pytest.mark.slow),
+        pytest.param("TermAfterBatch", 5, 6, id="before a validation", marks=pytest.mark.slow),
+        pytest.param("TermInValidation", 6, 6, id="in a validation"),
+    ],
 )
 def test_a_run_saves_its_state_at_sigterm_and_resumes_there(undisturbed, callback, step, saved, tmp_path):
     folder = tmp_path / "run"

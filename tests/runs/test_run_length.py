@@ -48,7 +48,7 @@ def test_max_steps_beyond_one_epoch_all_run_and_the_last_is_validated_and_saved(
 
 
 @pytest.mark.parametrize(
-    "step", [3, 7, 9]
+    "step", [pytest.param(3, marks=pytest.mark.slow), 7, pytest.param(9, marks=pytest.mark.slow)]
 )  # at the end of an epoch; within one; at the end before the last, partial epoch
 def test_a_run_of_max_steps_resumed_anywhere_equals_an_uninterrupted_one(ten_steps, step, tmp_path):
     folder = tmp_path / "run"
@@ -97,7 +97,9 @@ def test_the_last_checkpoint_is_of_the_last_epoch_even_without_a_final_validatio
     assert last.get("validation_step") == validated
 
 
-@pytest.mark.parametrize("interval", ["every_n_train_steps=2", "train_time_interval=00:00:00"])
+@pytest.mark.parametrize(
+    "interval", ["every_n_train_steps=2", pytest.param("train_time_interval=00:00:00", marks=pytest.mark.slow)]
+)
 def test_an_interval_saves_before_the_first_validation_and_in_addition_to_epoch_ends(interval, tmp_path):
     log = ["--trainer.callbacks=tests.signals.StepsOfLast", f"--trainer.callbacks.file={tmp_path / 'steps'}"]
     fit = [*FIT, "--trainer.max_epochs=3", f"--checkpoint.{interval}", f"--trainer.default_root_dir={tmp_path / 'run'}"]

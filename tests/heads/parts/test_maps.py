@@ -39,7 +39,13 @@ def spec(seen: Features) -> FeatureSpec:
 
 
 @pytest.mark.parametrize("head", [head for head in HEADS if head is not FSP], ids=lambda head: head.__name__)
-@pytest.mark.parametrize(("student", "teacher"), PAIRS.values(), ids=PAIRS.keys())
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        pytest.param(*pair, id=name, marks=pytest.mark.slow if number else ())
+        for number, (name, pair) in enumerate(PAIRS.items())
+    ],
+)
 def test_every_head_keeps_the_contract_on_two_layers_of_any_networks(
     head: Any, student: FeatureSpec, teacher: Any, pool: RankPool
 ) -> None:
