@@ -175,7 +175,7 @@ def _has_unused_parameters(distiller: Any, num_classes: int, images: int = 8) ->
     generator = torch.Generator().manual_seed(0)
     batch = {
         "image": torch.rand(images, channels, height, width, generator=generator).to(device),
-        "label": index % num_classes,
+        "label": index % num_classes if num_classes > 0 else torch.full_like(index, -1),
         "index": index,
         "draw": torch.zeros_like(index),
         "segments": (torch.arange(height * width, device=device) * 4 // (height * width)).expand(images, -1),
