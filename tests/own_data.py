@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from distill.data import ArraySource, ImageData, ImageDataset, Split
 
@@ -59,6 +59,26 @@ class OwnData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation images."""
         return DataLoader(self.val, batch_size=self.batch_size)
+
+
+class OwnSampler(OwnData):
+    """A data module of a user that deals the images to the ranks itself, for `trainer.use_distributed_sampler: false`."""
+
+    def sampler(self, dataset: Dataset[Any], shuffle: bool) -> DistributedSampler[Any]:
+        """Return this rank's share of a data set, whose order depends on the epoch alone."""
+        assert self.trainer is not None
+        return DistributedSampler(
+            dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=shuffle, seed=7
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return this rank's training images."""
+        sampler = self.sampler(self.train, shuffle=True)
+        return DataLoader(self.train, batch_size=self.batch_size, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return this rank's validation images."""
+        return DataLoader(self.val, batch_size=self.batch_size, sampler=self.sampler(self.val, shuffle=False))
 
 
 class OwnOnDevice(OwnData):

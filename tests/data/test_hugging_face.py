@@ -9,12 +9,17 @@ import io
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from PIL import Image
+from torch.utils.data import DataLoader, default_collate
 
 from distill.__main__ import main
 from distill.data import HuggingFaceImages, ImageFolder
 from distill.errors import UserError
+from distill.heads.rkd import RKD
+from distill.objective import Term
 from tests.program import TINY
+from tests.training.test_any_data import fit, module
 
 datasets = pytest.importorskip("datasets")
 
@@ -98,6 +103,42 @@ def test_all_forms_give_the_batches_that_the_folder_of_images_gives(root, loaded
             found = [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
             for batch, other in zip(found, expected, strict=True):
                 assert all(torch.equal(batch[key], other[key]) for key in ("image", "label", "index", "draw")), name
+
+
+class Tuples(LightningDataModule):
+    """A user's data module over the same files: it yields `(image, label)` and knows nothing of this project."""
+
+    def __init__(self, loaders):
+        super().__init__()
+        self.loaders = loaders
+
+    def train_dataloader(self):
+        loader = self.loaders("train")
+        return DataLoader(loader.dataset, batch_size=5, sampler=loader.sampler, drop_last=True, collate_fn=_tuples)
+
+    def val_dataloader(self):
+        loader = self.loaders("val")
+        return DataLoader(loader.dataset, batch_size=5, sampler=loader.sampler, collate_fn=_tuples)
+
+
+def _tuples(samples):
+    batch = default_collate(samples)
+    return batch["image"], batch["label"]
+
+
+def test_the_same_images_through_files_datasets_and_a_users_module_give_the_same_losses(root, loaded, tmp_path):
+    path = forms(root, loaded, tmp_path)["folder of parquet files"]
+    settings = {**SETTINGS, "image_size": 32}
+    folder = ImageFolder(str(root), **settings)
+    own = Tuples(lambda split: getattr(ImageFolder(str(root), **settings), f"{split}_dataloader")())
+    results = []
+    for data in (folder, HuggingFaceImages(path, **settings), own):
+        model = module(2, {"rkd": Term(RKD(scope="batch"))}, image_shape=(3, 32, 32))
+        losses, metrics = fit(model, data, epochs=3)
+        assert len(losses.values) == 3 * 2
+        results.append((losses.values, metrics))
+    assert results[1] == results[0]
+    assert results[2] == results[0]
 
 
 def test_a_single_file_is_read_and_validation_images_are_held_out(loaded, tmp_path):
