@@ -27,7 +27,7 @@ Format = Literal["safetensors", "onnx", "torch"]
 
 
 def load_student(
-    ckpt_path: str | Path, weights: WeightsChoice | None = None, student: nn.Module | None = None
+    ckpt_path: str | Path, *, weights: WeightsChoice | None = None, student: nn.Module | None = None
 ) -> Network:
     """Rebuild the student of a checkpoint, with its weights, in eval mode; the teacher is not needed.
 

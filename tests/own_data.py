@@ -62,7 +62,7 @@ class OwnData(LightningDataModule):
 
 
 class OwnSampler(OwnData):
-    """A data module of a user that deals the images to the ranks itself, for `trainer.use_distributed_sampler: false`."""
+    """A data module of a user that deals the images to the ranks itself (`trainer.use_distributed_sampler: false`)."""
 
     def sampler(self, dataset: Dataset[Any], shuffle: bool) -> DistributedSampler[Any]:
         """Return this rank's share of a data set, whose order depends on the epoch alone."""

@@ -55,7 +55,7 @@ class _AtKey:
 at_key = _AtKey()
 
 
-def construct(key: str, instantiate: Callable[..., Any], cls: Any, *args: Any, **kwargs: Any) -> Any:
+def construct(key: str, instantiate: Callable[..., Any], cls: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Instantiate a class; what it raises knows the key and the arguments.
 
     Args:

@@ -23,5 +23,5 @@ def run_export(args: list[str]) -> None:
     parser.add_argument("--weights", type=WeightsChoice | None, default=None, help=WEIGHTS_HELP)
     with adapted_jsonargparse():
         options = parser.parse_args(args[1:])
-    student = load_student(options.ckpt_path, options.weights)
+    student = load_student(options.ckpt_path, weights=options.weights)
     print(export(student, options.output, options.format))

@@ -35,7 +35,7 @@ def run_probe(args: list[str]) -> None:
         refuse_numbers(options.as_dict(), "probe")
         if "augment" in options.data.init_args:
             options.data.init_args.augment = False  # the training images are embedded without augmentation
-        student = load_student(options.ckpt_path, options.weights)
+        student = load_student(options.ckpt_path, weights=options.weights)
         with construction("data"), instantiating():
             data: ImageData = parser.instantiate_classes(options).data
     Console().print(_table(student, data, probe(student, data, options.neighbors, options.temperature)))

