@@ -17,6 +17,7 @@ FLOORS = [
     ["memory", "superpixels", "metrics"],
     ["plotting"],
     ["networks", "data"],
+    ["store"],
     ["heads"],
     ["objective", "testing"],
     ["gradients"],
