@@ -180,7 +180,7 @@ def work(run: Run, gpu: int | None, verbose: bool) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # held by another runner on the same folder, or by what a killed one left
         if run.result is not None:
             return
-        from distill.runs.files import write_atomic
+        from distill.files import write_atomic
 
         try:
             result = fit_and_test(run, verbose)

@@ -11,12 +11,13 @@ PACKAGE = Path(__file__).parents[1] / "distill"
 
 # The rooms from the ground up; a room may use what stands before it, or beside it in the same row.
 FLOORS = [
-    ["errors", "configurable"],
+    ["errors", "configurable", "files"],
     ["functional", "distributed", "schedules", "randomness"],
     ["features"],
     ["memory", "superpixels", "metrics"],
     ["plotting"],
     ["networks", "data"],
+    ["store"],
     ["heads"],
     ["objective", "testing"],
     ["gradients"],

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from distill import __version__
 from distill.callbacks.checkpoint import run_checkpoint
-from distill.runs.files import write_atomic
+from distill.files import write_atomic
 
 _PACKAGES = ("torch", "lightning", "timm", "torchmetrics", "torchvision", "wandb")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from distill.cli.curves_page import page
 from distill.cli.parser import command_parser
 from distill.errors import UserError
+from distill.files import write_atomic
 from distill.plotting.curves import Curve, Section, draw_sections
-from distill.runs.files import write_atomic
 from distill.runs.logged import LoggedRun, read_runs
 
 PICTURES = ("png", "svg", "pdf")

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from distill.errors import UserError
-from distill.runs.files import write_atomic
+from distill.files import write_atomic
 
 
 def default_task(parser: LightningArgumentParser, args: Any, config: Namespace) -> Namespace | None:

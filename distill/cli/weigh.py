@@ -20,8 +20,8 @@ from distill.callbacks.weighing import Weighing
 from distill.cli.saved_configuration import SaveConfiguration
 from distill.cli.weight_advice import Advice, advise
 from distill.errors import UserError, require_above, require_at_least
+from distill.files import write_atomic
 from distill.runs.checkpoints import read_checkpoint
-from distill.runs.files import write_atomic
 from distill.training.classification import ClassificationModule
 
 _LEFT_OUT = (

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 
 from distill.errors import UserError
-from distill.runs.files import write_atomic
+from distill.files import write_atomic
 
 _LAUNCHERS_FILE = ".temp.ckpt"  # in which Lightning's `ddp_fork` and `ddp_spawn` return the weights of rank 0
 

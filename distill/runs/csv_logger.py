@@ -14,7 +14,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from distill.runs.files import write_atomic
+from distill.files import write_atomic
 
 
 class ResumableCSVLogger(CSVLogger):

@@ -11,8 +11,8 @@ import yaml
 
 from distill.__main__ import main
 from distill.cli.program import run
+from distill.files import write_atomic
 from distill.runs.checkpoints import latest_valid_checkpoint
-from distill.runs.files import write_atomic
 from distill.runs.resume import changes
 from tests.program import TEACHER, TINY
 from tests.runs.test_resume import RUN, assert_equal_bits, weights
