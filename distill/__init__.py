@@ -8,7 +8,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "ClassificationModule": "distill.training.classification",
     "DistillationModule": "distill.training.distillation",
-    "Distiller": "distill.objective",
+    "Distiller": "distill.distiller",
     "Ensemble": "distill.networks",
     "Features": "distill.features",
     "FeatureSpec": "distill.features",

@@ -31,3 +31,20 @@ def arguments_of(value: Configurable) -> dict[str, Any]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments |= arguments.pop(name, {})
     return arguments
+
+
+def settings_of(value: Configurable) -> dict[str, Any]:
+    """Return the arguments of the constructor by name, with the defaults of those that were not given.
+
+    Where a constructor passes `**kwargs` on, the defaults are those of its base class's constructor.
+    """
+    defaults: dict[str, Any] = {}
+    for cls in type(value).__mro__:
+        constructor = vars(cls).get("__init__")
+        parameters = {} if constructor is None else inspect.signature(constructor).parameters
+        for name, parameter in parameters.items():
+            if parameter.default is not parameter.empty:
+                defaults.setdefault(name, parameter.default)
+        if parameters and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+            break
+    return {**defaults, **arguments_of(value)}

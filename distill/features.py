@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -49,7 +49,7 @@ class Features:
         tensor: Tensor = _lookup(self, name)
         return tensor
 
-    def apply(self, function: Callable[[Tensor], Tensor]) -> Features:
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Return the features with `function` applied to every tensor."""
         changed: dict[str, Any] = {
             item.name: function(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)

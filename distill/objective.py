@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from distill.errors import UserError, did_you_mean, under
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads.base import Batch, Head, RunInfo
-from distill.networks import Network, Teacher
-from distill.networks.teacher import teacher_features
+from distill.heads.precision import rounded
+from distill.heads.summaries import request_of
+from distill.randomness import seeded_by
 from distill.schedules import Progress, Schedule, require_finite_values, value_at
+from distill.store import Request, StoredFeatures
 
 TASK = "task"
 """Name of the term on the labels."""
@@ -23,6 +25,7 @@ TEACHER = "teacher"
 """Name given to a single, unnamed teacher."""
 _RESERVED = ("loss", "lr")
 
+HalfOrFull = Literal["float32", "bfloat16", "float16"]
 Teachers: TypeAlias = Features | Mapping[str, Features] | None
 """Features of the only teacher, features by teacher name, or summaries by term name."""
 
@@ -35,11 +38,14 @@ class Term:
         head: the loss.
         weight: a number, or a schedule over training. A head with the constant weight 0 is not built.
         teacher: name of the teacher that the head compares with; defaults to the only teacher.
+        summary_dtype: type that the teacher's summary is rounded to, before the head computes in float32; `bfloat16`
+            and `float16` halve the size of a stored one.
     """
 
     head: Head
     weight: float | Schedule = 1.0
     teacher: str | None = None
+    summary_dtype: HalfOrFull = "float32"
 
     @property
     def is_off(self) -> bool:
@@ -117,7 +123,9 @@ class Objective(nn.Module):
             with under(f"{key_of(name)}.head"):
                 teacher = specs.get(self._teacher_of(term, specs) or "")
                 term.head.check(student, teacher)
-                term.head.build(student, teacher if teacher is not None else student)
+                # By a key, so that it depends neither on other terms nor on networks that were made before.
+                with seeded_by("head", name, torch.initial_seed()):
+                    term.head.build(student, teacher if teacher is not None else student)
             self.terms[name] = term
             self.heads[name] = term.head
         if not self.terms:
@@ -173,6 +181,14 @@ class Objective(nn.Module):
                     needed.add(teacher)
         return {teacher: names for teacher, names in found.items() if teacher in needed}
 
+    def requests(self, teacher: str) -> dict[str, Request]:
+        """Return what the terms that compare with a teacher would read of it if it is stored, by term name."""
+        return {
+            name: request_of(term.head, term.summary_dtype)
+            for name, term in self.terms.items()
+            if self.teacher_of(name) == teacher
+        }
+
     def teacher_of(self, name: str) -> str | None:
         """Return the name of the teacher that a term compares with; `None` for a loss on labels."""
         return self._teacher_of(self.terms[name], self.teacher_names)
@@ -200,8 +216,19 @@ class Objective(nn.Module):
             for name in names:
                 given = teachers.get(name)  # a summary, unless a teacher has the term's name
                 features = given if isinstance(given, Summary) else teachers[teacher]
-                summaries[name] = self.terms[name].head.summary(features, batch)
+                summaries[name] = self.summary(name, features, batch)
         return summaries
+
+    def summary(self, name: str, teacher: Features, batch: Batch) -> Summary:
+        """Reduce a teacher's features to what one term compares with, or take them from what was stored for it."""
+        term = self.terms[name]
+        if isinstance(teacher, StoredFeatures):
+            if name not in teacher.summaries:
+                raise UserError(f"{key_of(name)}: the batch has no stored rows: `attach` them to its data module")
+            return term.head.summary(teacher.summaries[name], batch)
+        dtype = getattr(torch, term.summary_dtype)
+        summary = term.head.summary(teacher, batch)
+        return summary if isinstance(teacher, Summary) else summary.apply(lambda tensor: rounded(tensor, dtype))
 
     def forward(self, student: Features, teachers: Teachers, batch: Batch, progress: Progress) -> Losses:
         """Compute all terms and their weighted sum, from arguments as those of `summarize`."""
@@ -238,44 +265,6 @@ class Objective(nn.Module):
         if len(names) > 1:
             raise UserError(f"there are several teachers, {', '.join(names)}: name one of them as the term's teacher")
         return next(iter(names), None)
-
-
-class Distiller(nn.Module):
-    """A student, its teachers and their objective as one module that any training loop can wrap in DDP.
-
-    `distiller.parameters()` contains everything trainable: the student's weights and the heads' projections. The
-    teachers' parameters are hidden from the module::
-
-        optimizer = SGD(distiller.parameters(), lr=0.1)
-        for step, batch in enumerate(loader):
-            loss = distiller(batch, Progress(step)).total
-            loss.backward()
-            ...
-
-    Args:
-        student: a built network.
-        teachers: a teacher, or several by name; `None` without a teacher.
-        objective: an objective built for the shapes of these networks.
-    """
-
-    def __init__(
-        self, student: Network, teachers: Teacher | Mapping[str, Teacher] | None, objective: Objective
-    ) -> None:
-        super().__init__()
-        self.student = student
-        named = {TEACHER: teachers} if isinstance(teachers, Teacher) else dict(teachers or {})
-        self.teachers = nn.ModuleDict(named)
-        self.objective = objective
-
-    def forward(self, batch: Batch, progress: Progress) -> Losses:
-        """Compute the losses of a batch; the teachers that are read at this step run first, without gradient."""
-        teachers = self.teacher_features(batch["image"], self.objective.active(progress))
-        return self.objective(self.student(batch["image"]), teachers, batch, progress)  # type: ignore[no-any-return]
-
-    def teacher_features(self, image: Tensor, names: Iterable[str]) -> dict[str, Features]:
-        """Compute the features of the named teachers and of those that they are made of, by name, each once."""
-        teachers: Any = self.teachers
-        return teacher_features(teachers, image, names)
 
 
 def key_of(name: str) -> str:

@@ -24,11 +24,18 @@ def seeded_by(*key: object) -> Iterator[None]:
     Args:
         key: numbers and strings, such as seed, epoch and sample index.
     """
+    with unchanged_states():
+        seed = derive_seed(*key)
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def unchanged_states() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch (on the CPU) after the context."""
     before = get_states(devices=False)
-    seed = derive_seed(*key)
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

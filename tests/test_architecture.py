@@ -20,6 +20,7 @@ FLOORS = [
     ["store"],
     ["heads"],
     ["objective", "testing"],
+    ["distiller"],
     ["gradients"],
     ["training", "given"],
     ["runs"],

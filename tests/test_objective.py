@@ -9,11 +9,12 @@ from lightning.pytorch import Callback, Trainer
 
 from distill.callbacks import SuperpixelSegments
 from distill.data import Digits
+from distill.distiller import Distiller
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads import KD, RKD, RRD, TRG, CrossEntropy, Head, RunInfo, SeRKD
 from distill.networks import FrozenTeacher, Timm
-from distill.objective import Distiller, Objective, Term
+from distill.objective import Objective, Term
 from distill.schedules import Linear, Progress, Schedule, Until
 from distill.superpixels import add_segments
 from distill.training.distillation import DistillationModule

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 from torch import Tensor
 
 from distill.callbacks.checkpoint import run_checkpoint
 from distill.errors import UserError
 from distill.heads import Head
+from distill.store import StoredFeatures
 from distill.training.classification import ClassificationModule
 
 if TYPE_CHECKING:
@@ -102,12 +104,17 @@ def _pictures(module: LightningModule, batch: dict[str, Any], **options: int) ->
     assert isinstance(module, ClassificationModule)
     was_training = module.student.training
     module.student.eval()
-    student, teachers = module.extract_features(batch["image"])
+    student, teachers = module.extract_features(batch)
     module.student.train(was_training)
     student = student.apply(Tensor.float)
     for name, term in module.terms.items():
         teacher = module.distiller.objective.teacher_of(name)
         if not can_plot(term.head) or teacher is None:
+            continue
+        if isinstance(teachers[teacher], StoredFeatures):
+            rank_zero_warn(
+                f"the teacher of {name!r} is stored, so nothing is drawn of it: draw with the network itself"
+            )
             continue
         figure = term.head.plot(student, teachers[teacher].apply(Tensor.float), batch, **options)
         if figure is not None:

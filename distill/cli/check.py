@@ -20,6 +20,7 @@ from distill.heads import Batch, Head
 from distill.networks import FrozenTeacher, Network, Teacher
 from distill.objective import Term
 from distill.schedules import Schedule, bounds_of
+from distill.store import StoredTeacher
 from distill.training.batches import sample_batch
 from distill.training.classification import ClassificationModule
 from distill.training.distillation import DistillationModule
@@ -108,6 +109,9 @@ def _networks(module: DistillationModule) -> Table:
 def _teacher_rows(teacher: Teacher) -> dict[str, str]:
     if isinstance(teacher, FrozenTeacher):
         return _network_rows(teacher.network)
+    if isinstance(teacher, StoredTeacher):
+        splits = ", ".join(f"{len(rows):,} {split}" for split, rows in teacher.index.splits.items())
+        return {"network": teacher.name, "stored rows": splits, **_shapes(teacher.spec)}
     return {"network": teacher.name, **_shapes(teacher.spec)}
 
 

@@ -19,10 +19,12 @@ from distill.features import Features
 from distill.heads import Batch, Head
 from distill.objective import key_of
 from distill.schedules import Schedule
+from distill.store import StoredFeatures
 from distill.training.checks import require_batch_statistics
 from distill.training.classification import ClassificationModule
 from distill.training.lightning_internals import set_up_fit
 from distill.training.run_info import run_info
+from distill.training.stored import dummy_rows
 
 _MOST_IMAGES = 64  # of a batch of dummy images; the networks see two of them
 _MOST_STEPS = 10_000  # of a rehearsed scheduler
@@ -75,10 +77,10 @@ def rehearse_heads(module: ClassificationModule, batch_size: int | None) -> None
         return
     image = module.student.dummy_images()
     with _unchanged(module):
-        student, teachers = module.extract_features(image)
+        student, teachers = module.extract_features({"image": image, **dummy_rows(module.distiller, len(image))})
         for name, term in module.terms.items():
             of = module.distiller.objective.teacher_of(name)
-            teacher = None if of is None else teachers[of]
+            teacher = None if of is None else _read(name, teachers[of])
             key = f"{key_of(name)}.head"
             with under(key), torch.enable_grad():
                 try:
@@ -89,6 +91,11 @@ def rehearse_heads(module: ClassificationModule, batch_size: int | None) -> None
                     copies = min(batch_size or 2, _MOST_IMAGES) // 2
                     repeated = student.apply(_repeat(copies)), teacher and teacher.apply(_repeat(copies))
                     _step(term.head, *repeated, image.repeat(copies, 1, 1, 1), module)
+
+
+def _read(term: str, teacher: Features) -> Features:
+    """Return what a term reads of a teacher: its features, or if it is stored the term's summary."""
+    return teacher.summaries[term] if isinstance(teacher, StoredFeatures) else teacher
 
 
 def rehearse_scheduler(trainer: Trainer, module: ClassificationModule) -> None:

@@ -1,10 +1,11 @@
 """Data modules, one file per data set, whose batches are dicts of image, label, index and draw."""
 
 from distill.data.augmentation import TimmAugmentation, photo_transform, small_image_transform
-from distill.data.base import ImageData, ImageDataset, Split
+from distill.data.base import ImageData
 from distill.data.batch import Names, as_batch
 from distill.data.cars import StanfordCars
 from distill.data.cifar import CIFAR10, CIFAR100
+from distill.data.dataset import ImageDataset, Split
 from distill.data.digits import Digits
 from distill.data.fashion_mnist import FashionMNIST
 from distill.data.folder import ImageFolder

@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from distill.configurable import Configurable
+from distill.data.dataset import ExtraFields, ImageDataset, Sample, Split, StoredRows, run_seed
 from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix
 from distill.data.samplers import EvaluationSampler, FixedSampler, ResumableLoader, SampleKey, ShuffledSampler
-from distill.data.sources import Source, Subset, count_classes, labels_of, listed_labels, require_images_of_every_class
+from distill.data.sources import (
+    Source,
+    Subset,
+    count_classes,
+    labels_of,
+    require_classes,
+    require_images_of_every_class,
+)
 from distill.errors import UserError, require_at_least
-from distill.randomness import seeded_by
-
-Split = Literal["train", "val", "test"]
-Sample = dict[str, Any]
-ExtraFields = Callable[[Tensor], dict[str, Tensor]]
-
-
-class ImageDataset(Dataset[Sample]):
-    """Images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabeled), `index` and `draw`.
-
-    A training sample is requested by (draw, index), and its augmentation depends only on these and the seed: not on
-    workers, ranks, or samples drawn before. An index past the end stands for a sample that only pads a rank's last
-    batch; it is returned with `index` -1.
-
-    Args:
-        source: returns (image, label) for a position.
-        transform: from the source's image to a float tensor.
-
-    Attributes:
-        extra_fields: computes further entries of the batch, by name, from a transformed image.
-        seed: of the augmentation and the order.
-    """
-
-    def __init__(self, source: Source, transform: Callable[[Any], Tensor]) -> None:
-        self.source = source
-        self.transform = transform
-        self.extra_fields: ExtraFields | None = None
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # set by Lightning's seed_everything
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, key: int | SampleKey) -> Sample:
-        draw, position = key if isinstance(key, tuple) else (0, key)
-        index = position % len(self)
-        image, label = self.source[index]
-        with seeded_by("augmentation", self.seed, draw, index):
-            image = self.transform(image)
-        sample = {"image": image, "label": int(label), "index": index if index == position else -1, "draw": draw}
-        return sample if self.extra_fields is None else {**sample, **self.extra_fields(image)}
 
 
 class ImageData(Configurable, LightningDataModule, ABC):
@@ -79,6 +45,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         drop_last: leave out the images at the end of an epoch that do not fill a batch. Without it, they are a smaller
             batch, whose mean loss is a step of its own (or a share of an accumulated step) like any other; the number
             of training images must then be a multiple of the number of processes.
+        seed: of the augmentation; `None`: the run's. With one of its own, runs of several seeds see the same `draws`.
 
     Attributes:
         num_classes: of the data set; 0 for images without labels, whose label is -1.
@@ -86,6 +53,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         classes: names of the classes, in the order of their labels; `None` where the data do not tell. They are saved
             in checkpoints, which are refused with data whose labels mean other classes.
         extra_fields: computes further entries of the batch, by name, from each augmented image, in the workers.
+        stored: returns what is stored of a sample of a split, by draw and index, for the entry `stored` of the batch.
 
     Raises:
         UserError: a number is out of range.
@@ -106,6 +74,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         class_balanced: bool = False,
         drop_last: bool = True,
         draws: int | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         require_at_least(1, **{"data.batch_size": batch_size, "data.repetitions": repetitions, "data.draws": draws})
@@ -128,6 +97,8 @@ class ImageData(Configurable, LightningDataModule, ABC):
         self.class_balanced = class_balanced
         self.drop_last = drop_last
         self.draws = draws
+        self.seed = seed
+        self.stored: dict[Split, StoredRows] = {}
         self._samples: dict[Split, ImageDataset] = {}
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, Any] = {}
@@ -194,7 +165,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         sampler = (FixedSampler if is_fixed else ShuffledSampler)(
             samples,
             *self._ranks(),
-            seed=samples.seed,
+            seed=run_seed(),
             repetitions=self.repetitions,
             balanced=labels,
             draws=self.draws,
@@ -220,6 +191,10 @@ class ImageData(Configurable, LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of the test images."""
         return self._evaluation_loader("test")
+
+    def keyed_dataloader(self, split: Split, keys: Sequence[SampleKey]) -> DataLoader[Sample]:
+        """Return a loader of the samples of a split with the given draws and indices, in their order."""
+        return DataLoader(self._cached(split), sampler=keys, **self._settings())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training data and the names of the classes, for Lightning's checkpoints."""
@@ -258,15 +233,17 @@ class ImageData(Configurable, LightningDataModule, ABC):
         if split not in self._samples:
             samples = self.samples(split)
             if self.num_classes:
-                _require_classes(samples.source, split, self.num_classes)
+                require_classes(samples.source, split, self.num_classes)
             for note in getattr(samples.source, "notes", ()):
                 if note not in self._told:
                     rank_zero_warn(note)
                 self._told.add(note)
             if split == "train" and self.longtail is not None:
                 samples.source = Subset(samples.source, self.longtail.positions(samples.source, self.num_classes))
+            samples.seed = samples.seed if self.seed is None else self.seed
             self._samples[split] = samples
         self._samples[split].extra_fields = self.extra_fields
+        self._samples[split].stored = self.stored.get(split)
         return self._samples[split]
 
     def _ranks(self) -> tuple[int, int]:
@@ -280,12 +257,3 @@ class ImageData(Configurable, LightningDataModule, ABC):
             "pin_memory": torch.cuda.is_available(),
             "generator": torch.Generator().manual_seed(0),  # loaders must not draw from the global generator
         }
-
-
-def _require_classes(source: Source, split: Split, num_classes: int) -> None:
-    """Refuse labels that are no class, if the source lists its labels; negative ones stand for none."""
-    if (labels := listed_labels(source)) is not None and (largest := max(labels, default=-1)) >= num_classes:
-        raise UserError(
-            f"data: image {labels.index(largest)} of {split} has label {largest}, but with {num_classes} classes "
-            f"labels go from 0 to {num_classes - 1}"
-        )

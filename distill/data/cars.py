@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.data.base import Split
+from distill.data.dataset import Split
 from distill.data.image_files import first_line
 from distill.data.photos import PhotoData
 from distill.data.sources import FileSource

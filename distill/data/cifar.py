@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.base import Split
+from distill.data.dataset import Split
 from distill.data.small_images import SmallImageData
 from distill.data.sources import ArraySource
 from distill.errors import UserError, require_at_least

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distill.data.base import ImageData, ImageDataset, Split
+from distill.data.base import ImageData
+from distill.data.dataset import ImageDataset, Split
 from distill.data.sources import ArraySource
 from distill.errors import UserError, require_at_least
 

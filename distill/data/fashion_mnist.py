@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.data.base import Split
+from distill.data.dataset import Split
 from distill.data.held_out import divide, require_fraction
 from distill.data.image_files import first_line
 from distill.data.small_images import SmallImageData

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from distill.data.base import Split
+from distill.data.dataset import Split
 from distill.data.held_out import divide, require_fraction
 from distill.data.layouts import LabeledFiles, folder_layout
 from distill.data.photos import PhotoData

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor
 
-from distill.data.base import Split
+from distill.data.dataset import Split
 from distill.data.decoders import READERS, Decoder
 from distill.data.held_out import divide, require_fraction
 from distill.data.image_files import first_line

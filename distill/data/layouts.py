@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from distill.data.base import Split
 from distill.data.class_folders import (
     class_files,
     class_folders,
@@ -21,6 +20,7 @@ from distill.data.class_folders import (
     notes_on_names,
     refuse_unknown_classes,
 )
+from distill.data.dataset import Split
 from distill.data.label_lists import number_labels, read_label_list, require_files
 from distill.errors import UserError, did_you_mean, one_of
 

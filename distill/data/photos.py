@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.augmentation import Interpolation, TimmAugmentation, photo_transform
-from distill.data.base import ImageData, ImageDataset, Split
+from distill.data.base import ImageData
+from distill.data.dataset import ImageDataset, Split
 from distill.data.decoders import READERS, Decoder
 from distill.data.sources import Source
 from distill.errors import one_of, require_at_least

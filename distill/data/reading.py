@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from distill.data.base import ImageData
 from distill.data.image_files import first_line
 from distill.data.loaders import loader_of
-from distill.data.sources import FileSource, Subset
+from distill.data.sources import paths_of
 from distill.errors import UserError
 
 _SPLITS = ("train", "val", "test")
@@ -52,7 +52,7 @@ class ImageReader:
         seen: set[str] = set()
         for split in _SPLITS:
             for source in _sources(data, split):
-                paths = _paths(source)
+                paths = paths_of(source)
                 self._parts.append((split, _Readable(source, split, _positions(source, paths, seen))))
                 seen |= set(paths or ())
         self.total = sum(len(part) for _, part in self._parts)
@@ -100,14 +100,6 @@ def _sources(data: LightningDataModule, split: str) -> list[Any]:
     loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
     datasets = [getattr(loader, "dataset", None) for loader in loaders]
     return [dataset for dataset in datasets if isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")]
-
-
-def _paths(source: Any) -> list[str] | None:
-    """Return the file of each image, or `None` if the images are not known to be files."""
-    if isinstance(source, Subset):
-        paths = _paths(source.source)
-        return paths and [paths[position] for position in source.positions]
-    return source.paths if isinstance(source, FileSource) else None
 
 
 def _positions(source: Any, paths: list[str] | None, seen: set[str]) -> list[int]:

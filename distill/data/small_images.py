@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from distill.data.augmentation import small_image_transform
-from distill.data.base import ImageData, ImageDataset, Split
+from distill.data.base import ImageData
+from distill.data.dataset import ImageDataset, Split
 from distill.data.image_files import first_line
 from distill.data.sources import Source
 from distill.errors import UserError, require_at_least

@@ -116,6 +116,27 @@ def listed_labels(source: Source) -> list[int] | None:
     return None
 
 
+def paths_of(source: Any) -> list[str] | None:
+    """Return the path of every image, or `None` if the source has no files."""
+    if isinstance(source, Subset):
+        paths = paths_of(source.source)
+        return paths and [paths[position] for position in source.positions]
+    return source.paths if isinstance(source, FileSource) else None
+
+
+def require_classes(source: Source, split: str, num_classes: int) -> None:
+    """Refuse labels that are no class, if the source lists its labels; negative ones stand for none.
+
+    Raises:
+        UserError: a label is as large as the number of classes, or larger.
+    """
+    if (labels := listed_labels(source)) is not None and (largest := max(labels, default=-1)) >= num_classes:
+        raise UserError(
+            f"data: image {labels.index(largest)} of {split} has label {largest}, but with {num_classes} classes "
+            f"labels go from 0 to {num_classes - 1}"
+        )
+
+
 def count_classes(labels: Sequence[int], num_classes: int) -> list[int]:
     """Return the number of labels of each class, without those below 0."""
     counts = [0] * num_classes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distill.data.base import Split
+from distill.data.dataset import Split
 from distill.data.small_images import SmallImageData
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.data.base import Split
 from distill.data.class_folders import class_files, class_folders, listed, notes_on, refuse_unknown_classes
+from distill.data.dataset import Split
 from distill.data.image_files import first_line
 from distill.data.small_images import SmallImageData
 from distill.data.sources import FileSource

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +15,7 @@ from distill.configurable import Configurable
 from distill.distributed import all_mean, gather
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Summary
+from distill.heads.precision import at_least_float32, full_precision
 from distill.schedules import Progress
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ class Head(Configurable, nn.Module, ABC):
         if missing := self.batch_needs - batch.keys():
             raise UserError(f"{type(self).__name__} needs {min(missing)!r}, but a batch has {', '.join(batch)}")
         teacher = None if teacher is None else self.summary(teacher, batch)
-        with _full_precision(student):
-            loss: Tensor = super().__call__(student.apply(_at_least_float32), teacher, batch)
+        with full_precision(student):
+            loss: Tensor = super().__call__(student.apply(at_least_float32), teacher, batch)
         return loss
 
     def summary(self, teacher: Features, batch: Batch) -> Summary:
@@ -108,10 +108,10 @@ class Head(Configurable, nn.Module, ABC):
 
         A `Summary` is not summarized again.
         """
-        teacher = teacher.apply(lambda tensor: _at_least_float32(tensor.detach()))
+        teacher = teacher.apply(lambda tensor: at_least_float32(tensor.detach()))
         if isinstance(teacher, Summary):
             return teacher
-        with _full_precision(teacher), torch.no_grad():
+        with full_precision(teacher), torch.no_grad():
             return Summary(**vars(self.summarize_teacher(teacher, batch)))
 
     def prepare(self, run: RunInfo) -> None:
@@ -125,8 +125,23 @@ class Head(Configurable, nn.Module, ABC):
         """Return the part of a teacher's features that this head compares with; by default the features it needs.
 
         The summary is computed row by row: it depends on no trained parameter, no progress, no other row and no rank.
+        So it may also be computed once and stored.
         """
         return Summary.of(teacher, self.needs_of("teacher"))
+
+    def summary_key(self) -> Mapping[str, Any]:
+        """Return what the summary depends on besides the teacher and the batch, as JSON values, once built.
+
+        A head that overrides `summarize_teacher` names here the settings and grids that it reads there.
+        """
+        return {}
+
+    def summary_state(self) -> Mapping[str, Tensor]:
+        """Return the head's own tensors that the summary depends on, such as a fixed projection; the default has none.
+
+        They are stored with the summaries, and restored in place.
+        """
+        return {}
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return scalars of the last call worth logging, by name, without gradient. The default has none."""
@@ -277,20 +292,3 @@ def mean_over_ranks(total: Tensor, mass: Tensor) -> Tensor:
     """
     mass = all_mean(mass.to(total))
     return total / mass.masked_fill(mass == 0, 1.0)
-
-
-@contextmanager
-def _full_precision(features: Features) -> Iterator[None]:
-    """Disable autocast on the device of the features."""
-    tensor = next(_tensors(features), None)
-    with nullcontext() if tensor is None else torch.autocast(tensor.device.type, enabled=False):
-        yield
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _tensors(features: Features) -> Any:
-    candidates = (features.logits, features.embedding, features.tokens, *features.maps.values())
-    return (tensor for tensor in candidates if tensor is not None)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.distributed import gather, own_rows
+from distill.distributed import gather
 from distill.errors import one_of, require_at_least
-from distill.features import Features, FeatureSpec
+from distill.features import Features, FeatureSpec, Summary
 from distill.functional.contrast import memory_relation
 from distill.heads.base import Batch, Scope
 from distill.heads.parts.embedding_head import EmbeddingHead
 from distill.heads.parts.projection import L2Normalize, NormalizedLinear
 from distill.memory import EmbeddingQueue, Storage
-from distill.randomness import derive_seed
+from distill.randomness import derive_seed, seeded_by
 from distill.schedules import Number, require_values_above, value_at
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class RRD(EmbeddingHead):
         distance: `kl` subtracts the teacher's entropy from the cross entropy: the gradient is the same, and 0 means
             equal.
         teacher_projection: `random` is a linear map with bias that is never trained, which is what the authors' code
-            amounts to; `orthogonal` likewise, with orthonormal rows and no bias; `identity` keeps the embedding, whose
-            width is then d.
+            amounts to, and the same in every run; `orthogonal` likewise, with orthonormal rows and no bias; `identity`
+            keeps the embedding, whose width is then d.
         dtype: storage type of the queue.
         chunk: rows scored at a time, to save memory; by default all.
         start: until the queue is full, `filled` scores only its filled rows, a choice of this project; `noise` also
@@ -113,18 +114,35 @@ class RRD(EmbeddingHead):
         """Return the projection that `teacher_projection` names; none of them is trained."""
         if self.projection_kind == "identity":
             return L2Normalize()
-        projection = NormalizedLinear(teacher_width, self.width).requires_grad_(False)
-        if self.projection_kind == "orthogonal":
-            nn.init.orthogonal_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        with seeded_by("projection"):  # so that it is the same in every run, and can be stored
+            projection = NormalizedLinear(teacher_width, self.width).requires_grad_(False)
+            if self.projection_kind == "orthogonal":
+                nn.init.orthogonal_(projection.weight)
+                nn.init.zeros_(projection.bias)
         return projection
 
+    def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
+        """Return the projected and normalized embedding as `projected`, `[B, d]`.
+
+        The projection computes in float64, so that its rounded rows do not depend on the size of the batch.
+        """
+        embedding = teacher["embedding"]
+        wide = embedding if embedding.device.type == "mps" else embedding.double()  # which has no float64
+        return Summary(maps={"projected": self.teacher_projection(wide).to(embedding.dtype)})
+
+    def summary_key(self) -> Mapping[str, Any]:
+        """Return the settings of the teacher's projection."""
+        return {"projection": self.projection_kind, "width": self.width}
+
+    def summary_state(self) -> Mapping[str, Tensor]:
+        """Return the teacher's projection."""
+        return dict(self.teacher_projection.named_parameters())
+
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """Compare embeddings `[B, d_s]` and `[B, d_t]` by their similarities to the queue."""
+        """Compare embeddings, `[B, d_s]` of the student and the teacher's projected ones, by their similarities."""
         queries = self.student_projection(student["embedding"])
-        # All ranks project the whole batch: the rows are then bit for bit those of one process.
-        global_keys = self.teacher_projection(gather(teacher["embedding"]))
-        keys = own_rows(global_keys)
+        keys = teacher["projected"]
+        global_keys = gather(keys)
         if self.training and self.enqueue == "before":
             self.queue.enqueue(global_keys)
         relation = memory_relation(
@@ -154,7 +172,7 @@ class RRD(EmbeddingHead):
 
         Rows that are not scored have probability 0. The queue does not change.
         """
-        projected = (self.student_projection(student["embedding"]), self.teacher_projection(teacher["embedding"]))
+        projected = self.student_projection(student["embedding"]), self.summary(teacher, {})["projected"]
         empty = torch.arange(self.size, device=projected[0].device) >= self._scored()
         distributions = [
             (query @ self.queue.rows.T.to(query.dtype) / temperature)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -106,8 +107,9 @@ class SeRKD(Head):
         """
         self.student_grid = GridTokens(self.of, student, "student", self.tokenizer, self.stride)
         # A convolution on the teacher's side could only be trained to agree with the student.
-        teacher_tokenizer: Tokenizer = "average" if self.tokenizer == "convolution" else self.tokenizer
-        self.teacher_grid = GridTokens(self.of, teacher, "teacher", teacher_tokenizer, self.stride)
+        self.teacher_tokenizer: Tokenizer = "average" if self.tokenizer == "convolution" else self.tokenizer
+        self.teacher_grid = GridTokens(self.of, teacher, "teacher", self.teacher_tokenizer, self.stride)
+        self.teacher_shape = teacher[self.of]
         grids = self.student_grid.grid, self.teacher_grid.grid
         self.common = min(grids[0][0], grids[1][0]), min(grids[0][1], grids[1][1])
         self.target = superpixel_grid(self.common, self.cell)
@@ -127,6 +129,17 @@ class SeRKD(Head):
         if self.weights["features"] == 0:
             return Summary(maps={"gram": gram})
         return Summary(tokens=averaged(teacher, self.common), grid=self.common, maps={"gram": gram})
+
+    def summary_key(self) -> Mapping[str, Any]:
+        """Return the settings of the teacher's superpixels."""
+        key: dict[str, Any] = {"of": self.of, "superpixels": self.superpixel_kind}
+        if len(self.teacher_shape) == 3:
+            key |= {"tokenizer": self.teacher_tokenizer, "stride": self.stride}
+        if self.superpixel_kind == "segments":
+            key |= {"count": self.count}
+        else:
+            key |= {"grid": self.target, "iterations": self.iterations, "neighborhood": self.neighborhood}
+        return key if self.weights["features"] == 0 else {**key, "tokens": self.common}
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the relations among the superpixels, and the tokens themselves if `features` has a weight."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +155,14 @@ class TRG(Head):
                 f"each image), of which each has {nodes - 1} others: give fewer neighbors or a larger batch"
             )
 
+    def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
+        """Return the tokens, averaged over the cells of the common grid."""
+        return self._on_common_grid(self.teacher_grid, teacher)
+
+    def summary_key(self) -> Mapping[str, Any]:
+        """Return the tokens' layer and grid."""
+        return {"of": self.of, "grid": self.common}
+
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Return the weighted sum of the parts.
 
@@ -161,7 +170,7 @@ class TRG(Head):
             UserError: the batch has too few nodes.
         """
         self._diagnostics, losses = {}, []
-        student, teacher = self.on_common_grid(student, teacher)
+        student = self._on_common_grid(self.student_grid, student)
         if self._has_graph:
             self._require_nodes(len(student["tokens"]) * (world_size() if self.scope == "global" else 1))
             losses.append(self._compare_nodes(self.nodes(student, batch), self.nodes(teacher, batch)))
@@ -174,11 +183,10 @@ class TRG(Head):
 
     def on_common_grid(self, student: Features, teacher: Features) -> tuple[Features, Features]:
         """Return the tokens of both networks, `[B, N, d]` each, averaged over the cells of the common grid."""
-        student, teacher = (
-            Features(tokens=averaged(grid(features), self.common), grid=self.common)
-            for grid, features in ((self.student_grid, student), (self.teacher_grid, teacher))
-        )
-        return student, teacher
+        return self._on_common_grid(self.student_grid, student), self._on_common_grid(self.teacher_grid, teacher)
+
+    def _on_common_grid(self, grid: GridTokens, features: Features) -> Features:
+        return Features(tokens=averaged(grid(features), self.common), grid=self.common)
 
     def nodes(self, features: Features, batch: Batch) -> Tensor:
         """Return the nodes of one network's graph: m tokens of the common grid per image in scope, `[M, d]`."""

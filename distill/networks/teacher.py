@@ -42,13 +42,21 @@ class Teacher(FeatureSource):
         """The shapes of its features."""
 
     @abstractmethod
-    def features(self, image: Tensor, others: Mapping[str, Features]) -> Features:
+    def features(self, batch: Mapping[str, Any], others: Mapping[str, Features]) -> Features:
         """Return the features of a batch.
 
         Args:
-            image: `[B, C, H, W]`, in [0, 1] and not normalized.
+            batch: with `image` `[B, C, H, W]`, in [0, 1] and not normalized.
             others: features of the teachers named in `of`, for the same images.
         """
+
+    def gives(self, name: str, split: str) -> bool:
+        """Return True if the feature `name` is known for the images of a split: `train`, `val` or `test`."""
+        try:
+            self.spec[name]
+        except UserError:
+            return False
+        return True
 
 
 class FrozenTeacher(Teacher):
@@ -112,9 +120,9 @@ class FrozenTeacher(Teacher):
             features: Features = self.network(image)
         return features
 
-    def features(self, image: Tensor, others: Mapping[str, Features]) -> Features:
-        """Compute the teacher's features; `others` is not used."""
-        features: Features = self(image)
+    def features(self, batch: Mapping[str, Any], others: Mapping[str, Features]) -> Features:
+        """Compute the teacher's features of `image`; `others` is not used."""
+        features: Features = self(batch["image"])
         return features
 
     def train(self, mode: bool = True) -> Self:
@@ -196,7 +204,7 @@ class Ensemble(Teacher):
         self._spec = _SharedSpec(**kept, grid=grid, maps=maps, members=specs)
         self._fingerprint = sha256(" ".join(members[name].fingerprint for name in self.of).encode()).hexdigest()
 
-    def features(self, image: Tensor, others: Mapping[str, Features]) -> Features:
+    def features(self, batch: Mapping[str, Any], others: Mapping[str, Features]) -> Features:
         """Average the features of the members."""
         members = [others[name] for name in self.of]
 
@@ -227,12 +235,14 @@ class _SharedSpec(FeatureSpec):
             raise UserError(f"an ensemble averages only equal shapes, and those of {name!r} are: {found}") from None
 
 
-def teacher_features(teachers: Mapping[str, Teacher], image: Tensor, names: Iterable[str]) -> dict[str, Features]:
+def teacher_features(
+    teachers: Mapping[str, Teacher], batch: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, Features]:
     """Compute the features of a batch, each teacher once.
 
     Args:
         teachers: all teachers by name.
-        image: `[B, C, H, W]`, in [0, 1] and not normalized.
+        batch: with `image` `[B, C, H, W]`, in [0, 1] and not normalized.
         names: the teachers to run; those that they are made of run too.
 
     Returns:
@@ -245,7 +255,7 @@ def teacher_features(teachers: Mapping[str, Teacher], image: Tensor, names: Iter
             return
         for member in teachers[name].of:
             run(member)
-        found[name] = teachers[name].features(image, found)
+        found[name] = teachers[name].features(batch, found)
 
     for name in names:
         run(name)

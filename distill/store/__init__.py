@@ -14,18 +14,24 @@ whole or not there.
 from distill.store.differences import MISSING, Difference, differences
 from distill.store.index import StoreIndex
 from distill.store.quantities import Quantity, Rows
+from distill.store.requests import Request
 from distill.store.shards import missing_shards, write_shard
 from distill.store.state import read_state, write_state
 from distill.store.stored_rows import StoredRows
+from distill.store.stored_teacher import STORED, StoredFeatures, StoredTeacher
 from distill.store.writing import room
 
 __all__ = [
     "MISSING",
+    "STORED",
     "Difference",
     "Quantity",
+    "Request",
     "Rows",
     "StoreIndex",
+    "StoredFeatures",
     "StoredRows",
+    "StoredTeacher",
     "differences",
     "missing_shards",
     "read_state",

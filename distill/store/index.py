@@ -35,6 +35,7 @@ class StoreIndex:
         splits: rows by split.
         quantities: by name, those of all splits.
         contents: for each split, the names of its quantities; by default all.
+        images: for each split, what identifies its images.
 
     Raises:
         UserError: an identity that is not made of JSON values, a split whose name no folder can have, names that
@@ -45,6 +46,7 @@ class StoreIndex:
     splits: Mapping[str, Rows]
     quantities: Mapping[str, Quantity]
     contents: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    images: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split in self.splits:
@@ -53,6 +55,7 @@ class StoreIndex:
             raise UserError("the contents of a store must be of its splits and name its quantities")
         contents = {split: tuple(self.contents.get(split, self.quantities)) for split in self.splits}
         object.__setattr__(self, "contents", contents)
+        object.__setattr__(self, "images", {split: dict(self.images.get(split, {})) for split in self.splits})
         object.__setattr__(self, "identity", plain("the identity of a store", self.identity))
         for what, names in (("split", self.splits), ("quantity", self.quantities)):
             folded: dict[str, str] = {}
@@ -129,11 +132,13 @@ class StoreIndex:
             if number != FORMAT:
                 raise UserError(f"its format is {number!r}")
             contents = {split: value.pop("quantities") for split, value in content["splits"].items()}
+            images = {split: value.pop("identity", {}) for split, value in content["splits"].items()}
             return cls(
                 identity=content["identity"],
                 splits={split: Rows(**value) for split, value in content["splits"].items()},
                 quantities={name: Quantity.from_json(name, value) for name, value in content["quantities"].items()},
                 contents=contents,
+                images=images,
             )
         except OSError as error:
             raise UserError(f"{where} {_instead_of_a_store(path, error)}") from None
@@ -152,7 +157,12 @@ class StoreIndex:
         content = {
             "format": FORMAT,
             "splits": {
-                split: {**vars(rows), "quantities": list(self.contents[split])} for split, rows in self.splits.items()
+                split: {
+                    **vars(rows),
+                    "quantities": list(self.contents[split]),
+                    "identity": self.images[split],
+                }
+                for split, rows in self.splits.items()
             },
             "quantities": {name: quantity.to_json() for name, quantity in self.quantities.items()},
             "identity": self.identity,

@@ -9,10 +9,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from distill.data import Names
+from distill.distiller import Distiller
 from distill.errors import under
 from distill.features import Features
+from distill.heads import Batch
 from distill.networks import FrozenTeacher, Network, Teacher
-from distill.objective import TEACHER, Distiller, Term
+from distill.objective import TEACHER, Term
 from distill.schedules import Progress
 from distill.training.batches import converted
 from distill.training.lightning_internals import trainer_of
@@ -57,9 +59,9 @@ class DistillerModule(LightningModule):
         output: Tensor = self.student(image)[self.student.output_feature]
         return output
 
-    def extract_features(self, image: Tensor) -> tuple[Features, dict[str, Features]]:
-        """Compute the student's features of images `[B, C, H, W]`, and those of every teacher by name."""
-        return self.student(image), self.distiller.teacher_features(image, self.distiller.teachers)
+    def extract_features(self, batch: Batch) -> tuple[Features, dict[str, Features]]:
+        """Compute the student's features of a batch's `image` `[B, C, H, W]`, and those of every teacher by name."""
+        return self.student(batch["image"]), self.distiller.teacher_features(batch, self.distiller.teachers)
 
     def _apply_batch_transfer_handler(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Turn what a loader yields, after everyone's transfer hooks, into the batch that all callbacks get."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from distill import __version__
+from distill.distiller import Distiller
 from distill.errors import UserError, require_at_least
 from distill.features import Features
 from distill.functional.labels import hard_labels
@@ -20,7 +21,7 @@ from distill.heads import Batch
 from distill.heads.cross_entropy import CrossEntropy
 from distill.metrics import IGNORE_INDEX, LongTailAccuracy, classification_metrics
 from distill.networks import Network
-from distill.objective import TASK, Distiller, Losses, Objective, Term
+from distill.objective import TASK, Losses, Objective, Term
 from distill.schedules import Schedule, bounds_of
 from distill.training.base import DistillerModule, build
 from distill.training.batches import counted_images

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
+from distill.distiller import Distiller
 from distill.features import Features
 from distill.heads import Batch, Head
 from distill.metrics import NeighborAgreement
-from distill.objective import TEACHER, Distiller, Objective
+from distill.objective import TEACHER, Objective
 from distill.schedules import Progress
+from distill.store import StoredFeatures
 
 NEIGHBORS = "neighbor_agreement"
 DISTILLATION = "distillation"
@@ -33,7 +35,7 @@ def neighbor_metrics(distiller: Distiller, stage: str) -> dict[str, MetricCollec
     return {
         name: MetricCollection({NEIGHBORS: NeighborAgreement()}, prefix=f"{stage}/" if only else f"{stage}/{name}/")
         for name, teacher in teachers.items()
-        if teacher.spec.embedding is not None
+        if teacher.gives("embedding", stage)
     }
 
 
@@ -79,13 +81,19 @@ class DistillationMean(MeanMetric):
         for name in distillation_terms(objective):
             term = objective.terms[name]
             teacher = objective.teacher_of(name)
-            if teacher is None or not term.head.batch_needs <= batch.keys():
+            if teacher is None or not term.head.batch_needs <= batch.keys() or not _is_known(name, teachers[teacher]):
                 continue
             term.head.progress = progress
             factor = objective.factors[names.index(name)]
-            total = total + term.weight_at(progress) * factor * term.head(student, teachers[teacher], batch).detach()
+            summary = objective.summary(name, teachers[teacher], batch)
+            total = total + term.weight_at(progress) * factor * term.head(student, summary, batch).detach()
         full = counted.all()
         self.update(torch.where(full, total.float(), 0.0), full.float())
+
+
+def _is_known(term: str, teacher: Features) -> bool:
+    """Return False if the teacher is stored, but not what the term compares with in this split."""
+    return not isinstance(teacher, StoredFeatures) or term in teacher.summaries
 
 
 def _is_compared(head: Head) -> bool:

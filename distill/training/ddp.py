@@ -20,6 +20,7 @@ from distill.schedules import Progress
 from distill.training import lightning_internals as internals
 from distill.training.optimizer import EffectiveBatch
 from distill.training.run_info import length
+from distill.training.stored import dummy_rows
 
 
 class SyncBatchNorms(LayerSync):
@@ -184,6 +185,7 @@ def _has_unused_parameters(distiller: Any, num_classes: int, images: int = 8) ->
     buffers, states = {name: buffer.clone() for name, buffer in distiller.named_buffers()}, get_states()
     unused = False
     try:
+        batch |= dummy_rows(distiller, images, device)
         with torch.compiler.set_stance("force_eager"):
             for _ in range(2):
                 total = distiller(dict(batch), Progress(0, 0.0, 1, 1.0)).total

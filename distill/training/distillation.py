@@ -8,17 +8,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distill.data import Split
+from distill.distiller import Distiller
 from distill.errors import UserError, did_you_mean, under
 from distill.features import Features
 from distill.heads import Batch
 from distill.metrics import teacher_metrics
 from distill.networks import FeatureSource, FrozenTeacher, Network, Teacher
-from distill.objective import TASK, TEACHER, Distiller, Objective, Term, teacher_key
+from distill.objective import TASK, TEACHER, Objective, Term, teacher_key
+from distill.randomness import unchanged_states
+from distill.store import StoredTeacher
 from distill.training.base import build
 from distill.training.checks import require_labels
 from distill.training.classification import ClassificationModule
 from distill.training.comparison import DISTILLATION, DistillationMean, distillation_terms, neighbor_metrics
 from distill.training.lightning_internals import trainer_of
+from distill.training.stored import attach, segment_settings, stored_teachers
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Compiled = Literal["none", "student", "teacher", "both"]
@@ -30,7 +35,7 @@ class DistillationModule(ClassificationModule):
     Without teachers and heads, it is a `ClassificationModule`.
 
     Args:
-        teacher: the teacher network: always in eval mode, without gradient, in no checkpoint.
+        teacher: the teacher network: always in eval mode, without gradient, in no checkpoint. Or a `StoredTeacher`.
         teachers: further teachers by name: networks, or an `Ensemble` of others; `null` removes one. With several,
             each term names the teacher that it compares with; the one of `teacher` is called "teacher".
         heads: terms by name, each a head with its weight; `null` or weight 0 removes a term.
@@ -47,7 +52,7 @@ class DistillationModule(ClassificationModule):
     def __init__(
         self,
         *,
-        teacher: Network | None = None,
+        teacher: FeatureSource | None = None,
         teachers: dict[str, FeatureSource | None] | None = None,
         heads: dict[str, Term | None] | None = None,
         teacher_dtype: Dtype | dict[str, Dtype] | None = None,
@@ -67,8 +72,9 @@ class DistillationModule(ClassificationModule):
         for name, each in self.teachers.items():
             if each.spec.logits is not None and each.spec.logits == self.student.spec.logits:
                 group = "" if list(self.teachers) == [TEACHER] else f"/{name}"
+                stages = [stage for stage in ("val", "test") if each.gives("logits", stage)]
                 self.teacher_metrics[name] = nn.ModuleDict(
-                    {stage: teacher_metrics(f"{stage}{group}") for stage in ("val", "test")}
+                    {stage: teacher_metrics(f"{stage}{group}") for stage in stages}
                 )
         self.neighbor_metrics = nn.ModuleDict(
             {stage: nn.ModuleDict(neighbor_metrics(self.distiller, stage)) for stage in ("val", "test")}
@@ -109,6 +115,8 @@ class DistillationModule(ClassificationModule):
                 )
             for member in getattr(teacher, "of", ()):
                 make(member, (*ensembles, name))
+                if isinstance(built.get(member), StoredTeacher):
+                    raise UserError(f"{teacher_key(name)}: {member!r} is stored: store the ensemble instead")
             if isinstance(teacher, Network):
                 build(teacher, teacher_key(name), self.num_classes, self.image_shape, learns=False)
                 teacher = FrozenTeacher(teacher, dtypes[name])
@@ -117,10 +125,11 @@ class DistillationModule(ClassificationModule):
                     teacher.build(built)
             built[name] = teacher
 
-        for name in given:
-            if "." in name or hasattr(nn.ModuleDict, name):
-                raise UserError(f"model.teachers: a teacher cannot be called {name!r}; choose another name")
-            make(name)
+        with unchanged_states():  # so that training has the same random numbers where the teachers are stored
+            for name in given:
+                if "." in name or hasattr(nn.ModuleDict, name):
+                    raise UserError(f"model.teachers: a teacher cannot be called {name!r}; choose another name")
+                make(name)
         return {name: built[name] for name in given}
 
     def _dtypes(self, given: Mapping[str, Any]) -> dict[str, torch.dtype | None]:
@@ -130,11 +139,21 @@ class DistillationModule(ClassificationModule):
         by_name = names if isinstance(names, dict) else dict.fromkeys(networks, names)
         for name in by_name:
             if name not in networks:
-                fitting = "an ensemble computes nothing: name its members" if name in given else None
-                raise UserError(
-                    f"model.teacher_dtype: there is no network {name!r}: {fitting or did_you_mean(name, networks)}"
-                )
+                fitting = did_you_mean(name, networks)
+                if isinstance(given.get(name), StoredTeacher):
+                    fitting = "a stored teacher has the dtype with which it was stored"
+                elif name in given:
+                    fitting = "an ensemble computes nothing: name its members"
+                raise UserError(f"model.teacher_dtype: there is no network {name!r}: {fitting}")
         return {name: getattr(torch, dtype) if (dtype := by_name.get(name)) else None for name in networks}
+
+    def setup(self, stage: str) -> None:
+        """Prepare the module, and let the data bring the rows of stored teachers."""
+        if stored_teachers(self.distiller):
+            splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
+            attach(self.distiller, data, splits.get(stage, ("test",)), segment_settings(self.trainer))
+        super().setup(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the teachers' names and fingerprints, but not their weights."""
@@ -167,7 +186,8 @@ class DistillationModule(ClassificationModule):
         if which in ("teacher", "both"):
             networks = [teacher.network for teacher in self.teachers.values() if isinstance(teacher, FrozenTeacher)]
             if not networks:
-                raise UserError(f"model.compile is {which!r}, but there is no teacher")
+                reason = "the teacher is stored, so that no network runs" if self.teachers else "there is no teacher"
+                raise UserError(f"model.compile is {which!r}, but {reason}")
             for network in networks:
                 network.compile()
 
@@ -177,15 +197,16 @@ class DistillationModule(ClassificationModule):
         neighbors: Any = self.neighbor_metrics[stage]
         objective = self.distiller.objective
         compared = [objective.teacher_of(name) for name in distillation_terms(objective)] if stage == "val" else []
-        read = dict.fromkeys([*metrics, *neighbors, *(name for name in compared if name is not None)])
-        teachers = self.distiller.teacher_features(batch["image"], read)
+        given_here = [name for name, stages in metrics.items() if stage in stages]
+        read = dict.fromkeys([*given_here, *neighbors, *(name for name in compared if name is not None)])
+        teachers = self.distiller.teacher_features(batch, read)
         for name, collection in neighbors.items():
             collection.update(student["embedding"], teachers[name]["embedding"], counted)
             self.log_dict(collection, batch_size=len(counted))
         if compared and self.distillation_mean is not None:
             self.distillation_mean.add(objective, student, teachers, batch, counted, self._progress())
             self.log(f"val/{DISTILLATION}", self.distillation_mean, batch_size=len(counted))
-        for name in metrics:
+        for name in given_here:
             metrics[name][stage].update(student["logits"], teachers[name]["logits"], counted)
             self.log_dict(metrics[name][stage], batch_size=len(counted))
         return student, counted

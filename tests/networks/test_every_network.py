@@ -7,9 +7,10 @@ import timm
 import torch
 from timm.models._registry import _model_to_module
 
+from distill.distiller import Distiller
 from distill.heads import RKD, CrossEntropy, FitNet
 from distill.networks import FrozenTeacher, Network, Timm, Torchvision
-from distill.objective import Distiller, Objective, Term
+from distill.objective import Objective, Term
 from distill.schedules import Progress
 from tests.networks.test_families import OWN_SIZE, QUICK, SLOW
 

@@ -100,7 +100,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms(tmp_path):
     batch = {"image": torch.rand(8, 3, 32, 32), "label": torch.arange(8), "index": torch.arange(8)}
     module = distillation(heads={"kd": Term(KD(), 0.5), "rkd": Term(RKD(), 2.0)}).eval()
     module.log_dict = module.log = lambda *args, **kwargs: None
-    student, teachers = module.extract_features(batch["image"])
+    student, teachers = module.extract_features(batch)
     values = {name: term.head(student, teachers["teacher"], batch) for name, term in module.terms.items()}
     expected = values["task"] + 0.5 * values["kd"] + 2.0 * values["rkd"]
     torch.testing.assert_close(module.training_step(batch, 0), expected)

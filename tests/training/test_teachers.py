@@ -111,7 +111,7 @@ def test_each_teacher_sees_the_images_at_its_own_size_and_normalization():
     }
     heads = {"kd": Term(KD(), teacher="small"), "rkd": Term(RKD(), teacher="large")}
     distiller = module(teachers=teachers, heads=heads).distiller
-    found = distiller.teacher_features(BATCH["image"], ["small", "large"])
+    found = distiller.teacher_features(BATCH, ["small", "large"])
     large = (interpolate(BATCH["image"], (48, 48), mode="bilinear", antialias=True) - 0.1) / 0.7
     with torch.no_grad():
         assert torch.equal(found["large"].logits, teachers["large"].model(large))
@@ -146,7 +146,7 @@ def test_a_term_that_is_skipped_leaves_gradients_of_zero():
 
 def test_the_features_that_members_share_are_averaged():
     distiller = module().distiller
-    found = distiller.teacher_features(BATCH["image"], ["both"])
+    found = distiller.teacher_features(BATCH, ["both"])
     assert found["both"].embedding is None, "the two embeddings have different widths"
     torch.testing.assert_close(found["both"].logits, (found["cnn"].logits + found["vit"].logits) / 2)
 
@@ -159,7 +159,7 @@ def test_an_ensemble_may_be_a_member_of_another_in_any_order():
         "third": Timm("test_vit2"),
     }
     distiller = module(teachers=teachers, heads={"kd": Term(KD(), teacher="all")}).distiller
-    found = distiller.teacher_features(BATCH["image"], ["all"])
+    found = distiller.teacher_features(BATCH, ["all"])
     assert list(distiller.teachers) == list(teachers)
     expected = ((found["cnn"].logits + found["vit"].logits) / 2 + found["third"].logits) / 2
     torch.testing.assert_close(found["all"].logits, expected)
@@ -167,7 +167,7 @@ def test_an_ensemble_may_be_a_member_of_another_in_any_order():
 
 def test_members_in_half_precision_are_averaged_in_float32():
     distiller = module(teacher_dtype={"vit": "bfloat16"}).distiller
-    found = distiller.teacher_features(BATCH["image"], ["both"])
+    found = distiller.teacher_features(BATCH, ["both"])
     assert found["vit"].logits.dtype == torch.bfloat16
     assert torch.equal(found["both"].logits, (found["cnn"].logits + found["vit"].logits.float()) / 2)
 

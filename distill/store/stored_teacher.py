@@ -1,0 +1,168 @@
+"""A teacher whose answers are read from a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.features import Features, FeatureSpec, Summary
+from distill.networks import Teacher
+from distill.store.index import StoreIndex
+from distill.store.quantities import Quantity
+from distill.store.requests import FEATURES, Request, summary_arguments
+from distill.store.stored_rows import StoredRows
+
+STORED = "stored"
+"""Key of a batch under which the rows of stored teachers are, by teacher and quantity."""
+
+
+@dataclass(frozen=True)
+class StoredFeatures(Features):
+    """A teacher's answers as they were stored: some of its own features, and the summaries of terms.
+
+    Attributes:
+        summaries: by the term's name; those that are not stored for a batch's split are missing.
+    """
+
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
+
+
+class StoredTeacher(Teacher):
+    """A teacher that was run once, by `distill store`, and is read from the disk since.
+
+    No network is built. The rows come with the batches of a data module of this package, whose images must be those
+    that the teacher saw. On a CPU in float32, training equals that with the teacher itself bit for bit.
+
+    Args:
+        path: folder of the store.
+        verify: number of stored rows to recompute before the first step, with the network built for it as it was for
+            the store; they must agree to 1e-5.
+        any_batch_size: accept batches of another size per process than the teacher had. Its features then agree to
+            about 1e-5 only.
+
+    Raises:
+        UserError: `verify` is negative.
+    """
+
+    def __init__(self, path: str, verify: int = 0, any_batch_size: bool = False) -> None:
+        super().__init__()
+        if verify < 0:
+            raise UserError(f"verify must be at least 0, given {verify}")
+        self.path, self.verify, self.any_batch_size = path, verify, any_batch_size
+        self.requests: dict[str, Request] = {}
+        self._key = ""
+        self._index: StoreIndex | None = None
+
+    def build(self, members: Mapping[str, Teacher] | None = None) -> None:
+        """Read the index of the store.
+
+        Raises:
+            UserError: there is no store, or its index is damaged.
+        """
+        self._index = StoreIndex.read(self.path)
+
+    @property
+    def index(self) -> StoreIndex:
+        """The index of the store."""
+        assert self._index is not None, "the teacher is not built"
+        return self._index
+
+    @property
+    def name(self) -> str:
+        """The name shown in tables."""
+        return f"{self.index.identity['teacher']['name']}, stored in {self.path}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the teacher that was stored."""
+        return str(self.index.identity["teacher"]["fingerprint"])
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The shapes of the features that the teacher had, stored or not."""
+        return spec_from_json(self.index.identity["teacher"]["features"])
+
+    def gives(self, name: str, split: str) -> bool:
+        """Return True if the teacher's feature `name` is stored for a split."""
+        return split in self.index.splits and name in self.index.contents[split]
+
+    def answers(self, term: str, split: str) -> bool:
+        """Return True if the summaries of a term are stored for a split."""
+        return split in self.index.splits and self.requests[term].is_met_by(self.index.contents[split])
+
+    def use(self, key: str, requests: Mapping[str, Request]) -> None:
+        """Choose the quantities to read.
+
+        Args:
+            key: the teacher's name, under which batches have its rows.
+            requests: by term.
+        """
+        self._key, self.requests = key, dict(requests)
+
+    def require(self, term: str) -> None:
+        """Require the summaries of a term for the training images.
+
+        Raises:
+            UserError: they are not stored.
+        """
+        request = self.requests[term]
+        if not self.answers(term, "train"):
+            wanted = " and ".join(map(repr, request.features)) or f"what {request.head} compares with at these settings"
+            rounded = "" if request.dtype == "float32" else f" in {request.dtype}"
+            raise UserError(
+                f"the store {self.path!r} does not have {wanted}{rounded} of the training images: add it by "
+                f"`distill store --config ... --output {self.path}` with a configuration that has this term"
+            )
+
+    def quantities(self, split: str) -> list[Quantity]:
+        """Return the quantities that are read for the images of a split."""
+        stored = self.index.contents.get(split, ())
+        names = {name for request in self.requests.values() for name in request.parts(stored).values()}
+        if split != "train":
+            names |= {name for name in FEATURES[:2] if name in stored}  # for the metrics
+        return [quantity for quantity in self.index.quantities_of(split) if quantity.name in names] if stored else []
+
+    def rows(self, split: str) -> StoredRows:
+        """Return the rows that are read for the images of a split."""
+        return StoredRows(self.path, split, self.quantities(split), self.index.splits[split], self.index.key)
+
+    def features(self, batch: Mapping[str, Any], others: Mapping[str, Features]) -> StoredFeatures:
+        """Return the answers that came with a batch, which may be none."""
+        rows: Mapping[str, Tensor] = batch.get(STORED, {}).get(self._key, {})
+        summaries = {
+            term: Summary(
+                **summary_arguments(
+                    {part: rows[name] for part, name in request.parts([*rows]).items()},
+                    self.spec.grid if request.features else None,
+                )
+            )
+            for term, request in self.requests.items()
+            if request.is_met_by([*rows])
+        }
+        own = {name: rows[name] for name in FEATURES if name in rows}
+        return StoredFeatures(**summary_arguments(own, self.spec.grid), summaries=summaries)
+
+    def dummy_rows(self, count: int) -> dict[str, Tensor]:
+        """Return random rows of the shapes that training reads, by quantity."""
+        return {
+            quantity.name: torch.randn(count, *quantity.shape).to(quantity.dtype)
+            for quantity in self.quantities("train")
+        }
+
+
+def spec_to_json(spec: FeatureSpec) -> dict[str, Any]:
+    """Return the shapes of features as JSON values."""
+    shapes = {name: getattr(spec, name) for name in (*FEATURES, "grid")}
+    found = {name: list(shape) for name, shape in shapes.items() if shape is not None}
+    return {**found, "maps": {name: list(shape) for name, shape in spec.maps.items()}}
+
+
+def spec_from_json(value: Mapping[str, Any]) -> FeatureSpec:
+    """Return the shapes that `spec_to_json` described."""
+    shapes = {name: tuple(value[name]) for name in (*FEATURES, "grid") if name in value}
+    return FeatureSpec(**shapes, maps={name: tuple(shape) for name, shape in value["maps"].items()})  # type: ignore[arg-type]  # a grid has two
