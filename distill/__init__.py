@@ -17,6 +17,7 @@ _HOMES = {
     "Objective": "distill.objective",
     "Progress": "distill.schedules",
     "RelationHead": "distill.heads",
+    "StoredTeacher": "distill.store",
     "Term": "distill.objective",
     "Timm": "distill.networks",
     "UserError": "distill.errors",

@@ -15,7 +15,7 @@ from distill.data import ImageData
 from distill.errors import UserError
 from distill.superpixels import add_segments, slic
 from distill.superpixels.pixels import Backend
-from distill.training.classification import ClassificationModule
+from distill.training.base import DistillerModule
 
 
 class SuperpixelSegments(Callback):
@@ -73,7 +73,7 @@ class SuperpixelSegments(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the heads that read segments, and try the settings on an image of the data's size."""
-        assert isinstance(pl_module, ClassificationModule)
+        assert isinstance(pl_module, DistillerModule)
         readers = {name: term.head for name, term in pl_module.terms.items() if "segments" in term.head.batch_needs}
         self.is_needed = bool(readers)
         if not self.is_needed:

@@ -48,6 +48,11 @@ COMMANDS = {
         "Measure each term's share of the gradient, and compute weights from it.",
         f"distill weigh {_DIGITS} --share 0.5 --output weights.yaml",
     ),
+    "store": Command(
+        "Store a teacher's answers, for trainings without running it.",
+        f"distill store {_DIGITS} --data.draws=4 --output stores/digits",
+        "distill.cli.store:run_store",
+    ),
     "curves": Command(
         "Draw the curves of one or several runs.",
         "distill curves runs/digits/distill --output curves.png",

@@ -16,10 +16,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from distill.cli.monitors import refuse_unknown_monitors
 from distill.errors import UserError, under
 from distill.features import Features
-from distill.heads import Batch, Head
+from distill.heads import Head
 from distill.objective import key_of
 from distill.schedules import Schedule
 from distill.store import StoredFeatures
+from distill.training.batches import dummy_batch
 from distill.training.checks import require_batch_statistics
 from distill.training.classification import ClassificationModule
 from distill.training.lightning_internals import set_up_fit
@@ -139,31 +140,12 @@ def _step(head: Head, student: Features, teacher: Features | None, image: Tensor
     """Compute a copy of a head and its gradient."""
     head = deepcopy(head)
     student = student.apply(lambda tensor: tensor.detach().clone().requires_grad_(tensor.is_floating_point()))
-    loss = head(student, teacher if head.needs_teacher else None, _batch(image, head, module.num_classes))
+    loss = head(student, teacher if head.needs_teacher else None, dummy_batch(image, head, module.num_classes))
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UserError(f"{type(head).__name__} must return a scalar, but returned {what}")
     if loss.requires_grad:
         loss.sum().backward()  # type: ignore[no-untyped-call]  # torch has no types there
-
-
-def _batch(image: Tensor, head: Head, num_classes: int) -> Batch:
-    """Return a batch with all that a head may read."""
-    count = len(image)
-    position = torch.arange(count)
-    batch: Batch = {
-        "image": image,
-        "label": position % max(num_classes, 1),
-        "index": position,
-        "draw": torch.zeros_like(position),
-    }
-    height, width = image.shape[-2:]
-    if "segments" in head.batch_needs:
-        rows, columns = torch.arange(height) * 2 // height, torch.arange(width) * 2 // width
-        batch["segments"] = (2 * rows[:, None] + columns).expand(count, height, width).contiguous()
-    if "view" in head.batch_needs:
-        batch["view"] = position * 2 // count
-    return batch
 
 
 def _repeat(copies: int) -> Any:

@@ -1,8 +1,8 @@
-"""Lightning's Trainer with the commands `check`, `plot` and `weigh`."""
+"""Lightning's Trainer with the commands `check`, `plot`, `store` and `weigh`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
@@ -12,6 +12,7 @@ from distill.callbacks.pictures import PicturesOnce, can_plot
 from distill.cli.check import print_set_up, read_all_images
 from distill.cli.rehearsal import rehearse_fit
 from distill.cli.run_folder import write_to
+from distill.cli.store import SPLITS, store
 from distill.cli.weigh import weigh
 from distill.errors import UserError
 from distill.heads import Head, shipped
@@ -20,7 +21,7 @@ from distill.training.classification import ClassificationModule
 
 
 class Trainer(LightningTrainer):
-    """Lightning's Trainer, extended by the folder of a run, and by `check`, `plot` and `weigh`."""
+    """Lightning's Trainer, extended by the folder of a run, and by `check`, `plot`, `store` and `weigh`."""
 
     has_run_folder: bool = False
     """Whether `fit` writes to the folder of a run."""
@@ -103,6 +104,30 @@ class Trainer(LightningTrainer):
         self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
         for path in pictures.written:
             print(path)
+
+    def store(
+        self,
+        model: LightningModule,
+        output: str,
+        datamodule: LightningDataModule | None = None,
+        splits: list[Literal["train", "val", "test"]] | None = None,
+        shard: str = "1/1",
+        teacher: str | None = None,
+        force: bool = False,
+    ) -> None:
+        """Store a teacher's answers to all draws of all images, for trainings with a `StoredTeacher`.
+
+        Args:
+            model: the module.
+            output: folder of the store. What an earlier call has written is kept: a call that was interrupted goes on,
+                and a term that is new adds what it compares with.
+            datamodule: the module's data, whose `draws` must be given.
+            splits: whose answers to store, `--splits train val` by default; those of `val` and `test` are for metrics.
+            shard: part of the files that this process writes, such as `1/4` of four.
+            teacher: name of the teacher, where there are several.
+            force: also store whole feature maps.
+        """
+        store(self, model, datamodule, output, splits or SPLITS, shard, teacher, force)
 
     def weigh(
         self,

@@ -21,7 +21,7 @@ INDEX = "index.json"
 FORMAT = 1
 """Number of this format."""
 
-NOT_IN_KEY = ("versions", "command")
+NOT_IN_KEY = ("versions", "command", "taps", "network")
 """Keys at the top of an identity that say how rows came about and do not change them."""
 
 
@@ -85,13 +85,22 @@ class StoreIndex:
         )
         return differences(stored, given)
 
-    def adding(self, split: str, rows: Rows, quantities: Sequence[Quantity]) -> StoreIndex:
+    def described(self, identity: Mapping[str, Any]) -> StoreIndex:
+        """Return an index whose identity says what `NOT_IN_KEY` names as another does; taps are added."""
+        taps = {**self.identity.get("taps", {}), **identity.get("taps", {})}
+        told = {name: value for name, value in identity.items() if name in NOT_IN_KEY}
+        return replace(self, identity={**self.identity, **told, "taps": taps})
+
+    def adding(
+        self, split: str, rows: Rows, quantities: Sequence[Quantity], images: Mapping[str, Any] | None = None
+    ) -> StoreIndex:
         """Return an index with further draws or quantities of a split, or with a further split.
 
         Args:
             split: a stored or a new one.
             rows: of the split. A stored split keeps its draws if it has more.
             quantities: stored or new ones.
+            images: what identifies the images.
 
         Raises:
             UserError: the stored split has another number of images or of rows in a file, or a quantity of the same
@@ -113,6 +122,7 @@ class StoreIndex:
             splits={**self.splits, split: replace(rows, draws=max(before.draws, rows.draws))},
             quantities={**self.quantities, **new},
             contents={**self.contents, split: tuple(dict.fromkeys([*self.contents.get(split, ()), *new]))},
+            images={**self.images, split: images or self.images.get(split, {})},
         )
 
     @classmethod

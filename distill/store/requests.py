@@ -55,6 +55,10 @@ class Request:
         start = f"{self.prefix}."
         return {name.removeprefix(start): name for name in names if name.startswith(start)}
 
+    def asks_for(self, name: str) -> bool:
+        """Return True if a quantity of this name stores a part of the summary."""
+        return bool(self.parts([name]))
+
     def is_met_by(self, names: Sequence[str]) -> bool:
         """Return True if quantities of these names hold the whole summary."""
         found = self.parts(names)

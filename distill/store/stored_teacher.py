@@ -85,7 +85,9 @@ class StoredTeacher(Teacher):
     @property
     def spec(self) -> FeatureSpec:
         """The shapes of the features that the teacher had, stored or not."""
-        return spec_from_json(self.index.identity["teacher"]["features"])
+        identity = self.index.identity
+        maps = {name: tap["shape"] for name, tap in identity.get("taps", {}).items()}
+        return spec_from_json({**identity["teacher"]["features"], "maps": maps})
 
     def gives(self, name: str, split: str) -> bool:
         """Return True if the teacher's feature `name` is stored for a split."""

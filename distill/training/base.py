@@ -26,10 +26,12 @@ class DistillerModule(LightningModule):
 
     Attributes:
         distiller: student, teachers and objective.
+        image_shape: `(C, H, W)` of the images.
         batch_names: names of the entries of a batch, see `as_batch`.
     """
 
     distiller: Distiller
+    image_shape: tuple[int, int, int]
     batch_names: Names | None = None
 
     @property

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from distill.data import ImageData, Names, as_batch
 from distill.errors import UserError
-from distill.heads import Batch, RunInfo
+from distill.heads import Batch, Head, RunInfo
 from distill.randomness import get_states, set_states
 
 KEYS = frozenset({"image", "label", "index", "draw", "view", "segments"})
@@ -115,6 +115,25 @@ def counted_images(batch: Mapping[str, Any]) -> Tensor:
     if index is None:
         return torch.ones(len(batch["image"]), dtype=torch.bool, device=batch["image"].device)
     return index >= 0
+
+
+def dummy_batch(image: Tensor, head: Head, num_classes: int) -> Batch:
+    """Return a batch of given images with all that a head may read."""
+    count = len(image)
+    position = torch.arange(count)
+    batch: Batch = {
+        "image": image,
+        "label": position % max(num_classes, 1),
+        "index": position,
+        "draw": torch.zeros_like(position),
+    }
+    height, width = image.shape[-2:]
+    if "segments" in head.batch_needs:
+        rows, columns = torch.arange(height) * 2 // height, torch.arange(width) * 2 // width
+        batch["segments"] = (2 * rows[:, None] + columns).expand(count, height, width).contiguous()
+    if "view" in head.batch_needs:
+        batch["view"] = position * 2 // count
+    return batch
 
 
 def converted(batch: Any, names: Names | None, trainer: Trainer | None) -> Any:

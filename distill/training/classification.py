@@ -102,7 +102,7 @@ class ClassificationModule(DistillerModule):
         if isinstance(scheduler, Schedule) and (bounds := bounds_of(scheduler)) is not None and bounds[0] < 0:
             raise UserError(f"scheduler: a learning rate cannot be negative, but the factor reaches {bounds[0]:g}")
         self.num_classes: int = told_by("num_classes", num_classes, data)
-        self.image_shape: tuple[int, int, int] = told_by("image_shape", image_shape, data)
+        self.image_shape = told_by("image_shape", image_shape, data)
         self.batch_names = batch
         self.optimizer = optimizer
         self.scheduler = scheduler

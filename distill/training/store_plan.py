@@ -1,0 +1,176 @@
+"""The plan of a store: what a teacher's answers are, which of them a store is to hold, and which it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from distill.data import ImageData, Split
+from distill.data.identity import split_identity
+from distill.errors import UserError, under
+from distill.networks import FrozenTeacher
+from distill.store import Quantity, Request, Rows, StoreIndex, read_state, write_state
+from distill.store.index import INDEX
+from distill.store.requests import FEATURES
+from distill.store.stored_teacher import spec_to_json
+from distill.training.batches import dummy_batch
+from distill.training.distillation import DistillationModule
+from distill.training.stored import run_identity, segment_settings, versions
+from distill.training.storing import Missing, answers, missing, rows_of
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """What is to be in a store.
+
+    Attributes:
+        folder: of the store.
+        teacher: name of the teacher.
+        index: of the store as it will be.
+        requests: of the terms.
+        quantities: by split, those that the terms and the metrics read.
+        lacking: by split, what is to be computed.
+    """
+
+    folder: Path
+    teacher: str
+    index: StoreIndex
+    requests: Mapping[str, Request]
+    quantities: Mapping[Split, Sequence[Quantity]]
+    lacking: Sequence[Missing]
+
+    @property
+    def bytes(self) -> int:
+        """The size of the files to write."""
+        return sum(each.bytes for each in self.lacking)
+
+    def share(self, part: int, parts: int) -> StorePlan:
+        """Return the plan of one of several processes, the first of which is number 0."""
+        return replace(self, lacking=[each.share(part, parts) for each in self.lacking])
+
+    def readers(self, quantity: Quantity) -> list[str]:
+        """Return the names of the terms that read a quantity."""
+        return [term for term, request in self.requests.items() if request.asks_for(quantity.name)]
+
+
+def plan_store(
+    trainer: Trainer,
+    module: DistillationModule,
+    data: ImageData,
+    teacher: str,
+    splits: Sequence[Split],
+    folder: Path,
+    network: Any = None,
+) -> StorePlan:
+    """Plan a store of what the terms of a module compare with, or the completion of one that exists.
+
+    Args:
+        trainer: which has the precision and the callbacks.
+        module: with the teacher and the terms, on the CPU.
+        data: the images, set up.
+        teacher: name of the teacher.
+        splits: whose images are seen.
+        folder: of the store, which need not exist.
+        network: configuration of the teacher's network, with which `verify` makes it again.
+
+    Raises:
+        UserError: the folder has a store of something else.
+    """
+    requests = module.distiller.objective.requests(teacher)
+    identity = {**run_identity(data), **_teacher_identity(trainer, module, teacher), "network": network}
+    of_terms, of_metrics = _quantities(module, teacher, requests, segment_settings(trainer))
+    index = _existing(folder, identity) or StoreIndex(identity, {}, {})
+    wanted: dict[Split, Sequence[Quantity]] = {}
+    for split in splits:
+        wanted[split] = of_terms if split == "train" else list(dict.fromkeys([*of_terms, *of_metrics]))
+        images = split_identity(data, split)
+        if split in index.splits and index.images[split] != images:
+            raise UserError(f"output: {str(folder)!r} is a store of other images of {split!r}: give another folder")
+        draws = (data.draws or 1) if split == "train" else 1
+        rows = rows_of(images["images"], draws, data.batch_size, max((each.bytes for each in wanted[split]), default=1))
+        if split in index.splits:
+            rows = Rows(rows.images, draws, index.splits[split].per_shard)
+        with under("output"):
+            index = index.adding(split, rows, wanted[split], images)
+    index = index.described(identity)
+    return StorePlan(folder, teacher, index, requests, wanted, missing(folder, index, wanted))
+
+
+def restore_states(module: DistillationModule, requests: Mapping[str, Request], folder: Path) -> None:
+    """Give the heads the frozen tensors with which their stored summaries were computed, where there are any.
+
+    Raises:
+        UserError: they cannot be read, or do not fit.
+    """
+    for term, request in requests.items():
+        state = module.terms[term].head.summary_state()
+        if not state or not (folder / "state" / f"{request.prefix}.safetensors").exists():
+            continue
+        for name, tensor in read_state(folder, request.prefix).items():
+            if name not in state or state[name].shape != tensor.shape:
+                raise UserError(f"model.heads.{term}.head: the stored {name!r} does not fit; give another folder")
+            with torch.no_grad():
+                state[name].copy_(tensor)
+
+
+def write_states(module: DistillationModule, requests: Mapping[str, Request], folder: Path) -> None:
+    """Write the frozen tensors that the heads' summaries depend on."""
+    for term, request in requests.items():
+        if state := module.terms[term].head.summary_state():
+            write_state(folder, request.prefix, state)
+
+
+def _existing(folder: Path, identity: Mapping[str, Any]) -> StoreIndex | None:
+    """Return the index of the store in a folder, `None` if there is none; a store must be of the same answers."""
+    if not (folder / INDEX).exists():
+        return None
+    index = StoreIndex.read(folder)
+    found = index.differences(identity)
+    known = index.identity.get("taps", {})
+    for name, tap in identity["taps"].items():
+        if name in known and known[name] != tap:
+            raise UserError(f"output: {str(folder)!r} has {known[name]} as tap {name!r}, not {tap}: rename the tap")
+    if found:
+        raise UserError(f"output: {str(folder)!r} is a store of something else: {'; '.join(map(str, found))}")
+    return index
+
+
+def _teacher_identity(trainer: Trainer, module: DistillationModule, name: str) -> dict[str, Any]:
+    teacher = module.teachers[name]
+    features = spec_to_json(teacher.spec)
+    taps = {tap: {"shape": shape} for tap, shape in features.pop("maps").items()}
+    described: dict[str, Any] = {"name": teacher.name, "fingerprint": teacher.fingerprint, "features": features}
+    if isinstance(teacher, FrozenTeacher):
+        inner = teacher.network
+        dtype = str(teacher.dtype).removeprefix("torch.") if teacher.dtype else f"of precision {trainer.precision}"
+        images = {name: getattr(inner, name).flatten().tolist() for name in ("mean", "std")}
+        described |= {"dtype": dtype, "input": list(inner.input_shape), **images}
+        taps = {tap: {**shape, "layer": inner.tap_layers.get(tap, tap)} for tap, shape in taps.items()}
+    return {"teacher": described, "taps": taps, "versions": versions()}
+
+
+def _quantities(
+    module: DistillationModule, teacher: str, requests: Mapping[str, Request], segments: Mapping[str, Any] | None
+) -> tuple[list[Quantity], list[Quantity]]:
+    """Return the quantities that the terms compare with, and the teacher's own features that metrics compare with."""
+    image = module.student.dummy_images()
+    objective = module.distiller.objective
+    batch: dict[str, Any] = {}
+    for term in requests:
+        batch |= dummy_batch(image, objective.terms[term].head, module.num_classes)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        features = module.distiller.teacher_features({"image": image, **batch}, [teacher])[teacher]
+        own = [name for name in FEATURES[:2] if getattr(features, name) is not None]
+        found = answers(objective, requests, own, features, batch)
+    made: dict[str, Quantity] = {}
+    for name, tensor in found.items():
+        request = next((request for request in requests.values() if request.asks_for(name)), None)
+        key = {} if request is None else request.key(segments)
+        made[name] = Quantity(name, tuple(tensor.shape[1:]), tensor.dtype, key)
+    asked = [each for name, each in made.items() if any(request.asks_for(name) for request in requests.values())]
+    return asked, [made[name] for name in own]
