@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.store.quantities import Quantity, Rows
+from distill.store.read_ahead import read_ahead
 from distill.store.shards import UnfitShardError, map_shard, shard_path, unfit_shards
 
 OPEN_SHARDS = 16384
@@ -73,7 +75,8 @@ class StoredRows:
     def batch(self, draws: Sequence[int] | Tensor, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
         """Return the rows of samples, `[B, *shape]` by quantity.
 
-        Rows are read in the order in which they are stored, and returned in the order given.
+        The system is asked for all rows at once, so that a batch waits for a disk only once. Rows are then read in the
+        order in which they are stored, and returned in the order given.
 
         Raises:
             UserError: a draw or image is not stored, or a file cannot be read.
@@ -88,19 +91,17 @@ class StoredRows:
         shards = (stored // self.rows.per_shard).tolist()
         starts = [start for start in range(len(shards)) if start == 0 or shards[start] != shards[start - 1]]
         _, *offsets = torch.tensor_split(stored % self.rows.per_shard, starts)  # nothing lies before the first
-        pieces = [(shards[start], offset) for start, offset in zip(starts, offsets, strict=True)]
         position = torch.empty_like(order)
         position[order] = torch.arange(len(order))
-        return {quantity.name: self._gather(quantity, pieces, position) for quantity in self.quantities}
-
-    def _gather(self, quantity: Quantity, pieces: Sequence[tuple[int, Tensor]], position: Tensor) -> Tensor:
-        rows = torch.empty(len(position), *quantity.shape, dtype=quantity.dtype)
-        start = 0
-        for number, offset in pieces:
-            stop = start + len(offset)
-            torch.index_select(self._shard(quantity, number), 0, offset, out=rows[start:stop])
-            start = stop
-        return rows[position]
+        pieces = {
+            quantity: [
+                (self._shard(quantity, shards[start]), rows) for start, rows in zip(starts, offsets, strict=True)
+            ]
+            for quantity in self.quantities
+        }
+        for shard, rows in chain(*pieces.values()):
+            read_ahead(shard, rows)
+        return {quantity.name: _gather(quantity, pieces[quantity])[position] for quantity in self.quantities}
 
     def _open(self, quantity: Quantity, number: int) -> Tensor:
         try:
@@ -123,3 +124,14 @@ class StoredRows:
                 f"store {str(self.folder)!r} lacks {sum(map(len, by_reason.values()))} of the {total} files that are "
                 f"read: {found}; `distill store` with the same arguments writes what lacks and leaves the rest"
             )
+
+
+def _gather(quantity: Quantity, pieces: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the rows of each shard at its offsets, one after the other."""
+    gathered = torch.empty(sum(len(offsets) for _, offsets in pieces), *quantity.shape, dtype=quantity.dtype)
+    start = 0
+    for shard, offsets in pieces:
+        stop = start + len(offsets)
+        torch.index_select(shard, 0, offsets, out=gathered[start:stop])
+        start = stop
+    return gathered
