@@ -261,11 +261,18 @@ def test_a_process_killed_while_it_writes_leaves_whole_files_only(tmp_path):
     def killed_while_writing():
         process = os.fork()
         if process == 0:
-            for value in range(10**6):
-                write_shard(tmp_path, "train", large, 0, torch.full((4, 500_000), float(value)), KEY)
-        while not (folder / "00000.safetensors").exists() or not list(folder.glob("*.part")):
-            time.sleep(0.0005)
-        os.kill(process, signal.SIGKILL)
+            try:
+                for value in range(10**6):
+                    write_shard(tmp_path, "train", large, 0, torch.full((4, 500_000), float(value)), KEY)
+            finally:
+                os._exit(1)
+        try:
+            deadline = time.monotonic() + 10
+            while not (folder / "00000.safetensors").exists() or not list(folder.glob("*.part")):
+                assert time.monotonic() < deadline, "nothing was written"
+                time.sleep(0.0005)
+        finally:
+            os.kill(process, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
         return len(list(folder.glob("*.part"))) == 1
 
