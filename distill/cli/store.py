@@ -23,8 +23,8 @@ from distill.runs.lock import FolderIsLockedError, FolderLock
 from distill.store import StoredTeacher, room
 from distill.store.requests import FEATURES
 from distill.training.distillation import DistillationModule
-from distill.training.store_plan import StorePlan, plan_store, restore_states, write_states
-from distill.training.stored import require_fixed_draws
+from distill.training.store_plan import StorePlan, plan_store, write_states
+from distill.training.stored import require_fixed_draws, restore_states
 from distill.training.storing import write_missing
 
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -84,7 +84,8 @@ def store(
     folder = Path(output).expanduser()
     console = Console()
     with _Claimed(folder, part, parts):
-        restore_states(module, module.distiller.objective.requests(name), folder)
+        objective = module.distiller.objective
+        restore_states(objective, objective.requests(name), folder)
         plan = plan_store(trainer, module, data, name, splits, folder, _recipe(module.teachers[name]))
         console.print(_table(plan))
         _refuse(plan, module, force)
@@ -122,11 +123,10 @@ class _Claimed:
     def __exit__(self, *_: object) -> None:
         self.lock.release()
         with suppress(OSError):  # it has content
-            for folder in dict.fromkeys(
-                (self.locked, self.locked.parent if self.locked != self.folder else self.locked)
-            ):
+            for folder in (self.locked, *self.locked.parents):
                 folder.rmdir()
-            self.folder.rmdir()
+                if folder == self.folder:
+                    break
 
 
 def _part(shard: str) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         classes: names of the classes, in the order of their labels; `None` where the data do not tell. They are saved
             in checkpoints, which are refused with data whose labels mean other classes.
         extra_fields: computes further entries of the batch, by name, from each augmented image, in the workers.
-        stored: returns what is stored of a sample of a split, by draw and index, for the entry `stored` of the batch.
+        stored: by split, returns what is stored of samples, by draw and index, for the entry `stored` of the batch.
 
     Raises:
         UserError: a number is out of range.

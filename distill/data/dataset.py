@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from distill.randomness import seeded_by
 Split = Literal["train", "val", "test"]
 Sample = dict[str, Any]
 ExtraFields = Callable[[Tensor], dict[str, Tensor]]
-StoredRows = Callable[[SampleKey], dict[str, Any]]
+StoredRows = Callable[[Sequence[SampleKey]], list[dict[str, Any]]]
 
 
 class ImageDataset(Dataset[Sample]):
@@ -32,7 +32,7 @@ class ImageDataset(Dataset[Sample]):
 
     Attributes:
         extra_fields: computes further entries of the batch, by name, from a transformed image.
-        stored: returns what is stored of a sample, by draw and index; it is the entry `stored` of the batch.
+        stored: returns what is stored of samples, by draw and index; it is the entry `stored` of each.
         seed: of the augmentation.
     """
 
@@ -47,14 +47,23 @@ class ImageDataset(Dataset[Sample]):
         return len(self.source)
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
-        draw, position = key if isinstance(key, tuple) else (0, key)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[Sample]:
+        """Return the samples of a batch, as torch's loaders ask for them."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        samples = [self._sample(draw, position) for draw, position in pairs]
+        if self.stored is not None:
+            stored = self.stored([(draw, position % len(self)) for draw, position in pairs])
+            samples = [{**sample, "stored": rows} for sample, rows in zip(samples, stored, strict=True)]
+        return samples
+
+    def _sample(self, draw: int, position: int) -> Sample:
         index = position % len(self)
         image, label = self.source[index]
         with seeded_by("augmentation", self.seed, draw, index):
             image = self.transform(image)
         sample = {"image": image, "label": int(label), "index": index if index == position else -1, "draw": draw}
-        if self.stored is not None:
-            sample["stored"] = self.stored((draw, index))
         return sample if self.extra_fields is None else {**sample, **self.extra_fields(image)}
 
 

@@ -24,6 +24,7 @@ from distill.training.classification import ClassificationModule
 from distill.training.comparison import DISTILLATION, DistillationMean, distillation_terms, neighbor_metrics
 from distill.training.lightning_internals import trainer_of
 from distill.training.stored import attach, segment_settings, stored_teachers
+from distill.training.verification import verify
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Compiled = Literal["none", "student", "teacher", "both"]
@@ -136,6 +137,8 @@ class DistillationModule(ClassificationModule):
         """Return the dtype of each teacher that is a network; `None` follows the trainer's precision."""
         networks = [name for name, teacher in given.items() if isinstance(teacher, Network)]
         names = self._teacher_dtype
+        if isinstance(names, str) and not networks and given:
+            raise UserError(f"model.teacher_dtype is {names!r}, but a stored teacher has the dtype of its store")
         by_name = names if isinstance(names, dict) else dict.fromkeys(networks, names)
         for name in by_name:
             if name not in networks:
@@ -153,6 +156,10 @@ class DistillationModule(ClassificationModule):
             splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
             attach(self.distiller, data, splits.get(stage, ("test",)), segment_settings(self.trainer))
+            for name, teacher in stored_teachers(self.distiller).items():
+                if stage == "fit" and teacher.verify:
+                    with under(teacher_key(name)):
+                        verify(teacher, self.distiller, data, self.num_classes)
         super().setup(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

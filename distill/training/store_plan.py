@@ -14,11 +14,12 @@ from distill.data import ImageData, Split
 from distill.data.identity import split_identity
 from distill.errors import UserError, under
 from distill.networks import FrozenTeacher
-from distill.store import Quantity, Request, Rows, StoreIndex, read_state, write_state
+from distill.store import Quantity, Request, Rows, StoreIndex, write_state
 from distill.store.index import INDEX
 from distill.store.requests import FEATURES
 from distill.store.stored_teacher import spec_to_json
 from distill.training.batches import dummy_batch
+from distill.training.comparison import distillation_terms
 from distill.training.distillation import DistillationModule
 from distill.training.stored import run_identity, segment_settings, versions
 from distill.training.storing import Missing, answers, missing, rows_of
@@ -83,11 +84,11 @@ def plan_store(
     """
     requests = module.distiller.objective.requests(teacher)
     identity = {**run_identity(data), **_teacher_identity(trainer, module, teacher), "network": network}
-    of_terms, of_metrics = _quantities(module, teacher, requests, segment_settings(trainer))
+    quantities = _quantities(module, teacher, requests, segment_settings(trainer))
     index = _existing(folder, identity) or StoreIndex(identity, {}, {})
     wanted: dict[Split, Sequence[Quantity]] = {}
     for split in splits:
-        wanted[split] = of_terms if split == "train" else list(dict.fromkeys([*of_terms, *of_metrics]))
+        wanted[split] = quantities["train" if split == "train" else "evaluation"]
         images = split_identity(data, split)
         if split in index.splits and index.images[split] != images:
             raise UserError(f"output: {str(folder)!r} is a store of other images of {split!r}: give another folder")
@@ -99,23 +100,6 @@ def plan_store(
             index = index.adding(split, rows, wanted[split], images)
     index = index.described(identity)
     return StorePlan(folder, teacher, index, requests, wanted, missing(folder, index, wanted))
-
-
-def restore_states(module: DistillationModule, requests: Mapping[str, Request], folder: Path) -> None:
-    """Give the heads the frozen tensors with which their stored summaries were computed, where there are any.
-
-    Raises:
-        UserError: they cannot be read, or do not fit.
-    """
-    for term, request in requests.items():
-        state = module.terms[term].head.summary_state()
-        if not state or not (folder / "state" / f"{request.prefix}.safetensors").exists():
-            continue
-        for name, tensor in read_state(folder, request.prefix).items():
-            if name not in state or state[name].shape != tensor.shape:
-                raise UserError(f"model.heads.{term}.head: the stored {name!r} does not fit; give another folder")
-            with torch.no_grad():
-                state[name].copy_(tensor)
 
 
 def write_states(module: DistillationModule, requests: Mapping[str, Request], folder: Path) -> None:
@@ -156,8 +140,8 @@ def _teacher_identity(trainer: Trainer, module: DistillationModule, name: str) -
 
 def _quantities(
     module: DistillationModule, teacher: str, requests: Mapping[str, Request], segments: Mapping[str, Any] | None
-) -> tuple[list[Quantity], list[Quantity]]:
-    """Return the quantities that the terms compare with, and the teacher's own features that metrics compare with."""
+) -> dict[str, list[Quantity]]:
+    """Return the quantities that are read in `train`, and in `evaluation` by metrics and by terms without memory."""
     image = module.student.dummy_images()
     objective = module.distiller.objective
     batch: dict[str, Any] = {}
@@ -172,5 +156,8 @@ def _quantities(
         request = next((request for request in requests.values() if request.asks_for(name)), None)
         key = {} if request is None else request.key(segments)
         made[name] = Quantity(name, tuple(tensor.shape[1:]), tensor.dtype, key)
-    asked = [each for name, each in made.items() if any(request.asks_for(name) for request in requests.values())]
-    return asked, [made[name] for name in own]
+    evaluated = [request for term, request in requests.items() if term in distillation_terms(objective)]
+    return {
+        "train": [each for name, each in made.items() if any(one.asks_for(name) for one in requests.values())],
+        "evaluation": [each for name, each in made.items() if name in own or any(e.asks_for(name) for e in evaluated)],
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from distill.data.dataset import Split, run_seed
 from distill.data.identity import settings_identity, split_identity
 from distill.distiller import Distiller
 from distill.errors import UserError, under
-from distill.objective import teacher_key
-from distill.store import STORED, Difference, StoredRows, StoredTeacher, differences
+from distill.objective import Objective, teacher_key
+from distill.store import STORED, Difference, Request, StoredRows, StoredTeacher, differences, read_state
 
 
 def stored_teachers(distiller: Distiller) -> dict[str, StoredTeacher]:
@@ -60,6 +61,8 @@ def attach(
                 stored.check()
         if found:
             data.stored[split] = partial(_rows_of, found)
+    for teacher in stored_teachers(distiller).values():
+        restore_states(distiller.objective, teacher.requests, Path(teacher.path).expanduser())
 
 
 def dummy_rows(distiller: Distiller, count: int, device: torch.device | None = None) -> dict[str, Any]:
@@ -69,6 +72,23 @@ def dummy_rows(distiller: Distiller, count: int, device: torch.device | None = N
         for name, teacher in stored_teachers(distiller).items()
     }
     return {STORED: rows} if rows else {}
+
+
+def restore_states(objective: Objective, requests: Mapping[str, Request], folder: Path) -> None:
+    """Give the heads the frozen tensors with which their stored summaries were computed, where there are any.
+
+    Raises:
+        UserError: they cannot be read, or do not fit.
+    """
+    for term, request in requests.items():
+        state = objective.terms[term].head.summary_state()
+        if not state or not (folder / "state" / f"{request.prefix}.safetensors").exists():
+            continue
+        for name, tensor in read_state(folder, request.prefix).items():
+            if name not in state or state[name].shape != tensor.shape:
+                raise UserError(f"model.heads.{term}.head: the stored {name!r} does not fit; give another folder")
+            with torch.no_grad():
+                state[name].copy_(tensor)
 
 
 def require_same_images(
@@ -83,7 +103,7 @@ def require_same_images(
     stored = teacher.index
     given = run_identity(data)
     if teacher.any_batch_size:
-        given["batch_size"] = stored.identity["batch_size"]
+        given["data"]["batch_size"] = stored.identity["data"]["batch_size"]
     known = {key: stored.identity[key] for key in given}
     found = [*differences(known, given)]
     for split in splits:
@@ -96,9 +116,12 @@ def require_same_images(
             found += differences({"segments": quantity.key["segments"]}, {"segments": dict(segments or {})})
             break
     if found:
-        remedy = ""
-        if [difference.key for difference in found] == ["batch_size"]:
-            remedy = " (any_batch_size: true accepts that, and agrees to about 1e-5)"
+        remedies = {
+            "data.batch_size": " (any_batch_size: true accepts that, and agrees to about 1e-5)",
+            "data.draws": f" (`distill store` with data.draws {data.draws} adds the others)",
+            "data.seed": " (data.seed gives the images a seed apart from the run's)",
+        }
+        remedy = remedies.get(found[0].key, "") if len(found) == 1 else ""
         raise UserError(f"the store {teacher.path!r} is of other images: {'; '.join(map(str, found))}{remedy}")
     warn_of_versions(teacher)
 
@@ -122,11 +145,8 @@ def require_fixed_draws(data: Any) -> None:
 
 def run_identity(data: ImageData) -> dict[str, Any]:
     """Return what the images of a run depend on, as JSON values."""
-    return {
-        "data": settings_identity(data),
-        "seed": run_seed() if data.seed is None else data.seed,
-        "batch_size": data.batch_size,
-    }
+    seed = run_seed() if data.seed is None else data.seed
+    return {"data": {**settings_identity(data), "seed": seed, "batch_size": data.batch_size}}
 
 
 def warn_of_versions(teacher: StoredTeacher) -> None:
@@ -152,5 +172,11 @@ def segment_settings(trainer: Any) -> dict[str, Any] | None:
     return None
 
 
-def _rows_of(rows: Mapping[str, StoredRows], key: tuple[int, int]) -> dict[str, dict[str, Tensor]]:
-    return {name: stored[key] for name, stored in rows.items()}
+def _rows_of(rows: Mapping[str, StoredRows], keys: Sequence[tuple[int, int]]) -> list[dict[str, dict[str, Tensor]]]:
+    """Return the rows of samples, by teacher and quantity."""
+    draws, indices = zip(*keys, strict=True)
+    batches = {name: stored.batch(draws, indices) for name, stored in rows.items()}
+    return [
+        {name: {quantity: tensor[number] for quantity, tensor in batch.items()} for name, batch in batches.items()}
+        for number in range(len(keys))
+    ]

@@ -174,10 +174,11 @@ class _Pass(DistillerModule):
         self._requests = {term: each for term, each in requests.items() if any(map(each.asks_for, writer.names))}
         self._own = [name for name in FEATURES if name in writer.names]
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Compute what is stored of a batch."""
         teacher = self.distiller.teacher_features(batch, [self._teacher])[self._teacher]
         self._writer.add(answers(self.distiller.objective, self._requests, self._own, teacher, batch))
+        return {}  # Lightning warns of nothing at all
 
 
 class _KeyedImages(ImageData):
