@@ -91,10 +91,10 @@ def store(
         _refuse(plan, module, force)
         plan.index.write(folder)
         write_states(module, plan.requests, folder)
-        own = plan.share(part, parts)
-        for lacking in own.lacking:
+        share = plan.share(part, parts)
+        for lacking in share.lacking:
             write_missing(trainer, module, data, name, plan.requests, lacking, plan.index, folder)
-        for line in (f"{folder}: {_size(own.bytes)} written", _use(name, folder)):
+        for line in (f"{folder}: {_size(share.bytes)} written", _use(name, folder)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""What identifies the images that a data module yields, to compare with those of an earlier run."""
+"""The identity of the images that a data module yields, to compare with those of an earlier run."""
 
 from __future__ import annotations
 

@@ -88,8 +88,8 @@ class StoreIndex:
     def described(self, identity: Mapping[str, Any]) -> StoreIndex:
         """Return an index whose identity says what `NOT_IN_KEY` names as another does; taps are added."""
         taps = {**self.identity.get("taps", {}), **identity.get("taps", {})}
-        told = {name: value for name, value in identity.items() if name in NOT_IN_KEY}
-        return replace(self, identity={**self.identity, **told, "taps": taps})
+        descriptive = {name: value for name, value in identity.items() if name in NOT_IN_KEY}
+        return replace(self, identity={**self.identity, **descriptive, "taps": taps})
 
     def adding(
         self, split: str, rows: Rows, quantities: Sequence[Quantity], images: Mapping[str, Any] | None = None

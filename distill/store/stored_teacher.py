@@ -146,8 +146,8 @@ class StoredTeacher(Teacher):
             for term, request in self.requests.items()
             if request.is_met_by([*rows])
         }
-        own = {name: rows[name] for name in FEATURES if name in rows}
-        return StoredFeatures(**summary_arguments(own, self.spec.grid), summaries=summaries)
+        features = {name: rows[name] for name in FEATURES if name in rows}
+        return StoredFeatures(**summary_arguments(features, self.spec.grid), summaries=summaries)
 
     def dummy_rows(self, count: int) -> dict[str, Tensor]:
         """Return random rows of the shapes that training reads, by quantity."""

@@ -27,7 +27,7 @@ from distill.training.storing import Missing, answers, missing, rows_of
 
 @dataclass(frozen=True)
 class StorePlan:
-    """What is to be in a store.
+    """The content of a store as it is to be.
 
     Attributes:
         folder: of the store.
@@ -149,15 +149,21 @@ def _quantities(
         batch |= dummy_batch(image, objective.terms[term].head, module.num_classes)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         features = module.distiller.teacher_features({"image": image, **batch}, [teacher])[teacher]
-        own = [name for name in FEATURES[:2] if getattr(features, name) is not None]
-        found = answers(objective, requests, own, features, batch)
-    made: dict[str, Quantity] = {}
+        metrics = [name for name in FEATURES[:2] if getattr(features, name) is not None]
+        found = answers(objective, requests, metrics, features, batch)
+    quantities: dict[str, Quantity] = {}
     for name, tensor in found.items():
         request = next((request for request in requests.values() if request.asks_for(name)), None)
         key = {} if request is None else request.key(segments)
-        made[name] = Quantity(name, tuple(tensor.shape[1:]), tensor.dtype, key)
+        quantities[name] = Quantity(name, tuple(tensor.shape[1:]), tensor.dtype, key)
     evaluated = [request for term, request in requests.items() if term in distillation_terms(objective)]
     return {
-        "train": [each for name, each in made.items() if any(one.asks_for(name) for one in requests.values())],
-        "evaluation": [each for name, each in made.items() if name in own or any(e.asks_for(name) for e in evaluated)],
+        "train": [
+            each for name, each in quantities.items() if any(request.asks_for(name) for request in requests.values())
+        ],
+        "evaluation": [
+            each
+            for name, each in quantities.items()
+            if name in metrics or any(request.asks_for(name) for request in evaluated)
+        ],
     }

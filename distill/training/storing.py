@@ -86,18 +86,18 @@ def rows_of(images: int, draws: int, batch_size: int, row_bytes: int) -> Rows:
 
 
 def answers(
-    objective: Objective, requests: Mapping[str, Request], own: Sequence[str], teacher: Features, batch: Batch
+    objective: Objective, requests: Mapping[str, Request], features: Sequence[str], teacher: Features, batch: Batch
 ) -> dict[str, Tensor]:
     """Compute what is stored of a batch, `[B, *shape]` by name of the quantity.
 
     Args:
         objective: with the terms.
         requests: of the terms.
-        own: names of the teacher's own features to store besides.
+        features: names of the teacher's own features to store besides.
         teacher: the teacher's features.
         batch: the batch.
     """
-    found: dict[str, Tensor] = {name: at_least_float32(teacher[name]) for name in own}
+    found: dict[str, Tensor] = {name: at_least_float32(teacher[name]) for name in features}
     seen: set[tuple[Any, ...]] = set()
     for term, request in requests.items():
         if (same := (request.prefix, request.features, request.dtype)) in seen:
