@@ -13,7 +13,7 @@ from distill.functional.graphs import (
     node_contrast,
 )
 from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalized_gram, taylor_kernel
-from distill.functional.logits import dkd, kd, nckd, tckd
+from distill.functional.logits import dkd, kd, nckd, standardize, tckd
 from distill.functional.longtail import effective_number_weights, label_margins, log_priors, with_margins
 from distill.functional.maps import (
     activation_boundaries,
@@ -88,6 +88,7 @@ __all__ = [
     "resize",
     "softmax_over_memory",
     "squared_difference",
+    "standardize",
     "taylor_kernel",
     "tckd",
     "to_common_grid",

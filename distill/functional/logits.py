@@ -8,7 +8,30 @@ from torch import Tensor
 from distill.functional.divergences import kl_divergence
 
 
-def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def standardize(logits: Tensor, eps: float = 1e-7) -> Tensor:
+    """Logit standardization (Sun et al. 2024): each sample's logits with mean 0 and standard deviation 1.
+
+    z = (v - mean(v)) / (`eps` + sd(v)) with the unbiased sd, so that only the order and the proportions of the logits
+    are left. If the logits of a sample are equal up to rounding, z is 0 with gradient 0; the public code has the same
+    value there, but the gradient of z, 1 / `eps`.
+
+    >>> standardize(torch.tensor([0.0, 4.0, 2.0]))
+    tensor([-1.,  1.,  0.])
+
+    Args:
+        logits: `[..., K]`, K of 2 or more.
+        eps: added to the standard deviation; 1e-7 as in the authors' code.
+
+    Returns:
+        `[..., K]`.
+    """
+    centered = logits - logits.mean(dim=-1, keepdim=True)
+    noise = 4 * torch.finfo(logits.dtype).eps * torch.linalg.vector_norm(logits.detach(), dim=-1, keepdim=True)
+    flat = torch.linalg.vector_norm(centered.detach(), dim=-1, keepdim=True) <= noise
+    return centered / (logits.std(dim=-1, keepdim=True) + eps).masked_fill(flat, torch.inf)
+
+
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """Knowledge distillation (Hinton et al. 2015): T^2 KL(teacher || student) at temperature T.
 
     >>> kd(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]))
@@ -17,7 +40,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
     Args:
         student_logits: `[..., K]`.
         teacher_logits: `[..., K]`.
-        temperature: T; 4 as in the CRD benchmark.
+        temperature: T, a number or a scalar tensor; 4 as in the CRD benchmark.
 
     Returns:
         `[...]`.
@@ -25,7 +48,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
     return temperature**2 * kl_divergence(student_logits, teacher_logits, temperature)
 
 
-def tckd(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
+def tckd(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """Target-class part of DKD: T^2 KL between the distributions over {target, any other class}.
 
     Args:
@@ -42,7 +65,7 @@ def tckd(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, tempera
     return temperature**2 * kl_divergence(student, teacher)
 
 
-def nckd(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
+def nckd(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """Non-target-class part of DKD: T^2 KL between the distributions over the classes other than the target.
 
     Args:
@@ -63,7 +86,7 @@ def dkd(
     target: Tensor,
     alpha: float = 1.0,
     beta: float = 8.0,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
 ) -> Tensor:
     """Decoupled knowledge distillation (Zhao et al. 2022): `alpha` TCKD + `beta` NCKD.
 

@@ -8,6 +8,7 @@ from distill.heads.base import Batch, Head, LogitHead, RelationHead, RunInfo, Sc
 from distill.heads.cc import CC
 from distill.heads.crd import CRD
 from distill.heads.cross_entropy import CrossEntropy
+from distill.heads.ctkd import CTKD
 from distill.heads.dcd import DCD
 from distill.heads.dist import DIST
 from distill.heads.dkd import DKD
@@ -20,6 +21,7 @@ from distill.heads.kd import KD
 from distill.heads.ldam import LDAM
 from distill.heads.logit_adjustment import LogitAdjustment
 from distill.heads.nst import NST
+from distill.heads.parts.temperature import CurriculumTemperature
 from distill.heads.pkt import PKT
 from distill.heads.rep_distiller_cc import RepDistillerCC
 from distill.heads.review_kd import ReviewKD
@@ -36,6 +38,7 @@ __all__ = [
     "AT",
     "CC",
     "CRD",
+    "CTKD",
     "DCD",
     "DIST",
     "DKD",
@@ -53,6 +56,7 @@ __all__ = [
     "VID",
     "Batch",
     "CrossEntropy",
+    "CurriculumTemperature",
     "EmbeddingRegression",
     "FitNet",
     "Head",
