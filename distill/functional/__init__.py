@@ -13,7 +13,7 @@ from distill.functional.graphs import (
     node_contrast,
 )
 from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalized_gram, taylor_kernel
-from distill.functional.logits import dkd, kd, nckd, standardize, tckd
+from distill.functional.logits import dkd, kd, nckd, nkd, standardize, tckd
 from distill.functional.longtail import effective_number_weights, label_margins, log_priors, with_margins
 from distill.functional.maps import (
     activation_boundaries,
@@ -74,6 +74,7 @@ __all__ = [
     "neighbor_distances",
     "neighbor_divergence",
     "neighbor_votes",
+    "nkd",
     "node_contrast",
     "noise_contrast",
     "normalized_distances",

@@ -105,6 +105,39 @@ def dkd(
     return alpha * target_part + beta * nckd(student_logits, teacher_logits, target, temperature)
 
 
+def nkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    gamma: float = 1.5,
+    temperature: float = 1.0,
+    keep_target: bool = False,
+) -> Tensor:
+    """Normalized knowledge distillation (Yang et al. 2023): two cross-entropies, on the target and on all others.
+
+    -p_t(y) log p_s(y) + `gamma` T^2 H, with p at temperature 1 and H = -sum_c q_t(c) log q_s(c) over the classes other
+    than the target, whose probabilities at temperature T are normalized to q. Equal logits are the minimum, but its
+    value is not 0.
+
+    Args:
+        student_logits: `[..., K]`.
+        teacher_logits: `[..., K]`.
+        target: int64 `[...]`, the class of each sample.
+        gamma: weight of the other classes; 1.5 as in the authors' code.
+        temperature: T of the other classes; 1 as in the authors' code.
+        keep_target: whether q ranges over all classes, as in the copy of NKD in SDD's public code.
+
+    Returns:
+        `[...]`.
+    """
+    student = student_logits.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    teacher = teacher_logits.softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    if not keep_target:
+        student_logits, teacher_logits = _others(student_logits, target), _others(teacher_logits, target)
+    others = (teacher_logits / temperature).softmax(-1) * (student_logits / temperature).log_softmax(-1)
+    return -teacher * student - gamma * temperature**2 * others.sum(-1)
+
+
 def _others(logits: Tensor, target: Tensor) -> Tensor:
     """Return the logits `[..., K - 1]` of the classes other than the target."""
     target = target.unsqueeze(-1)

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.functional import dkd, kd, nckd, standardize, tckd
+from distill.functional import dkd, kd, nckd, nkd, standardize, tckd
 from tests.golden import Q, assert_relative
+from tests.new_methods import CASES, assert_case
+from tests.new_methods import inputs as inputs_of
 
 
 def kd_of(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
@@ -17,7 +19,7 @@ def kd_of(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temper
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"kd": kd_of, "tckd": tckd, "nckd": nckd, "dkd": dkd}
-RELATIVES: dict[str, Callable[..., Tensor]] = LOSSES
+RELATIVES: dict[str, Callable[..., Tensor]] = LOSSES | {"nkd": nkd}
 every_loss = pytest.mark.parametrize("name", LOSSES)
 every_relative = pytest.mark.parametrize("name", RELATIVES)
 
@@ -108,6 +110,31 @@ def test_parts_of_dkd_are_weighted_by_alpha_and_beta() -> None:
     student, teacher, target = inputs()
     expected = 0.5 * tckd(student, teacher, target, 2.0) + 3 * nckd(student, teacher, target, 2.0)
     torch.testing.assert_close(dkd(student, teacher, target, 0.5, 3.0, 2.0), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["nkd_T1", "nkd_T3", "nkd_keep_target"])
+def test_normalized_distillation_has_the_golden_figures(name: str) -> None:
+    case, params = inputs_of(name), CASES[name]["params"]
+    loss = nkd(case["s"], case["t"], case["y"], params["gamma"], params["T"], params.get("keep_target", False))
+    assert_case(name, loss.mean(), case.__getitem__)
+
+
+def log_of(logits: Tensor, chosen: Tensor) -> Tensor:
+    """The logarithm of the probabilities among the chosen classes."""
+    return (logits[chosen].exp() / logits[chosen].exp().sum()).log()
+
+
+@pytest.mark.parametrize(("gamma", "temperature"), [(1.5, 1.0), (3.5, 3.0)])
+def test_normalized_distillation_is_its_literal_formula(gamma: float, temperature: float) -> None:
+    student, teacher, target = inputs()
+    every = torch.ones(10, dtype=torch.bool)
+    for s, t, y, found in zip(
+        student, teacher, target.tolist(), nkd(student, teacher, target, gamma, temperature), strict=True
+    ):
+        others = torch.arange(10) != y
+        expected = -log_of(t, every).exp()[y] * log_of(s, every)[y]
+        cross = log_of(t / temperature, others).exp() * log_of(s / temperature, others)
+        assert found.item() == pytest.approx((expected - gamma * temperature**2 * cross.sum()).item(), rel=1e-10)
 
 
 @settings(max_examples=50, deadline=None)
