@@ -13,7 +13,7 @@ from distill.functional.graphs import (
     node_contrast,
 )
 from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalized_gram, taylor_kernel
-from distill.functional.logits import dkd, kd, nckd, nkd, standardize, tckd
+from distill.functional.logits import dkd, kd, mcd, nckd, nkd, rld, scd, standardize, tckd
 from distill.functional.longtail import effective_number_weights, label_margins, log_priors, with_margins
 from distill.functional.maps import (
     activation_boundaries,
@@ -68,6 +68,7 @@ __all__ = [
     "kl_divergence",
     "label_margins",
     "log_priors",
+    "mcd",
     "memory_relation",
     "nckd",
     "nearest_neighbors",
@@ -87,6 +88,8 @@ __all__ = [
     "probability_divergence",
     "relative_squared_distances",
     "resize",
+    "rld",
+    "scd",
     "softmax_over_memory",
     "squared_difference",
     "standardize",

@@ -27,6 +27,7 @@ from distill.heads.pkt import PKT
 from distill.heads.rep_distiller_cc import RepDistillerCC
 from distill.heads.review_kd import ReviewKD
 from distill.heads.rkd import RKD
+from distill.heads.rld import RLD
 from distill.heads.rrd import RRD
 from distill.heads.serkd import SeRKD
 from distill.heads.sp import SP
@@ -52,6 +53,7 @@ __all__ = [
     "NST",
     "PKT",
     "RKD",
+    "RLD",
     "RRD",
     "SP",
     "TRG",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.functional import dkd, kd, nckd, nkd, standardize, tckd
+from distill.functional import dkd, kd, mcd, nckd, nkd, rld, scd, standardize, tckd
 from tests.golden import Q, assert_relative
 from tests.new_methods import CASES, assert_case
 from tests.new_methods import inputs as inputs_of
@@ -19,7 +19,7 @@ def kd_of(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temper
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"kd": kd_of, "tckd": tckd, "nckd": nckd, "dkd": dkd}
-RELATIVES: dict[str, Callable[..., Tensor]] = LOSSES | {"nkd": nkd}
+RELATIVES: dict[str, Callable[..., Tensor]] = LOSSES | {"nkd": nkd, "scd": scd, "mcd": mcd, "rld": rld}
 every_loss = pytest.mark.parametrize("name", LOSSES)
 every_relative = pytest.mark.parametrize("name", RELATIVES)
 
@@ -135,6 +135,34 @@ def test_normalized_distillation_is_its_literal_formula(gamma: float, temperatur
         expected = -log_of(t, every).exp()[y] * log_of(s, every)[y]
         cross = log_of(t / temperature, others).exp() * log_of(s / temperature, others)
         assert found.item() == pytest.approx((expected - gamma * temperature**2 * cross.sum()).item(), rel=1e-10)
+
+
+@pytest.mark.parametrize(("temperature", "confidence"), [(4.0, 1.0), (2.0, 2.0)])
+def test_refined_distillation_is_its_literal_formula(temperature: float, confidence: float) -> None:
+    case = inputs_of("rld")
+    student, teacher, target = case["s"].detach(), case["t"], case["y"]
+    found = rld(student, teacher, target, 1.5, 3.0, temperature, confidence)
+    for s, t, y, loss in zip(student, teacher, target.tolist(), found, strict=True):
+        a, b = (s / confidence).softmax(0)[y], (t / confidence).softmax(0).max()
+        expected = 1.5 * confidence**2 * (b * (b / a).log() + (1 - b) * ((1 - b) / (1 - a)).log())
+        if bool((below := t < t[y]).any()):
+            p, q = log_of(t / temperature, below), log_of(s / temperature, below)
+            expected += 3.0 * temperature**2 * (p.exp() * (p - q)).sum()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_a_target_below_all_other_classes_leaves_nothing_to_correlate() -> None:
+    student, teacher = (2 * Q([3, 5], 1)).requires_grad_(), 3 * Q([3, 5], 2)
+    loss = mcd(student, teacher, teacher.argmin(1))
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    assert not loss.any()
+    assert not gradient.any()
+
+
+def test_classes_that_tie_with_the_target_are_left_out() -> None:
+    student, teacher = Q([1, 4], 1), torch.tensor([[2.0, 2.0, 1.0, 0.0]]).double()
+    expected = kd(student[:, 2:], teacher[:, 2:])
+    torch.testing.assert_close(mcd(student, teacher, torch.tensor([0])), expected, rtol=1e-12, atol=0)
 
 
 @settings(max_examples=50, deadline=None)

@@ -9,6 +9,7 @@ from distill.features import Features, FeatureSpec
 from distill.functional import dkd
 from distill.heads.dkd import DKD
 from distill.heads.nkd import NKD
+from distill.heads.rld import RLD
 from distill.objective import Objective, Term
 from distill.schedules import Progress, Warmup
 from tests.golden import Q, assert_relative
@@ -60,8 +61,8 @@ def test_a_label_beyond_the_classes_is_not_taken_for_unlabeled() -> None:
             DKD()(student, teacher, {"label": LABEL.clone().fill_(wrong)})
 
 
-@pytest.mark.parametrize("kind", [DKD, NKD])
-def test_one_class_alone_is_refused(kind: type[DKD | NKD]) -> None:
+@pytest.mark.parametrize("kind", [DKD, NKD, RLD])
+def test_one_class_alone_is_refused(kind: type[DKD | NKD | RLD]) -> None:
     with pytest.raises(UserError, match=f"{kind.__name__} sets a class against the others, but .* 1 class"):
         kind().build(FeatureSpec(logits=(1,)), FeatureSpec(logits=(1,)))
 
