@@ -27,6 +27,7 @@ from distill.functional.maps import (
     to_common_grid,
     vid,
 )
+from distill.functional.multilevel import mlkd
 from distill.functional.regression import cosine_distance, resize, squared_difference
 from distill.functional.relations import (
     angle_cosines,
@@ -70,6 +71,7 @@ __all__ = [
     "log_priors",
     "mcd",
     "memory_relation",
+    "mlkd",
     "nckd",
     "nearest_neighbors",
     "neighbor_distances",

@@ -20,6 +20,7 @@ from distill.heads.irg import IRG
 from distill.heads.kd import KD
 from distill.heads.ldam import LDAM
 from distill.heads.logit_adjustment import LogitAdjustment
+from distill.heads.mlkd import MLKD
 from distill.heads.nkd import NKD
 from distill.heads.nst import NST
 from distill.heads.parts.temperature import CurriculumTemperature
@@ -49,6 +50,7 @@ __all__ = [
     "IRG",
     "KD",
     "LDAM",
+    "MLKD",
     "NKD",
     "NST",
     "PKT",

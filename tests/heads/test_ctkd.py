@@ -9,7 +9,7 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import dkd, kd, standardize
-from distill.heads import CTKD, DIST, DKD, KD, RLD, CurriculumTemperature, Head, RunInfo
+from distill.heads import CTKD, DIST, DKD, KD, MLKD, RLD, CurriculumTemperature, Head, RunInfo
 from distill.objective import Distiller, Objective, Term
 from distill.schedules import Constant, Cosine, Progress, Schedule
 from tests.golden import Q
@@ -85,8 +85,8 @@ def test_a_step_of_the_optimizer_climbs_with_theta_and_descends_with_the_student
 BATCH = {"label": (3 * torch.arange(8) + 1) % 10}
 
 
-@pytest.mark.parametrize("kind", [KD, DKD, DIST, RLD])
-def test_any_softened_loss_can_learn_its_temperature(kind: type[KD | DKD | DIST | RLD]) -> None:
+@pytest.mark.parametrize("kind", [KD, DKD, DIST, RLD, MLKD])
+def test_any_softened_loss_can_learn_its_temperature(kind: type[KD | DKD | DIST | RLD | MLKD]) -> None:
     student, teacher = Features(2 * Q([8, 10], 1)), Features(3 * Q([8, 10], 2))
     head = kind(temperature=CurriculumTemperature(2.0, 6.0, gradient_scale=-1.0)).double()
     (theta,) = head.parameters()

@@ -10,6 +10,7 @@ from distill.heads.ctkd import CTKD
 from distill.heads.dist import DIST
 from distill.heads.dkd import DKD
 from distill.heads.kd import KD
+from distill.heads.mlkd import MLKD
 from distill.schedules import Linear, Progress
 from tests.golden import Q, assert_relative
 from tests.new_methods import CASES, assert_case, inputs
@@ -58,8 +59,8 @@ def test_without_standardization_the_loss_is_the_plain_function_bit_for_bit(dtyp
     assert torch.equal(torch.autograd.grad(found, student)[0], torch.autograd.grad(expected, student)[0])
 
 
-@pytest.mark.parametrize("kind", [KD, DIST, CTKD])
-def test_one_class_cannot_be_standardized(kind: type[KD | DIST]) -> None:
+@pytest.mark.parametrize("kind", [KD, DIST, CTKD, MLKD])
+def test_one_class_cannot_be_standardized(kind: type[KD | DIST | MLKD]) -> None:
     one = FeatureSpec(logits=(1,))
     kind().build(one, one)
     with pytest.raises(UserError, match=f"{kind.__name__} cannot standardize the logits of 1 class"):

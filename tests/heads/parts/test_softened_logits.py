@@ -10,7 +10,7 @@ import torch
 
 from distill.distributed import all_mean, own_rows
 from distill.features import Features
-from distill.heads import DIST, DKD, KD, RLD, CurriculumTemperature, Head
+from distill.heads import DIST, DKD, KD, MLKD, RLD, CurriculumTemperature, Head
 from distill.testing import check_head
 from tests.golden import Q
 from tests.two_ranks import RankPool
@@ -23,12 +23,13 @@ def learned(kind: Callable[..., Head]) -> Head:
 OPTIONS: list[Callable[[], Head]] = [
     partial(KD, standardize=True),
     partial(DIST, standardize=True),
+    partial(MLKD, standardize=True, masks="rows"),
     partial(learned, RLD),
 ]
 """Each option, and each way in which a head uses it; the others are left to the slow suite."""
 FURTHER: list[Callable[[], Head]] = [
-    *(partial(kind, standardize=True) for kind in (DKD, RLD)),
-    *(partial(learned, kind) for kind in (KD, DKD, DIST)),
+    *(partial(kind, standardize=True) for kind in (DKD, RLD, MLKD)),
+    *(partial(learned, kind) for kind in (KD, DKD, DIST, MLKD)),
 ]
 
 
