@@ -13,7 +13,7 @@ from distill.functional.graphs import (
     node_contrast,
 )
 from distill.functional.kernels import channel_discrepancy, conditional_probabilities, normalized_gram, taylor_kernel
-from distill.functional.logits import dkd, kd, nckd, tckd
+from distill.functional.logits import dkd, kd, mcd, nckd, nkd, rld, scd, standardize, tckd
 from distill.functional.longtail import effective_number_weights, label_margins, log_priors, with_margins
 from distill.functional.maps import (
     activation_boundaries,
@@ -27,6 +27,7 @@ from distill.functional.maps import (
     to_common_grid,
     vid,
 )
+from distill.functional.multilevel import mlkd
 from distill.functional.regression import cosine_distance, resize, squared_difference
 from distill.functional.relations import (
     angle_cosines,
@@ -68,12 +69,15 @@ __all__ = [
     "kl_divergence",
     "label_margins",
     "log_priors",
+    "mcd",
     "memory_relation",
+    "mlkd",
     "nckd",
     "nearest_neighbors",
     "neighbor_distances",
     "neighbor_divergence",
     "neighbor_votes",
+    "nkd",
     "node_contrast",
     "noise_contrast",
     "normalized_distances",
@@ -86,8 +90,11 @@ __all__ = [
     "probability_divergence",
     "relative_squared_distances",
     "resize",
+    "rld",
+    "scd",
     "softmax_over_memory",
     "squared_difference",
+    "standardize",
     "taylor_kernel",
     "tckd",
     "to_common_grid",

@@ -25,7 +25,7 @@ def huber(student: Tensor, teacher: Tensor, present: Tensor | None = None, delta
     return loss.sum() / present.expand_as(loss).sum().clamp_min(1)
 
 
-def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """KL(teacher || student) of the softened class distributions, computed from log probabilities.
 
     Args:

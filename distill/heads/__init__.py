@@ -8,6 +8,7 @@ from distill.heads.base import Batch, Head, LogitHead, RelationHead, RunInfo, Sc
 from distill.heads.cc import CC
 from distill.heads.crd import CRD
 from distill.heads.cross_entropy import CrossEntropy
+from distill.heads.ctkd import CTKD
 from distill.heads.dcd import DCD
 from distill.heads.dist import DIST
 from distill.heads.dkd import DKD
@@ -19,11 +20,15 @@ from distill.heads.irg import IRG
 from distill.heads.kd import KD
 from distill.heads.ldam import LDAM
 from distill.heads.logit_adjustment import LogitAdjustment
+from distill.heads.mlkd import MLKD
+from distill.heads.nkd import NKD
 from distill.heads.nst import NST
+from distill.heads.parts.temperature import CurriculumTemperature
 from distill.heads.pkt import PKT
 from distill.heads.rep_distiller_cc import RepDistillerCC
 from distill.heads.review_kd import ReviewKD
 from distill.heads.rkd import RKD
+from distill.heads.rld import RLD
 from distill.heads.rrd import RRD
 from distill.heads.serkd import SeRKD
 from distill.heads.sp import SP
@@ -36,6 +41,7 @@ __all__ = [
     "AT",
     "CC",
     "CRD",
+    "CTKD",
     "DCD",
     "DIST",
     "DKD",
@@ -44,15 +50,19 @@ __all__ = [
     "IRG",
     "KD",
     "LDAM",
+    "MLKD",
+    "NKD",
     "NST",
     "PKT",
     "RKD",
+    "RLD",
     "RRD",
     "SP",
     "TRG",
     "VID",
     "Batch",
     "CrossEntropy",
+    "CurriculumTemperature",
     "EmbeddingRegression",
     "FitNet",
     "Head",

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from distill import functional
 from distill.features import Features
-from distill.heads.base import Batch, LogitHead, RelationHead, Scope
-from distill.schedules import Number, require_values_above, value_at
+from distill.heads.base import Batch, RelationHead, Scope
+from distill.heads.parts.softened_logits import SoftenedLogitHead
+from distill.heads.parts.temperature import Temperature
 
 
-class DIST(RelationHead, LogitHead):
+class DIST(RelationHead, SoftenedLogitHead):
     """Correlation distance between both networks' probabilities, T^2 (`beta` (1 - inter) + `gamma` (1 - intra)).
 
     inter is the Pearson correlation over the classes of a sample, mean over the samples; intra is the correlation over
@@ -24,8 +25,9 @@ class DIST(RelationHead, LogitHead):
     Args:
         beta: weight of the relation between the classes of a sample.
         gamma: weight of the relation between the samples of a class.
-        temperature: T, a number or a schedule; 1 as in the authors' code for ImageNet.
+        temperature: T, a number, a schedule or a learned temperature; 1 as in the authors' code for ImageNet.
         scope: the samples over which a class is correlated: those of this process, `batch`, or of all ranks, `global`.
+        standardize: whether each sample's logits are standardized before T, in both networks.
 
     Raises:
         UserError: a temperature not above 0, or an unsupported scope.
@@ -34,22 +36,26 @@ class DIST(RelationHead, LogitHead):
     scopes: ClassVar[tuple[Scope, ...]] = ("batch", "global")
 
     def __init__(
-        self, beta: float = 1.0, gamma: float = 1.0, temperature: Number = 1.0, scope: Scope = "global"
+        self,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        temperature: Temperature = 1.0,
+        scope: Scope = "global",
+        standardize: bool = False,
     ) -> None:
         super().__init__(scope)
         self.beta, self.gamma = beta, gamma
-        require_values_above(0, temperature=temperature)
-        self.temperature = temperature
+        self.soften(temperature, standardize)
 
     def tokens(self, features: Features, batch: Batch) -> Tensor:
-        """Return the logits `[B, K]`."""
-        return features["logits"]
+        """Return the logits `[B, K]`, standardized if they are to be."""
+        return self.class_scores(features)
 
     def relate(self, tokens: Tensor) -> Tensor:
         """Return the softened class probabilities `[B, K]`."""
-        return (tokens / value_at(self.temperature, self.progress)).softmax(dim=-1)
+        return (tokens / self.temperature_now()).softmax(dim=-1)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
         """Return the correlation distance."""
-        squared = value_at(self.temperature, self.progress) ** 2
+        squared = self.temperature_now() ** 2
         return squared * functional.correlation_distance(student_relation, teacher_relation, self.beta, self.gamma)

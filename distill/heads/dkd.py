@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill import functional
-from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.heads.base import Batch, LogitHead, mean_over_ranks
-from distill.schedules import Number, require_values_above, value_at
+from distill.heads.base import Batch
+from distill.heads.parts.labeled import mean_over_labeled, require_other_classes
+from distill.heads.parts.softened_logits import SoftenedLogitHead
+from distill.heads.parts.temperature import Temperature
 
 
-class DKD(LogitHead):
+class DKD(SoftenedLogitHead):
     """`alpha` TCKD + `beta` NCKD: the target class against the rest, and the rest among themselves.
 
     Labels are read. The target of a soft label `[B, K]` is its largest class (the first of equals). A sample without a
@@ -21,12 +22,16 @@ class DKD(LogitHead):
     The public recipe warms the loss up over 20 epochs: give its term the weight `Warmup(epochs=20)`, which grows with
     every step. (There the factor is constant within an epoch, from 1/20 in the first on.)
 
+    With standardized logits (Sun, Ren, Li, Wang, Cao, 2024) T is 2, and `alpha` and `beta` are nine times as large, in
+    the authors' recipe for CIFAR-100.
+
     Args:
         alpha: weight of the target-class part; 1 in all public recipes.
         beta: weight of the other classes. The public values for CIFAR-100 depend on the pair of networks: 2 for
             ResNet-56 and 110 with ResNet-20 and 32, 6 for VGG-13 with VGG-8 and MobileNetV2 and for WRN-40-2 with
             WRN-16-2 and WRN-40-1, 8 for the others.
-        temperature: T, a number or a schedule; 4 as in the CRD benchmark.
+        temperature: T, a number, a schedule or a learned temperature; 4 as in the CRD benchmark.
+        standardize: whether each sample's logits are standardized before T, in both networks.
 
     Raises:
         UserError: a temperature not above 0.
@@ -34,12 +39,13 @@ class DKD(LogitHead):
 
     batch_needs = frozenset({"label"})
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: Number = 4.0) -> None:
+    def __init__(
+        self, alpha: float = 1.0, beta: float = 8.0, temperature: Temperature = 4.0, standardize: bool = False
+    ) -> None:
         super().__init__()
         self.alpha = alpha
         self.beta = beta
-        require_values_above(0, temperature=temperature)
-        self.temperature = temperature
+        self.soften(temperature, standardize)
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Check the numbers of classes.
@@ -48,19 +54,12 @@ class DKD(LogitHead):
             UserError: they differ, or there is only one class.
         """
         super().build(student, teacher)
-        if student["logits"] == (1,):
-            raise UserError("DKD sets a class against the others, but the networks have 1 class: it needs 2 or more")
+        require_other_classes(self, student)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare logits `[B, K]` with logits `[B, K]`, given labels `[B]` or `[B, K]`."""
-        label = batch["label"]
-        labeled, target = (label.sum(dim=-1) > 0, label.argmax(dim=-1)) if label.ndim == 2 else (label != -1, label)
-        loss = functional.dkd(
-            student["logits"],
-            teacher["logits"],
-            target.masked_fill(~labeled, 0),
-            self.alpha,
-            self.beta,
-            value_at(self.temperature, self.progress),
+        logits = self.class_scores(student), self.class_scores(teacher)
+        temperature = self.temperature_now()
+        return mean_over_labeled(
+            lambda target: functional.dkd(*logits, target, self.alpha, self.beta, temperature), batch["label"]
         )
-        return mean_over_ranks((loss * labeled).sum(), labeled.sum())

@@ -27,6 +27,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from distill.distributed import all_mean, gather, world_size
 from distill.features import FeatureSpec
+from distill.schedules import Progress
 from distill.testing.case import STUDENT, TEACHER, Case, Make, Result, Sample, evaluate, seeded
 
 __all__ = ["CHECKS", "DEGENERATE", "STUDENT", "TEACHER", "Case", "Result", "Sample", "check_head", "evaluate"]
@@ -44,6 +45,7 @@ def check_head(
     exact_gradient: Mapping[str, Any] | None = None,
     ordered: bool = False,
     same_widths: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Check a head against the whole contract.
 
@@ -57,11 +59,12 @@ def check_head(
         ordered: whether the value is meant to depend on the order of the batch.
         same_widths: whether the head requires both networks to have the same channels; the teacher then gets the
             student's.
+        progress: the progress of training at which the head is called, by default step 0.
 
     Raises:
         AssertionError: the head fails one of `CHECKS`.
     """
-    case = Case(make, student, teacher, exact_gradient=exact_gradient or {}, ordered=ordered, same_widths=same_widths)
+    case = Case(make, student, teacher, Case.size, exact_gradient or {}, ordered, same_widths, progress or Progress())
     for check in CHECKS:
         check(case)
     if run is not None:

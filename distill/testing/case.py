@@ -14,6 +14,7 @@ from torch import Tensor
 from distill.distributed import rank, world_size
 from distill.features import Features, FeatureSpec, Shape
 from distill.heads.base import Batch, Head
+from distill.schedules import Progress
 
 STUDENT = FeatureSpec(logits=(5,), embedding=(6,), tokens=(16, 6), grid=(4, 4))
 TEACHER = FeatureSpec(logits=(5,), embedding=(9,), tokens=(36, 9), grid=(6, 6))
@@ -61,6 +62,7 @@ class Case:
         exact_gradient: arguments under which the gradient is the derivative of the value.
         ordered: whether the value is meant to depend on the order of the batch.
         same_widths: whether the teacher gets the student's channels.
+        progress: the progress of training at which the head is called.
     """
 
     make: Make
@@ -70,6 +72,7 @@ class Case:
     exact_gradient: Mapping[str, Any] = field(default_factory=dict)
     ordered: bool = False
     same_widths: bool = False
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def name(self) -> str:
@@ -84,6 +87,7 @@ class Case:
             head.check(student, teacher)
             head.build(student, teacher)
         head.to(dtype)
+        head.progress = self.progress
         for number in range(calls):
             sample = self.sample(number + 1, dtype)
             head(sample.student, sample.teacher, sample.batch)

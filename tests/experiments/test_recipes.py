@@ -108,6 +108,19 @@ BETAS = {
 """DKD's published beta; 8 for all other pairs."""
 REVIEW_WEIGHTS = {"resnet56_resnet20": 0.6, "resnet110_resnet32": 1.0, "resnet32x4_shufflenetv2": 8.0}
 """ReviewKD's published weight; 5 for all other pairs."""
+STANDARDIZED = {
+    "vgg13_vgg8": (9.0, 3.0),
+    "vgg13_mobilenetv2": (9.0, 3.0),
+    "resnet110_resnet20": (12.0, 4.0),
+    "resnet50_mobilenetv2": (1.0, 3.0),
+}
+"""LSKD's published weight and temperature on KD; 9 and 2 for all other pairs."""
+PARTS_BY_PAIR = {
+    "dkd": set(BETAS),
+    "lskd_dkd": set(BETAS),
+    "lskd_kd": set(STANDARDIZED),
+    "reviewkd": set(REVIEW_WEIGHTS),
+}
 
 
 def composed(pair, method, capsys):
@@ -121,8 +134,8 @@ def composed(pair, method, capsys):
 
 
 def test_the_parts_by_pair_are_those_of_pairs_with_other_public_code_values():
-    parts = {method: {f.stem for f in (CIFAR / "methods" / method).glob("*.yaml")} for method in ("dkd", "reviewkd")}
-    assert parts == {"dkd": set(BETAS), "reviewkd": set(REVIEW_WEIGHTS)}
+    parts = {method: {f.stem for f in (CIFAR / "methods" / method).glob("*.yaml")} for method in PARTS_BY_PAIR}
+    assert parts == PARTS_BY_PAIR
     assert {file.parent.name for file in (CIFAR / "methods").glob("*/*.yaml")} == set(parts)
 
 
@@ -130,7 +143,13 @@ def test_the_parts_by_pair_are_those_of_pairs_with_other_public_code_values():
 def test_a_study_composes_the_weights_of_the_public_code_for_a_pair(pair, capsys, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     dkd = composed(pair, "dkd", capsys)["dkd"]
-    assert dkd["head"]["init_args"] == {"alpha": 1.0, "beta": BETAS.get(pair, 8.0), "temperature": 4.0}
+    beta = BETAS.get(pair, 8.0)
+    expected = {"alpha": 1.0, "beta": beta, "temperature": 4.0, "standardize": False}
+    assert dkd["head"]["init_args"] == expected
+    standardized = composed(pair, "lskd_dkd", capsys)["dkd"]
+    expected = {"alpha": 9.0, "beta": 9 * beta, "temperature": 2.0, "standardize": True}
+    assert standardized["head"]["init_args"] == expected
+    assert standardized["weight"] == dkd["weight"]
     assert dkd["weight"]["init_args"] | {"value": 1.0} == dkd["weight"]["init_args"]
     assert dkd["weight"]["init_args"]["epochs"] == 20
     reviewkd = composed(pair, "reviewkd", capsys)["reviewkd"]
@@ -141,14 +160,17 @@ def test_a_study_composes_the_weights_of_the_public_code_for_a_pair(pair, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "pair"), [*(("dkd", p) for p in BETAS), *(("reviewkd", p) for p in REVIEW_WEIGHTS)])
+@pytest.mark.parametrize(("method", "pair"), [(method, p) for method, pairs in PARTS_BY_PAIR.items() for p in pairs])
 def test_every_part_by_pair_is_understood(method, pair, capsys, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
-    term = composed(pair, method, capsys)[method]
-    if method == "dkd":
-        assert term["head"]["init_args"]["beta"] == BETAS[pair]
-    else:
+    (term,) = composed(pair, method, capsys).values()
+    arguments = term["head"]["init_args"]
+    if method == "reviewkd":
         assert term["weight"]["init_args"]["value"] == REVIEW_WEIGHTS[pair]
+    elif method == "lskd_kd":
+        assert (term["weight"], arguments["temperature"], arguments["standardize"]) == (*STANDARDIZED[pair], True)
+    else:
+        assert arguments["beta"] == BETAS[pair] * (1 if method == "dkd" else 9)
 
 
 def test_a_recipe_names_the_public_code_that_it_follows():

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from distill.distributed import gather
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.heads import FSP, FT, Batch, Head, RepDistillerCC, SeRKD, shipped
+from distill.heads import CTKD, FSP, FT, Batch, Head, RepDistillerCC, SeRKD, shipped
+from distill.schedules import Progress
 from distill.testing import (
     CHECKS,
     Case,
@@ -34,6 +35,7 @@ from tests.two_ranks import RankPool
 every_head = pytest.mark.parametrize("make", shipped().values(), ids=shipped().keys())
 
 EXPECTED: dict[type[Head], dict[str, Any]] = {
+    CTKD: {"exact_gradient": {"gradient_scale": 1.0}, "progress": Progress(epoch=10)},  # after its ramp
     FSP: {"same_widths": True},
     FT: {"exact_gradient": {"initialization": 0.0}},
     RepDistillerCC: {"ordered": True},

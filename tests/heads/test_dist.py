@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
+from distill.functional import correlation_distance
 from distill.heads.dist import DIST
 from distill.schedules import Linear, Progress
 from tests.golden import Q
@@ -70,3 +71,19 @@ def test_other_classes_other_scopes_and_no_temperature_are_refused() -> None:
         DIST(scope="image")
     with pytest.raises(UserError, match="temperature must be above 0"):
         DIST(temperature=0.0)
+
+
+def test_standardized_logits_are_compared_as_any_others() -> None:
+    student, teacher = 2 * Q([8, 10], 1), 3 * Q([8, 10], 2)
+    z = [(side - side.mean(1, keepdim=True)) / (1e-7 + side.std(1, keepdim=True)) for side in (student, teacher)]
+    loss = DIST(temperature=2.0, standardize=True)(of(student), of(teacher), {})
+    assert loss.item() == pytest.approx(literal(z[0], z[1], 1.0, 1.0, 2.0), rel=1e-5)
+    assert loss.item() != pytest.approx(literal(student, teacher, 1.0, 1.0, 2.0), rel=1e-2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_without_standardization_the_loss_is_the_plain_function_bit_for_bit(temperature: float) -> None:
+    student, teacher = 2 * Q([8, 10], 1), 3 * Q([8, 10], 2)
+    p = [(side / temperature).softmax(-1) for side in (student, teacher)]
+    expected = temperature**2 * correlation_distance(p[0], p[1])
+    assert torch.equal(DIST(temperature=temperature)(of(student), of(teacher), {}), expected)

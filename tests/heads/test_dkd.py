@@ -8,7 +8,12 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import dkd
 from distill.heads.dkd import DKD
+from distill.heads.nkd import NKD
+from distill.heads.rld import RLD
+from distill.objective import Objective, Term
+from distill.schedules import Progress, Warmup
 from tests.golden import Q, assert_relative
+from tests.new_methods import CASES, assert_case, inputs
 
 LABEL = (3 * torch.arange(8) + 1) % 10
 
@@ -56,6 +61,35 @@ def test_a_label_beyond_the_classes_is_not_taken_for_unlabeled() -> None:
             DKD()(student, teacher, {"label": LABEL.clone().fill_(wrong)})
 
 
-def test_one_class_alone_is_refused() -> None:
-    with pytest.raises(UserError, match="1 class"):
-        DKD().build(FeatureSpec(logits=(1,)), FeatureSpec(logits=(1,)))
+@pytest.mark.parametrize("kind", [DKD, NKD, RLD])
+def test_one_class_alone_is_refused(kind: type[DKD | NKD | RLD]) -> None:
+    with pytest.raises(UserError, match=f"{kind.__name__} sets a class against the others, but .* 1 class"):
+        kind().build(FeatureSpec(logits=(1,)), FeatureSpec(logits=(1,)))
+
+
+@pytest.mark.parametrize("name", ["dkd_plain", "lskd_dkd"])
+def test_standardized_logits_have_the_golden_figures(name: str) -> None:
+    case, params = inputs(name), CASES[name]["params"]
+    head = DKD(params["alpha"], params["beta"], params["T"], standardize=params["standardise"])
+    loss = head(Features(case["s"]), Features(case["t"]), {"label": case["y"]})
+    assert_case(name, loss, case.__getitem__)
+
+
+def test_the_warmed_up_term_has_the_golden_figures_of_its_epoch() -> None:
+    case, params = inputs("lskd_dkd_warmup"), CASES["lskd_dkd_warmup"]["params"]
+    head = DKD(params["alpha"], params["beta"], params["T"], standardize=True)
+    classes = FeatureSpec(logits=(10,))
+    objective = Objective({"dkd": Term(head, Warmup(epochs=params["warmup"]))}, classes, classes)
+    losses = objective(
+        Features(case["s"]), Features(case["t"]), {"label": case["y"]}, Progress(epoch=float(params["epoch"]))
+    )
+    assert_case("lskd_dkd_warmup", losses.total, case.__getitem__)
+
+
+def test_without_standardization_the_loss_is_the_plain_function_bit_for_bit() -> None:
+    student, teacher = networks()
+    found = DKD()(student, teacher, {"label": LABEL})
+    expected = dkd(student["logits"], teacher["logits"], LABEL).sum() / 8
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad(loss, student["logits"])[0] for loss in (found, expected)]
+    assert torch.equal(*gradients)
