@@ -10,7 +10,8 @@ from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import dkd, kd, standardize
 from distill.heads import CTKD, DIST, DKD, KD, MLKD, RLD, CurriculumTemperature, Head, RunInfo
-from distill.objective import Distiller, Objective, Term
+from distill.distiller import Distiller
+from distill.objective import Objective, Term
 from distill.schedules import Constant, Cosine, Progress, Schedule
 from tests.golden import Q
 from tests.new_methods import CASES, assert_case, inputs
