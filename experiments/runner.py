@@ -27,8 +27,9 @@ from distill.errors import UserError
 CONSOLE = Console(width=110)
 
 Result = dict[str, Any]
-"""The content of `test.json`: `last` and `best`, figures of the test (`test/top1`, ...) of these two checkpoints;
-`parameters` of the student; `seconds` of the training; `given`, the arguments and configurations behind them."""
+"""The content of `test.json`: `last` and `best`, figures of the test (`test/top1`, ...) of the checkpoints that are
+tested; `validation`, those of the last validation; `parameters` of the student; `seconds` of the training; `given`, the
+arguments and configurations behind them."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Run:
         folder: the folder it writes to.
         fit: arguments of `distill fit`, besides the folder.
         test: arguments of `distill test`, besides the checkpoint; those of `fit` if not given.
+        tested: the checkpoints that are tested, of `last` and `best`.
     """
 
     name: str
     folder: Path
     fit: tuple[str, ...]
     test: tuple[str, ...] | None = None
+    tested: tuple[str, ...] = ("last", "best")
 
     @property
     def last(self) -> Path:
@@ -116,7 +119,13 @@ def split(args: list[str]) -> tuple[list[str], list[str]]:
     return (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
 
 
-def perform(runs: Sequence[Run], jobs: int = 1, gpus: int = 0, verbose: bool = False) -> list[str]:
+def perform(
+    runs: Sequence[Run],
+    jobs: int = 1,
+    gpus: int = 0,
+    verbose: bool = False,
+    finished: Callable[[Run, Result], None] = lambda run, result: None,
+) -> list[str]:
     """Finish all runs that have no result yet.
 
     Args:
@@ -124,6 +133,7 @@ def perform(runs: Sequence[Run], jobs: int = 1, gpus: int = 0, verbose: bool = F
         jobs: the number of runs at a time, each with its share of the CPU's cores.
         gpus: the number of GPUs that the jobs are dealt to; 0 leaves the choice to the trainer.
         verbose: whether commands and their output are shown, instead of a progress bar; else it goes to `log.txt`.
+        finished: called with each run that has been finished, and its result.
 
     Returns:
         A sentence for each run that failed.
@@ -157,7 +167,10 @@ def perform(runs: Sequence[Run], jobs: int = 1, gpus: int = 0, verbose: bool = F
                         problems.append(_problem(run, process.exitcode, verbose))
                         message = problems[-1]
                     else:
-                        message = f"{run.name}: {100 * result['last']['test/top1']:.2f} %"
+                        finished(run, result)
+                        figures = {**result.get("validation", {}), **result.get("last", {})}
+                        top1 = next((figures[name] for name in ("test/top1", "val/top1") if name in figures), None)
+                        message = f"{run.name}: finished" if top1 is None else f"{run.name}: {100 * top1:.2f} %"
                     CONSOLE.print(message, markup=False, highlight=False, soft_wrap=True)
         finally:
             for _, _, process in running.values():
@@ -191,7 +204,7 @@ def work(run: Run, gpu: int | None, verbose: bool) -> None:
 
 
 def fit_and_test(run: Run, verbose: bool) -> Result:
-    """Train, or resume, and test the last and the best checkpoint."""
+    """Train, or resume, and test the checkpoints that are to be tested."""
     from distill.cli.program import DistillCLI
     from distill.cli.program import run as distill
 
@@ -202,17 +215,21 @@ def fit_and_test(run: Run, verbose: bool) -> Result:
             )
         return distill(arguments)
 
-    command(run.fit_command)
+    program = command(run.fit_command)
     results = json.loads((run.folder / "results.json").read_text())
-    tested = command(run.test_command)
-    last = {name: float(figure) for name, figure in tested.trainer.callback_metrics.items()}
-    best: Mapping[str, float] = last
-    if results["best"] is None or results["best"]["step"] != results["last"]["step"]:
-        (best,) = tested.trainer.test(tested.model, tested.datamodule, ckpt_path=str(run.best), verbose=False)
+    figures: dict[str, Mapping[str, float]] = {}
+    if run.tested:
+        program = command(run.test_command)
+        figures["last"] = {name: float(figure) for name, figure in program.trainer.callback_metrics.items()}
+    if "best" in run.tested:
+        figures["best"] = figures["last"]
+        if results["best"] is None or results["best"]["step"] != results["last"]["step"]:
+            (best,) = program.trainer.test(program.model, program.datamodule, ckpt_path=str(run.best), verbose=False)
+            figures["best"] = dict(best)
     return {
-        "last": last,
-        "best": dict(best),
-        "parameters": sum(parameter.numel() for parameter in tested.model.student.parameters()),
+        **figures,
+        "validation": {name: value for name, value in results["last"].items() if name.startswith("val/")},
+        "parameters": sum(parameter.numel() for parameter in program.model.student.parameters()),
         "seconds": results["wall_seconds"],
         "given": run.given,
     }

@@ -9,6 +9,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from distill.__main__ import main
 from tests.data.test_cifar import write_cifar100
+from tests.data.test_fashion_mnist import write as write_fashion_mnist
 from tests.data.test_stl10 import write_stl10
 from tests.data.test_tiny_imagenet import write_tiny_imagenet
 from tests.program import ROOT
@@ -47,7 +48,7 @@ RUNS = {
 FILES = [
     str(file.relative_to(EXPERIMENTS).with_suffix(""))
     for file in sorted(EXPERIMENTS.rglob("*.yaml"))
-    if file.parent.name != "sweeps"  # those are wandb's, see test_sweeps.py
+    if file.parent.name != "sweeps" and file.name != "grid.yaml"  # see test_sweeps.py and test_grid.py
 ]
 WHOLE = [name for name in FILES if name not in PARTS and not {"pairs", "methods"} & set(Path(name).parts)]
 OFF = {"weights": "null", "drop_classifier": "false", "pretrained": "false"}
@@ -118,6 +119,9 @@ def test_a_configuration_trains_and_tests(name, data, capsys):
         write_tiny_imagenet(data / "data")
     verify = ["--data.verify=false"] if name.startswith("cifar100") or name == "transfer/stl10" else []
     tail = ["--data.longtail.imbalance=0.5"] if name.startswith("cifar100_lt/") else []  # two images per class here
+    if name.startswith("fashion_mnist/"):
+        root = write_fashion_mnist(data / "fashion", packed=True)
+        tail = [f"--data.root={root}", "--data.train_size=null", "--data.labels_per_class=null"]
     settings = [*configs(name), *SMALL, *verify, *tail, *without_weights(name), "--trainer.default_root_dir=run"]
     assert main(["fit", *settings]) == 0, capsys.readouterr().err
     assert main(["test", *settings, "--ckpt_path=run/checkpoints/last.ckpt"]) == 0, capsys.readouterr().err

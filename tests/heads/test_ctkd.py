@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.distiller import Distiller
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.functional import dkd, kd, standardize
 from distill.heads import CTKD, DIST, DKD, KD, MLKD, RLD, CurriculumTemperature, Head, RunInfo
-from distill.distiller import Distiller
 from distill.objective import Objective, Term
 from distill.schedules import Constant, Cosine, Progress, Schedule
 from tests.golden import Q

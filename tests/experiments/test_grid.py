@@ -1,0 +1,156 @@
+"""The grid of tuned methods: rows that are kept, and a table whose statistics are those of scipy."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+
+import pytest
+import yaml
+from scipy import stats
+
+from distill.errors import UserError
+from tests.program import ROOT
+
+sys.path.insert(0, str(ROOT / "experiments"))
+
+from grid import Plan, main
+from grid_rows import Row, Rows
+from grid_table import holm, paired
+
+FIRST = {0: 85.1, 1: 84.2, 2: 86.0, 3: 85.5, 4: 84.9}
+SECOND = {0: 84.0, 1: 83.3, 2: 84.6, 3: 84.7, 4: 83.9, 7: 10.0}
+
+
+def test_a_difference_is_paired_by_seed_with_the_interval_and_test_of_scipy():
+    difference = paired(FIRST, SECOND)
+    pairs = [(FIRST[seed], SECOND[seed]) for seed in FIRST]
+    expected = stats.ttest_rel(*zip(*pairs, strict=True))
+    low, high = expected.confidence_interval(0.95)
+    assert difference.seeds == 5
+    assert difference.p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert difference.mean - difference.half == pytest.approx(low, rel=1e-9)
+    assert difference.mean + difference.half == pytest.approx(high, rel=1e-9)
+    unpaired = stats.ttest_ind([a for a, _ in pairs], [b for _, b in pairs])
+    assert difference.p < unpaired.pvalue, "here, pairing matters"
+
+
+def test_one_seed_has_no_interval_and_seeds_that_differ_nothing():
+    difference = paired({3: 85.0}, SECOND)
+    assert (str(difference), difference.half, difference.p) == ("+0.30", None, None)
+    assert paired({8: 1.0}, SECOND) is None
+
+
+def test_equal_differences_have_no_width():
+    assert str(paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})) == "+1.00 ± 0.00"
+
+
+@pytest.mark.parametrize("values", [[0.01, 0.04, 0.03, 0.005], [0.2, 0.2, 0.9], [0.5], []])
+def test_holm_rejects_what_the_stepwise_rule_rejects(values):
+    corrected = holm(values)
+    for level in (0.001, 0.01, 0.02, 0.05, 0.1, 0.5):
+        rejected, order = set(), sorted(range(len(values)), key=lambda number: values[number])
+        for rank, number in enumerate(order):  # Holm's rule, literally
+            if values[number] > level / (len(values) - rank):
+                break
+            rejected.add(number)
+        assert {number for number, p in enumerate(corrected) if p <= level} == rejected
+
+
+def test_holm_is_bonferroni_for_the_smallest():
+    values = [0.012, 0.3, 0.04]
+    assert min(holm(values)) == pytest.approx(3 * 0.012)
+
+
+def test_rows_survive_writing_and_reading(tmp_path):
+    rows = Rows(tmp_path / "runs.csv")
+    made = [
+        Row("weight", "rkd", 100, 0.1, 3.0, "abc", 0.71),
+        Row("weight", "rkd", 100, 0.1, 9.0, "abc", 0.74),
+        Row("final", "student", 0, 0.1, None, "def", 0.5, 0.51, None, 0.02, 12.5),
+    ]
+    for row in made:
+        rows.add(row)
+    again = Rows(tmp_path / "runs.csv")
+    assert [vars(row) for row in again] == [vars(row) for row in made]
+    assert again.best("weight", "rkd").weight == 9.0
+    assert Row("weight", "rkd", 100, 0.1, 9.0, "abc") in again
+    assert Row("weight", "rkd", 100, 0.1, 27.0, "abc") not in again
+    (tmp_path / "runs.csv").write_text((tmp_path / "runs.csv").read_text() + "final,student,x,,,,,,,,\n")
+    with pytest.raises(UserError, match=r"runs.csv: line 5 is no row of a grid"):
+        Rows(tmp_path / "runs.csv")
+
+
+def test_a_tuning_seed_is_not_used_again_and_comparisons_name_methods(tmp_path):
+    plan = {"tuning_seed": 1, "seeds": [0, 1], "learning_rates": [0.1], "methods": {"student": {}}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(UserError, match="seed 1 is used for tuning"):
+        Plan.read(tmp_path)
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**plan, "seeds": [0], "comparisons": [["kd", "student"]]}))
+    with pytest.raises(UserError, match="there is no method 'kd' among student"):
+        Plan.read(tmp_path)
+    with pytest.raises(UserError, match="is no grid: it has no grid.yaml; there are fashion_mnist/cnn"):
+        Plan.read(tmp_path / "nowhere")
+
+
+RECIPE = """
+data: {class_path: Digits, init_args: {batch_size: 32, draws: 1, seed: 0}}
+model:
+  student: {class_path: Timm, init_args: {name: test_resnet}}
+  teacher: {class_path: Timm, init_args: {name: test_resnet}}
+  optimizer: {class_path: SGD, init_args: {lr: 0.1}}
+trainer: {accelerator: cpu, max_epochs: 1, limit_train_batches: 3}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    folder = tmp_path / "grid"
+    (folder / "methods").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    for name, head in (("kd", "KD"), ("rkd", "RKD")):
+        term = {name: {"head": {"class_path": head}, "weight": 1.0}}
+        (folder / "methods" / f"{name}.yaml").write_text(yaml.safe_dump({"model": {"heads": term}}))
+    plan = {
+        "tuning_seed": 9,
+        "seeds": [0, 1],
+        "learning_rates": [0.01, 0.05],
+        "methods": {
+            "student": {},
+            "kd": {"weights": [1, 3]},
+            "kd_rkd": {"terms": ["kd", "rkd"], "weights": [0.5]},
+        },
+        "comparisons": [["kd", "student"], ["kd_rkd", "kd"]],
+    }
+    (folder / "grid.yaml").write_text(yaml.safe_dump(plan))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_grid_tunes_tests_once_and_goes_on_where_it_was(grid, tmp_path, capfd):
+    command = [str(grid), f"--root={tmp_path / 'runs'}", "--jobs=1"]
+    assert main(command) == 0
+    with (grid / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["stage"] for row in rows] == ["learning rate"] * 2 + ["weight"] * 3 + ["final"] * 6
+    assert all(bool(row["test"]) == (row["stage"] == "final") for row in rows), "only final runs are tested"
+    best = {row["method"]: row for row in rows if row["stage"] == "weight"}
+    assert len({row["learning_rate"] for row in rows if row["stage"] != "learning rate"}) == 1
+    assert {row["weight"] for row in rows if row["stage"] == "final" and row["method"] == "kd_rkd"} == {
+        best["kd_rkd"]["weight"]
+    }
+    table = (grid / "table.md").read_text()
+    assert "kd_rkd against kd" in table
+    assert "11 runs" in table
+    assert (grid / "intervals.png").stat().st_size > 1000
+    lines = (grid / "runs.csv").read_text().splitlines()
+    (grid / "runs.csv").write_text("\n".join(lines[:-2]) + "\n")  # the last run is to be done again
+    shutil.rmtree(tmp_path / "runs/final")
+    assert main(command) == 0
+    again = (grid / "runs.csv").read_text().splitlines()
+    assert [line.rsplit(",", 1)[0] for line in again] == [line.rsplit(",", 1)[0] for line in lines], "but the seconds"
+    (grid / "methods/kd.yaml").write_text((grid / "methods/kd.yaml").read_text().replace("1.0", "2.0"))
+    capfd.readouterr()
+    assert main(command) == 2
+    assert "the configurations of kd, kd_rkd have changed since" in capfd.readouterr().err
