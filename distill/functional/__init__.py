@@ -28,6 +28,7 @@ from distill.functional.maps import (
     vid,
 )
 from distill.functional.multilevel import mlkd
+from distill.functional.regions import class_activation_difference, region_means, region_weights
 from distill.functional.regression import cosine_distance, resize, squared_difference
 from distill.functional.relations import (
     angle_cosines,
@@ -51,6 +52,7 @@ __all__ = [
     "attention_transfer",
     "centered_gram",
     "channel_discrepancy",
+    "class_activation_difference",
     "conditional_probabilities",
     "context_difference",
     "correlation_distance",
@@ -88,6 +90,8 @@ __all__ = [
     "pearson",
     "pool",
     "probability_divergence",
+    "region_means",
+    "region_weights",
     "relative_squared_distances",
     "resize",
     "rld",
