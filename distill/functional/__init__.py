@@ -1,6 +1,7 @@
 """Pure functions of tensors in the style of `torch.nn.functional`, one file per family; inputs set the dtype."""
 
 from distill.functional.angles import angle_difference, edges, gram_edges
+from distill.functional.channels import channel_correlation_difference
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
 from distill.functional.correlations import adjacent_congruence, correlation_distance, pearson
 from distill.functional.divergences import huber, kl_divergence, probability_divergence
@@ -51,6 +52,7 @@ __all__ = [
     "attention_map",
     "attention_transfer",
     "centered_gram",
+    "channel_correlation_difference",
     "channel_discrepancy",
     "class_activation_difference",
     "conditional_probabilities",

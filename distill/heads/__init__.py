@@ -16,6 +16,7 @@ from distill.heads.embedding_regression import EmbeddingRegression
 from distill.heads.fitnet import FitNet
 from distill.heads.fsp import FSP
 from distill.heads.ft import FT
+from distill.heads.ickd import ICKD
 from distill.heads.irg import IRG
 from distill.heads.kd import KD
 from distill.heads.ldam import LDAM
@@ -47,6 +48,7 @@ __all__ = [
     "DKD",
     "FSP",
     "FT",
+    "ICKD",
     "IRG",
     "KD",
     "LDAM",
