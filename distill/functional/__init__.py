@@ -28,6 +28,7 @@ from distill.functional.maps import (
     to_common_grid,
     vid,
 )
+from distill.functional.moments import cell_moments, gaussian_distance, moment_difference
 from distill.functional.multilevel import mlkd
 from distill.functional.regions import class_activation_difference, region_means, region_weights
 from distill.functional.regression import cosine_distance, resize, squared_difference
@@ -51,6 +52,7 @@ __all__ = [
     "angle_difference",
     "attention_map",
     "attention_transfer",
+    "cell_moments",
     "centered_gram",
     "channel_correlation_difference",
     "channel_discrepancy",
@@ -65,6 +67,7 @@ __all__ = [
     "factor_transfer",
     "flow_matrix",
     "fsp",
+    "gaussian_distance",
     "gram_edges",
     "hierarchical_context_loss",
     "huber",
@@ -76,6 +79,7 @@ __all__ = [
     "mcd",
     "memory_relation",
     "mlkd",
+    "moment_difference",
     "nckd",
     "nearest_neighbors",
     "neighbor_distances",

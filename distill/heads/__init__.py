@@ -36,6 +36,7 @@ from distill.heads.sp import SP
 from distill.heads.token_regression import TokenRegression
 from distill.heads.trg import TRG
 from distill.heads.vid import VID
+from distill.heads.wkd_f import WKDF
 
 __all__ = [
     "AB",
@@ -62,6 +63,7 @@ __all__ = [
     "SP",
     "TRG",
     "VID",
+    "WKDF",
     "Batch",
     "CrossEntropy",
     "CurriculumTemperature",
