@@ -42,6 +42,13 @@ from distill.functional.relations import (
     relative_squared_distances,
     unpack_symmetric,
 )
+from distill.functional.transport import (
+    class_cosines,
+    class_costs,
+    linear_cka,
+    target_cross_entropy,
+    transport_among_others,
+)
 from distill.functional.votes import neighbor_votes
 
 __all__ = [
@@ -57,6 +64,8 @@ __all__ = [
     "channel_correlation_difference",
     "channel_discrepancy",
     "class_activation_difference",
+    "class_cosines",
+    "class_costs",
     "conditional_probabilities",
     "context_difference",
     "correlation_distance",
@@ -75,6 +84,7 @@ __all__ = [
     "kd",
     "kl_divergence",
     "label_margins",
+    "linear_cka",
     "log_priors",
     "mcd",
     "memory_relation",
@@ -105,9 +115,11 @@ __all__ = [
     "softmax_over_memory",
     "squared_difference",
     "standardize",
+    "target_cross_entropy",
     "taylor_kernel",
     "tckd",
     "to_common_grid",
+    "transport_among_others",
     "unpack_symmetric",
     "vid",
     "with_margins",

@@ -37,6 +37,7 @@ from distill.heads.token_regression import TokenRegression
 from distill.heads.trg import TRG
 from distill.heads.vid import VID
 from distill.heads.wkd_f import WKDF
+from distill.heads.wkd_l import WKDL
 
 __all__ = [
     "AB",
@@ -64,6 +65,7 @@ __all__ = [
     "TRG",
     "VID",
     "WKDF",
+    "WKDL",
     "Batch",
     "CrossEntropy",
     "CurriculumTemperature",
