@@ -31,6 +31,7 @@ from distill.heads.review_kd import ReviewKD
 from distill.heads.rkd import RKD
 from distill.heads.rld import RLD
 from distill.heads.rrd import RRD
+from distill.heads.sdd import SDD
 from distill.heads.serkd import SeRKD
 from distill.heads.sp import SP
 from distill.heads.token_regression import TokenRegression
@@ -61,6 +62,7 @@ __all__ = [
     "RKD",
     "RLD",
     "RRD",
+    "SDD",
     "SP",
     "TRG",
     "VID",
