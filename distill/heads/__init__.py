@@ -34,6 +34,7 @@ from distill.heads.rrd import RRD
 from distill.heads.sdd import SDD
 from distill.heads.serkd import SeRKD
 from distill.heads.sp import SP
+from distill.heads.srrl import SRRL
 from distill.heads.token_regression import TokenRegression
 from distill.heads.trg import TRG
 from distill.heads.vid import VID
@@ -64,6 +65,7 @@ __all__ = [
     "RRD",
     "SDD",
     "SP",
+    "SRRL",
     "TRG",
     "VID",
     "WKDF",
