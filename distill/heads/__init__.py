@@ -5,6 +5,7 @@ from inspect import isabstract
 from distill.heads.ab import AB
 from distill.heads.at import AT
 from distill.heads.base import Batch, Head, LogitHead, RelationHead, RunInfo, Scope
+from distill.heads.cat_kd import CATKD
 from distill.heads.cc import CC
 from distill.heads.crd import CRD
 from distill.heads.cross_entropy import CrossEntropy
@@ -44,6 +45,7 @@ from distill.heads.wkd_l import WKDL
 __all__ = [
     "AB",
     "AT",
+    "CATKD",
     "CC",
     "CRD",
     "CTKD",
