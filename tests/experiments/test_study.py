@@ -82,7 +82,7 @@ def test_published_figures_are_read_by_pair_and_method(table, tmp_path):
     ("args", "message"),
     [
         (["digit"], "study: 'digit' is no study: "),
-        (["digits", "--methods", "rdk"], "study: --methods cannot be 'rdk': did you mean 'rrd', 'rkd' or 'dkd'?"),
+        (["digits", "--methods", "rdk"], "study: --methods cannot be 'rdk': did you mean 'rrd', 'rld' or 'rkd'?"),
         (["cifar100", "--pairs", "x"], "study: --pairs cannot be 'x'"),
         (["digits", "--seeds", "0"], "study: --seeds must be at least 1, given 0"),
         (["digits", "--jobs", "0"], "study: --jobs must be at least 1, given 0"),
