@@ -1,4 +1,4 @@
-"""Memory of heads across batches: a queue of the latest embeddings and a bank with a row per sample."""
+"""Memory of heads across batches: a queue of the latest embeddings, and banks of samples and of classes."""
 
 from __future__ import annotations
 
@@ -120,6 +120,58 @@ class SampleBank(nn.Module):
             moved = torch.lerp(fresh[last].to(bank.dtype), bank[index], self.momentum)
             bank.index_copy_(0, index, F.normalize(moved, dim=1))
         self.label.index_copy_(0, index, label[last])
+
+
+class ClassBank(nn.Module):
+    """The first embeddings of each class, in the order in which they came.
+
+    Once a class has all its rows, they stay. All state is in buffers, and no value is read on the host. Under data
+    parallelism, enter the *gathered* batch.
+
+    Args:
+        classes: K, the number of classes.
+        samples: n, the rows of each class.
+        width: d, the width of an embedding.
+
+    Attributes:
+        flat: `[K n + 1, d]`, the rows class by class; the last takes what is not stored, and stays 0.
+        count: int64 `[K]`, the embeddings of each class that ever came.
+
+    Raises:
+        UserError: a number below 1.
+    """
+
+    flat: Tensor
+    count: Tensor
+
+    def __init__(self, classes: int, samples: int = 64, width: int = 128) -> None:
+        super().__init__()
+        require_at_least(1, classes=classes, samples=samples, width=width)
+        self.samples = samples
+        self.register_buffer("flat", torch.zeros(classes * samples + 1, width))
+        self.register_buffer("count", torch.zeros(classes, dtype=torch.int64))
+
+    @property
+    def rows(self) -> Tensor:
+        """The embeddings, `[K, n, d]`."""
+        return self.flat[:-1].view(len(self.count), self.samples, -1)
+
+    @property
+    def present(self) -> Tensor:
+        """Whether a row holds an embedding, bool `[K, n]`."""
+        return torch.arange(self.samples, device=self.count.device) < self.count.unsqueeze(1)
+
+    @torch.no_grad()
+    def enter(self, embeddings: Tensor, label: Tensor) -> None:
+        """Store embeddings `[B, d]` of the classes `label` `[B]` in their order; those with label -1 are left out."""
+        of_class = (label.unsqueeze(1) == torch.arange(len(self.count), device=label.device)).to(torch.int64)
+        kind = label.clamp_min(0)
+        number = (self.count + of_class.cumsum(dim=0) - 1).gather(1, kind.unsqueeze(1)).squeeze(1)
+        is_stored = (label >= 0) & (number < self.samples)
+        row = torch.where(is_stored, kind * self.samples + number, len(self.flat) - 1)
+        self.flat.index_copy_(0, row, embeddings.to(self.flat.dtype))
+        self.flat[-1].zero_()
+        self.count += of_class.sum(dim=0)
 
 
 def with_gradient_now(loss: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

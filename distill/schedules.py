@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distill.configurable import Configurable
 from distill.errors import UserError, require_above, require_at_least, require_finite
@@ -141,40 +141,43 @@ class Constant(Schedule):
 
 
 class Linear(Span):
-    """A straight line from `start` to `end`."""
+    """A straight line from `start` to `end`, beginning after `after` steps, or epochs if its length is in epochs.
 
-    def __init__(self, start: float, end: float, steps: int | None = None, epochs: float | None = None) -> None:
+    Raises:
+        UserError: a number is out of its range, or `after` is given without a length.
+    """
+
+    def __init__(
+        self, start: float, end: float, steps: int | None = None, epochs: float | None = None, after: float = 0
+    ) -> None:
         super().__init__(steps, epochs)
-        require_finite(start=start, end=end)
-        self.start = start
-        self.end = end
+        require_finite(start=start, end=end, after=after)
+        require_at_least(0, after=after)
+        if after and steps is None and epochs is None:
+            raise UserError(f"{type(self).__name__} after {after:g} needs its length, steps or epochs, too")
+        self.start, self.end, self.after = start, end, after
 
     def __call__(self, progress: Progress) -> float:
         return self.start + (self.end - self.start) * self.share(progress)
+
+    def share(self, progress: Progress) -> float:
+        begun = replace(progress, step=progress.step - int(self.after), epoch=progress.epoch - self.after)
+        return max(super().share(begun), 0.0)
 
     def bounds(self) -> tuple[float, float]:
         return min(self.start, self.end), max(self.start, self.end)
 
 
-class Cosine(Span):
-    """Half a cosine wave from `start` to `end`: slow, fast, slow.
+class Cosine(Linear):
+    """Half a cosine wave from `start` to `end`: slow, fast, slow. It takes what `Linear` takes.
 
     >>> cosine = Cosine(start=1.0, end=0.0)
     >>> [round(cosine(Progress(step, steps=4)), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
 
-    def __init__(self, start: float, end: float, steps: int | None = None, epochs: float | None = None) -> None:
-        super().__init__(steps, epochs)
-        require_finite(start=start, end=end)
-        self.start = start
-        self.end = end
-
     def __call__(self, progress: Progress) -> float:
         return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * self.share(progress)))
-
-    def bounds(self) -> tuple[float, float]:
-        return min(self.start, self.end), max(self.start, self.end)
 
 
 class Warmup(Span):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.distributed import gather, own_rows
 from distill.errors import UserError
-from distill.memory import EmbeddingQueue, SampleBank, with_gradient_now
+from distill.memory import ClassBank, EmbeddingQueue, SampleBank, with_gradient_now
 from tests.golden import Q
 from tests.two_ranks import RankPool
 
@@ -122,6 +122,23 @@ def test_of_a_sample_that_occurs_twice_the_last_one_counts() -> None:
 def test_a_bank_of_nothing_is_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         SampleBank(**arguments)
+
+
+@settings(max_examples=100, deadline=None)
+@given(samples=st.integers(1, 4), batches=st.lists(st.lists(st.integers(-1, 2), max_size=9), max_size=5))
+def test_after_any_batches_each_class_has_its_first_embeddings(samples: int, batches: list[list[int]]) -> None:
+    bank, model, number = ClassBank(3, samples, 2), [[], [], []], 1  # type: ignore[var-annotated]
+    for labels in batches:
+        bank.enter(numbered(number, len(labels)), torch.tensor(labels, dtype=torch.int64))
+        for label in labels:
+            if label >= 0:
+                model[label].append(number)
+            number += 1
+    expected = [(came[:samples] + samples * [0])[:samples] for came in model]
+    assert bank.rows.tolist() == [[[value, value] for value in row] for row in expected]
+    assert bank.present.tolist() == [[value > 0 for value in row] for row in expected]
+    assert bank.count.tolist() == [len(came) for came in model]
+    assert not bank.flat[-1].any()
 
 
 def test_a_gradient_taken_at_once_outlives_what_it_was_computed_from() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -60,6 +62,22 @@ def test_cosine_falls_along_half_a_wave() -> None:
     assert schedule(at(25)) == pytest.approx(0.07 + 0.43 * (1 + math.cos(math.pi / 4)) / 2)
     assert schedule(at(50)) == pytest.approx(0.285)
     assert schedule(at(100)) == 0.07
+
+
+def test_a_wave_may_begin_later_as_the_weights_of_wkd_do() -> None:
+    figures = json.loads((Path(__file__).parent / "new_methods.json").read_text())["schedules"]
+    schedule = Cosine(1.0, 0.0, epochs=90, after=150)
+    for epoch, factor in figures["wkd_weight_factor (start 150, 240 epochs)"].items():
+        assert schedule(Progress(epoch=int(epoch))) == pytest.approx(factor, rel=1e-12)
+    line = Linear(2.0, 4.0, steps=10, after=5)
+    assert [line(at(step)) for step in (0, 5, 10, 15, 90)] == [2.0, 2.0, 3.0, 4.0, 4.0]
+
+
+def test_a_later_beginning_needs_a_length_and_is_not_negative() -> None:
+    with pytest.raises(UserError, match="Cosine after 5 needs its length, steps or epochs, too"):
+        Cosine(1.0, 0.0, after=5)
+    with pytest.raises(UserError, match="after must be at least 0, given -1"):
+        Linear(1.0, 0.0, steps=3, after=-1)
 
 
 @given(step=st.integers(0, 300), start=st.floats(-9, 9), end=st.floats(-9, 9))

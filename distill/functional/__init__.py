@@ -1,6 +1,7 @@
 """Pure functions of tensors in the style of `torch.nn.functional`, one file per family; inputs set the dtype."""
 
 from distill.functional.angles import angle_difference, edges, gram_edges
+from distill.functional.channels import channel_correlation_difference
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
 from distill.functional.correlations import adjacent_congruence, correlation_distance, pearson
 from distill.functional.divergences import huber, kl_divergence, probability_divergence
@@ -27,7 +28,9 @@ from distill.functional.maps import (
     to_common_grid,
     vid,
 )
+from distill.functional.moments import cell_moments, gaussian_distance, moment_difference
 from distill.functional.multilevel import mlkd
+from distill.functional.regions import class_activation_difference, region_means, region_weights
 from distill.functional.regression import cosine_distance, resize, squared_difference
 from distill.functional.relations import (
     angle_cosines,
@@ -39,6 +42,13 @@ from distill.functional.relations import (
     relative_squared_distances,
     unpack_symmetric,
 )
+from distill.functional.transport import (
+    class_cosines,
+    class_costs,
+    linear_cka,
+    target_cross_entropy,
+    transport_among_others,
+)
 from distill.functional.votes import neighbor_votes
 
 __all__ = [
@@ -49,8 +59,13 @@ __all__ = [
     "angle_difference",
     "attention_map",
     "attention_transfer",
+    "cell_moments",
     "centered_gram",
+    "channel_correlation_difference",
     "channel_discrepancy",
+    "class_activation_difference",
+    "class_cosines",
+    "class_costs",
     "conditional_probabilities",
     "context_difference",
     "correlation_distance",
@@ -61,6 +76,7 @@ __all__ = [
     "factor_transfer",
     "flow_matrix",
     "fsp",
+    "gaussian_distance",
     "gram_edges",
     "hierarchical_context_loss",
     "huber",
@@ -68,10 +84,12 @@ __all__ = [
     "kd",
     "kl_divergence",
     "label_margins",
+    "linear_cka",
     "log_priors",
     "mcd",
     "memory_relation",
     "mlkd",
+    "moment_difference",
     "nckd",
     "nearest_neighbors",
     "neighbor_distances",
@@ -88,6 +106,8 @@ __all__ = [
     "pearson",
     "pool",
     "probability_divergence",
+    "region_means",
+    "region_weights",
     "relative_squared_distances",
     "resize",
     "rld",
@@ -95,9 +115,11 @@ __all__ = [
     "softmax_over_memory",
     "squared_difference",
     "standardize",
+    "target_cross_entropy",
     "taylor_kernel",
     "tckd",
     "to_common_grid",
+    "transport_among_others",
     "unpack_symmetric",
     "vid",
     "with_margins",

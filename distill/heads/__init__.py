@@ -5,6 +5,7 @@ from inspect import isabstract
 from distill.heads.ab import AB
 from distill.heads.at import AT
 from distill.heads.base import Batch, Head, LogitHead, RelationHead, RunInfo, Scope
+from distill.heads.cat_kd import CATKD
 from distill.heads.cc import CC
 from distill.heads.crd import CRD
 from distill.heads.cross_entropy import CrossEntropy
@@ -16,6 +17,7 @@ from distill.heads.embedding_regression import EmbeddingRegression
 from distill.heads.fitnet import FitNet
 from distill.heads.fsp import FSP
 from distill.heads.ft import FT
+from distill.heads.ickd import ICKD
 from distill.heads.irg import IRG
 from distill.heads.kd import KD
 from distill.heads.ldam import LDAM
@@ -30,15 +32,20 @@ from distill.heads.review_kd import ReviewKD
 from distill.heads.rkd import RKD
 from distill.heads.rld import RLD
 from distill.heads.rrd import RRD
+from distill.heads.sdd import SDD
 from distill.heads.serkd import SeRKD
 from distill.heads.sp import SP
+from distill.heads.srrl import SRRL
 from distill.heads.token_regression import TokenRegression
 from distill.heads.trg import TRG
 from distill.heads.vid import VID
+from distill.heads.wkd_f import WKDF
+from distill.heads.wkd_l import WKDL
 
 __all__ = [
     "AB",
     "AT",
+    "CATKD",
     "CC",
     "CRD",
     "CTKD",
@@ -47,6 +54,7 @@ __all__ = [
     "DKD",
     "FSP",
     "FT",
+    "ICKD",
     "IRG",
     "KD",
     "LDAM",
@@ -57,9 +65,13 @@ __all__ = [
     "RKD",
     "RLD",
     "RRD",
+    "SDD",
     "SP",
+    "SRRL",
     "TRG",
     "VID",
+    "WKDF",
+    "WKDL",
     "Batch",
     "CrossEntropy",
     "CurriculumTemperature",

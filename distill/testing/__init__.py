@@ -6,7 +6,8 @@ In a test of your own head::
         check_head(MyHead)
 
 Each check raises an AssertionError whose first line names the failure. The features are random tensors of the shapes
-`STUDENT` and `TEACHER`, of which a head receives exactly those that it names in `needs`.
+`STUDENT` and `TEACHER`, of which a head receives exactly those that it names in `needs` or, if it has one, `needs_of`.
+A head that calls a network's classifier gets a fixed linear one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from distill.distributed import all_mean, gather, world_size
-from distill.features import FeatureSpec
+from distill.features import Features, FeatureSpec
 from distill.schedules import Progress
 from distill.testing.case import STUDENT, TEACHER, Case, Make, Result, Sample, evaluate, seeded
 
@@ -90,7 +91,7 @@ def gradient_is_the_derivative(case: Case) -> None:
     if case.exact_gradient:
         case = replace(case, make=partial(case.make, **case.exact_gradient))
     head, sample = case.head(), case.sample()
-    names = sorted(head.needs)
+    names = sorted(head.needs_of("student"))
     parameters = {key: value.detach() for key, value in head.named_parameters() if value.requires_grad}
 
     def loss(*tensors: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ def teacher_gets_no_gradient(case: Case) -> None:
         return
     teacher = sample.teacher.apply(lambda tensor: tensor.requires_grad_())
     evaluate(head, replace(sample, teacher=teacher))
-    for key in sorted(head.needs):
+    for key in sorted(head.needs_of("teacher")):
         assert teacher[key].grad is None, f"{case.name} gives the teacher's {key!r} a gradient"
 
 
@@ -138,13 +139,15 @@ def inputs_stay_as_they_are(case: Case) -> None:
     """Check that the head changes neither features nor batch, which the next head reads too."""
     head, sample, before = case.head(), case.sample(), case.sample()
     evaluate(head, sample)
-    for key in sorted(head.needs):
-        for side, features, expected in (
-            ("student", sample.student, before.student),
-            ("teacher", sample.teacher, before.teacher),
-        ):
-            if features is not None and expected is not None:
-                assert torch.equal(features[key], expected[key]), f"{case.name} changes the {side}'s {key!r}"
+    sides: tuple[tuple[Literal["student", "teacher"], Features | None, Features | None], ...] = (
+        ("student", sample.student, before.student),
+        ("teacher", sample.teacher, before.teacher),
+    )
+    for side, features, expected in sides:
+        if features is None or expected is None:
+            continue
+        for key in sorted(head.needs_of(side)):
+            assert torch.equal(features[key], expected[key]), f"{case.name} changes the {side}'s {key!r}"
     assert list(sample.batch) == list(before.batch), f"{case.name} adds to the batch or removes from it"
     for key, value in before.batch.items():
         assert torch.equal(sample.batch[key], value), f"{case.name} changes {key!r} of the batch"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from distill.distributed import rank, world_size
 from distill.features import Features, FeatureSpec, Shape
 from distill.heads.base import Batch, Head
+from distill.heads.parts.classifier import ClassifierHead
 from distill.schedules import Progress
 
 STUDENT = FeatureSpec(logits=(5,), embedding=(6,), tokens=(16, 6), grid=(4, 4))
@@ -97,14 +99,14 @@ class Case:
         """Return this rank's part of the sample of that number, whose first image has no label."""
         generator = torch.Generator().manual_seed(1000 + number)
 
-        def features(spec: FeatureSpec) -> Features:
-            def draw(shape: tuple[int, ...] | None) -> Tensor | None:
-                return None if shape is None else torch.randn(self.size, *shape, generator=generator).to(dtype)
+        def features(spec: FeatureSpec, names: AbstractSet[str]) -> Features:
+            def draw(shape: tuple[int, ...]) -> Tensor:
+                return torch.randn(self.size, *shape, generator=generator).to(dtype)
 
-            maps = {
-                name: torch.randn(self.size, *shape, generator=generator).to(dtype) for name, shape in spec.maps.items()
-            }
-            return Features(draw(spec.logits), draw(spec.embedding), draw(spec.tokens), spec.grid, maps)
+            drawn = {name: draw(spec[name]) for name in ("logits", "embedding", "tokens") if name in names}
+            maps = {name: draw(shape) for name, shape in spec.maps.items()}
+            classify = _Classifier((spec.logits or (5,))[0]) if spec.classifies else None
+            return Features(**drawn, grid=spec.grid, maps=maps, classify=classify)
 
         head = self.make()
         student, teacher = self._specs(head)
@@ -117,12 +119,19 @@ class Case:
         batch["label"][0] = -1
         if "segments" in head.batch_needs:
             batch["segments"] = torch.randint(4, (self.size, 24, 24), generator=generator)
-        sample = Sample(features(student), features(teacher) if head.needs_teacher else None, batch)
+        sample = Sample(
+            features(student, head.needs_of("student")),
+            features(teacher, head.needs_of("teacher")) if head.needs_teacher else None,
+            batch,
+        )
         return sample[slice(rank(), None, world_size())]
 
     def _specs(self, head: Head) -> tuple[FeatureSpec, FeatureSpec]:
-        """Return the shapes of exactly the features that the head needs."""
-        student, teacher = _only(self.student, head, (6, 4, 4)), _only(self.teacher, head, (9, 6, 6))
+        """Return the shapes of the features that the head needs, and of those that come with a classifier it calls."""
+        student, teacher = (
+            _only(self.student, head, "student", (6, 4, 4)),
+            _only(self.teacher, head, "teacher", (9, 6, 6)),
+        )
         return student, _with_widths(teacher, student) if self.same_widths else teacher
 
 
@@ -138,18 +147,33 @@ def evaluate(head: Head, sample: Sample, autocast: torch.dtype | None = None) ->
     loss.backward()  # type: ignore[no-untyped-call]  # torch's backward has no types
     return Result(
         loss.detach(),
-        {key: _gradient(student[key]) for key in sorted(head.needs)},
+        {key: _gradient(student[key]) for key in sorted(head.needs_of("student"))},
         {key: _gradient(parameter) for key, parameter in head.named_parameters() if parameter.requires_grad},
         {key: value.detach() for key, value in head.state_dict().items()},
     )
 
 
-def _only(spec: FeatureSpec, head: Head, made_up: tuple[int, ...]) -> FeatureSpec:
+@dataclass(frozen=True)
+class _Classifier:
+    """A fixed linear classifier with bias, made anew in the type of what it is called with."""
+
+    classes: int
+
+    def __call__(self, embedding: Tensor) -> Tensor:
+        size = self.classes * embedding.shape[-1]
+        weight = torch.arange(size, dtype=embedding.dtype, device=embedding.device).cos().view(self.classes, -1)
+        return embedding @ weight.mT + weight[:, 0]
+
+
+def _only(spec: FeatureSpec, head: Head, side: Literal["student", "teacher"], made_up: tuple[int, ...]) -> FeatureSpec:
+    classifies = isinstance(head, ClassifierHead) and side in head.classifiers
+    needs = head.needs_of(side)
+    listed = needs | ({"logits", "embedding"} if isinstance(head, ClassifierHead) else set())
     shapes: dict[str, Any] = {
-        key: getattr(spec, key) if key in head.needs else None for key in ("logits", "embedding", "tokens")
+        key: getattr(spec, key) if key in listed else None for key in ("logits", "embedding", "tokens")
     }
-    maps = {key: spec.maps.get(key, made_up) for key in sorted(head.needs) if key not in shapes}
-    return FeatureSpec(**shapes, grid=spec.grid, maps=maps)
+    maps = {key: spec.maps.get(key, made_up) for key in sorted(needs) if key not in shapes}
+    return FeatureSpec(**shapes, grid=spec.grid, maps=maps, classifies=classifies)
 
 
 def _with_widths(spec: FeatureSpec, wanted: FeatureSpec) -> FeatureSpec:
@@ -165,7 +189,7 @@ def _with_widths(spec: FeatureSpec, wanted: FeatureSpec) -> FeatureSpec:
         spec,
         embedding=resized(spec.embedding, wanted.embedding),
         tokens=resized(spec.tokens, wanted.tokens),
-        maps={name: resized(shape, wanted.maps[name]) or shape for name, shape in spec.maps.items()},
+        maps={name: resized(shape, wanted.maps.get(name)) or shape for name, shape in spec.maps.items()},
     )
 
 

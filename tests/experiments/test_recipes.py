@@ -121,6 +121,11 @@ PARTS_BY_PAIR = {
     "lskd_kd": set(STANDARDIZED),
     "reviewkd": set(REVIEW_WEIGHTS),
 }
+FURTHER_PARTS_BY_PAIR = {
+    "cat_kd": set(PAIRS) - {"resnet32x4_resnet8x4", "vgg13_mobilenetv2", "resnet110_resnet20", "resnet50_vgg8"},
+    **{method: {"wrn_40_2_shufflenetv1"} for method in ("wkd", "wkd_f", "wkd_l")},
+    **{method: {"vgg13_mobilenetv2"} for method in ("sdd_dkd", "sdd_nkd")},
+}
 
 
 def composed(pair, method, capsys):
@@ -134,8 +139,9 @@ def composed(pair, method, capsys):
 
 
 def test_the_parts_by_pair_are_those_of_pairs_with_other_public_code_values():
-    parts = {method: {f.stem for f in (CIFAR / "methods" / method).glob("*.yaml")} for method in PARTS_BY_PAIR}
-    assert parts == PARTS_BY_PAIR
+    known = PARTS_BY_PAIR | FURTHER_PARTS_BY_PAIR
+    parts = {method: {f.stem for f in (CIFAR / "methods" / method).glob("*.yaml")} for method in known}
+    assert parts == known
     assert {file.parent.name for file in (CIFAR / "methods").glob("*/*.yaml")} == set(parts)
 
 
@@ -157,6 +163,34 @@ def test_a_study_composes_the_weights_of_the_public_code_for_a_pair(pair, capsys
     assert reviewkd["weight"]["init_args"]["epochs"] == 20
     assert reviewkd["head"]["init_args"]["of"] == ["stage*", "embedding"]
     assert reviewkd["head"]["init_args"]["teacher_of"] == ["pre*", "embedding"]
+
+
+def test_a_study_composes_the_published_values_of_wasserstein_distances_for_a_pair(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    found = {pair: composed(pair, "wkd", capsys) for pair in ("resnet32x4_resnet8x4", "wrn_40_2_shufflenetv1")}
+    values = []
+    for terms in found.values():
+        logits, features = terms["wkd_l"]["head"]["init_args"], terms["wkd_f"]["head"]["init_args"]
+        for decay in (logits["gamma"]["init_args"], terms["wkd_f"]["weight"]["init_args"]):
+            assert (decay["end"], decay["after"], decay["epochs"]) == (0.0, 150, 90)
+        starts = [term["init_args"]["start"] for term in (logits["gamma"], terms["wkd_f"]["weight"])]
+        values.append([starts[0], logits["temperature"], starts[1], features["ratio"], features["grid"]])
+    assert values == [[200.0, 8.0, 0.08, 8.0, 1], [60.0, 4.0, 0.5, 3.0, 4]]
+
+
+@pytest.mark.slow
+def test_the_further_parts_by_pair_have_their_published_values(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    pair = "wrn_40_2_shufflenetv1"
+    term = composed(pair, "wkd_l", capsys)["wkd_l"]["head"]["init_args"]
+    assert (term["gamma"]["init_args"]["start"], term["temperature"]) == (200.0, 6.0)
+    term = composed(pair, "wkd_f", capsys)["wkd_f"]
+    assert (term["weight"]["init_args"]["start"], term["head"]["init_args"]["grid"]) == (0.3, 4)
+    for method in ("sdd_dkd", "sdd_nkd"):
+        assert composed("vgg13_mobilenetv2", method, capsys)["sdd"]["head"]["init_args"]["beta"] == 6.0
+    for name, (resolution, weight) in {"wrn_40_2_shufflenetv1": (4, 80.0), "resnet56_resnet20": (2, 0.7)}.items():
+        term = composed(name, "cat_kd", capsys)["cat_kd"]
+        assert (term["head"]["init_args"]["resolution"], term["weight"]) == (resolution, weight)
 
 
 @pytest.mark.slow

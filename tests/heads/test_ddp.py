@@ -29,7 +29,7 @@ class Shifting(nn.Module):
     def __init__(self, head: Head, sample: Sample) -> None:
         super().__init__()
         self.head = head
-        self.names = sorted(head.needs)
+        self.names = sorted(head.needs_of("student"))
         self.shifts = nn.ParameterList([torch.zeros_like(sample.student[name][0]) for name in self.names])
 
     def forward(self, sample: Sample) -> Tensor:
