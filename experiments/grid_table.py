@@ -101,11 +101,11 @@ def draw(rows: Rows, picture: Path) -> None:
     axes = figure.subplots()
     student = percentages(rows.final("student"), "test")
     for height, method in enumerate(methods):
-        own = percentages(rows.final(method), "test")
-        difference = paired(own, student)
+        top1 = percentages(rows.final(method), "test")
+        difference = paired(top1, student)
         if difference is None:
             continue
-        points = [own[seed] - student[seed] for seed in sorted(own.keys() & student.keys())]
+        points = [top1[seed] - student[seed] for seed in sorted(top1.keys() & student.keys())]
         axes.plot(points, [height] * len(points), ".", color="0.7")
         axes.errorbar(difference.mean, height, xerr=difference.half or 0, fmt="o", color="C0", capsize=3)
     axes.axvline(0, color="0.5", linestyle=":", zorder=0)

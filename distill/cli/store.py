@@ -90,7 +90,7 @@ def store(
         console.print(_table(plan))
         _refuse(plan, module, force)
         plan.index.write(folder)
-        write_states(module, plan.requests, folder)
+        write_states(module, name, plan.requests, folder)
         share = plan.share(part, parts)
         for lacking in share.lacking:
             write_missing(trainer, module, data, name, plan.requests, lacking, plan.index, folder)

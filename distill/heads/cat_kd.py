@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from distill import functional
@@ -41,6 +44,10 @@ class CATKD(MapClassifierHead, LogitHead):
     def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
         """Return the teacher's pooled class activation maps, `[B, K, r, r]`."""
         return Features(maps={"activation": self._activation(teacher, self.teacher_map)})
+
+    def summary_key(self) -> Mapping[str, Any]:
+        """Return the layer and the resolution."""
+        return {"of": self.of, "resolution": self.resolution}
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the activation of the student's map `[B, d, h, w]` with the teacher's, `[B, K, r, r]`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -98,6 +98,10 @@ class SDD(MapClassifierHead, LogitHead):
     def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
         """Return the teacher's scores of the regions, `[B, N, K]`."""
         return Features(maps={"regions": region_scores(teacher, self.teacher_map, *self.scales)})
+
+    def summary_key(self) -> Mapping[str, Any]:
+        """Return the layer and the regions."""
+        return {"of": self.of, "scales": self.scales}
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the scores of the student's regions with the teacher's, given labels `[B]` or `[B, K]`."""

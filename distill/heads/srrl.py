@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,6 +63,10 @@ class SRRL(MapClassifierHead):
         """Return the teacher's logits, and the mean of its layer over the cells, `[B, d_t]`."""
         pooled = self.teacher_map(teacher).mean(dim=(2, 3))
         return Features(logits=teacher["logits"], maps={"pooled": pooled}, classify=teacher.classify)
+
+    def summary_key(self) -> Mapping[str, Any]:
+        """Return the layer that is averaged."""
+        return {"of": self.teacher_map.of}
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the student's map `[B, d_s, h, w]` with the teacher's pooled map and its logits `[B, K]`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -70,16 +71,20 @@ class WKDF(MapHead):
         moments: dict[str, Tensor] = {}
         for _, read in self.layers:
             mean, deviation = functional.cell_moments(read(teacher), self.grid, self.eps)
-            moments |= {f"{read.of} mean": mean, f"{read.of} deviation": deviation}
+            moments |= {f"{read.of}.mean": mean, f"{read.of}.deviation": deviation}
         return Features(maps=moments)
+
+    def summary_key(self) -> Mapping[str, Any]:
+        """Return the layers and the settings of the moments."""
+        return {"of": [read.of for _, read in self.layers], "grid": self.grid, "eps": self.eps}
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare the student's maps `[B, d_s, h, w]` of each layer with the teacher's moments."""
         losses = []
         for regressor, (read, target) in zip(self.regressors, self.layers, strict=True):
             mean, deviation = functional.cell_moments(regressor(read(student)), self.grid, self.eps)
-            losses.append(self.ratio * functional.moment_difference(mean, teacher[f"{target.of} mean"]))
-            losses.append(functional.moment_difference(deviation, teacher[f"{target.of} deviation"]))
+            losses.append(self.ratio * functional.moment_difference(mean, teacher[f"{target.of}.mean"]))
+            losses.append(functional.moment_difference(deviation, teacher[f"{target.of}.deviation"]))
         return total(losses)
 
     def _regressor(self, layer: MapReader, target: MapReader) -> nn.Module:

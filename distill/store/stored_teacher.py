@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec, Summary
@@ -15,8 +16,11 @@ from distill.networks import Teacher
 from distill.store.index import StoreIndex
 from distill.store.quantities import Quantity
 from distill.store.requests import FEATURES, Request, summary_arguments
+from distill.store.state import read_state
 from distill.store.stored_rows import StoredRows
 
+CLASSIFIER = "classifier"
+"""Name of the state that holds the teacher's classifier, where it is linear."""
 STORED = "stored"
 """Key of a batch under which the rows of stored teachers are, by teacher and quantity."""
 
@@ -30,6 +34,27 @@ class StoredFeatures(Features):
     """
 
     summaries: Mapping[str, Summary] = field(default_factory=dict)
+
+
+class LinearClassifier(nn.Module):
+    """A teacher's classifier as it was stored: embeddings `[..., d]` to logits `[..., K]`, in their dtype.
+
+    Args:
+        weight: `[K, d]`.
+        bias: `[K]`, or `None`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(embedding.dtype)
+        return F.linear(embedding, self.weight.to(embedding.dtype), bias)
 
 
 class StoredTeacher(Teacher):
@@ -57,14 +82,17 @@ class StoredTeacher(Teacher):
         self.requests: dict[str, Request] = {}
         self._key = ""
         self._index: StoreIndex | None = None
+        self.classify: LinearClassifier | None = None
 
     def build(self, members: Mapping[str, Teacher] | None = None) -> None:
         """Read the index of the store.
 
         Raises:
-            UserError: there is no store, or its index is damaged.
+            UserError: there is no store, or its index or classifier is damaged.
         """
         self._index = StoreIndex.read(self.path)
+        if self.index.identity["teacher"].get("classifies"):
+            self.classify = LinearClassifier(**read_state(self.path, CLASSIFIER))
 
     @property
     def index(self) -> StoreIndex:
@@ -87,7 +115,8 @@ class StoredTeacher(Teacher):
         """The shapes of the features that the teacher had, stored or not."""
         identity = self.index.identity
         maps = {name: tap["shape"] for name, tap in identity.get("taps", {}).items()}
-        return spec_from_json({**identity["teacher"]["features"], "maps": maps})
+        spec = spec_from_json({**identity["teacher"]["features"], "maps": maps})
+        return replace(spec, classifies=self.classify is not None)
 
     def gives(self, name: str, split: str) -> bool:
         """Return True if the teacher's feature `name` is stored for a split."""
@@ -141,13 +170,15 @@ class StoredTeacher(Teacher):
                 **summary_arguments(
                     {part: rows[name] for part, name in request.parts([*rows]).items()},
                     self.spec.grid if request.features else None,
-                )
+                ),
+                classify=self.classify,
             )
             for term, request in self.requests.items()
             if request.is_met_by([*rows])
         }
         features = {name: rows[name] for name in FEATURES if name in rows}
-        return StoredFeatures(**summary_arguments(features, self.spec.grid), summaries=summaries)
+        arguments = summary_arguments(features, self.spec.grid)
+        return StoredFeatures(**arguments, classify=self.classify, summaries=summaries)
 
     def dummy_rows(self, count: int) -> dict[str, Tensor]:
         """Return random rows of the shapes that training reads, by quantity."""

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from distill.data import ImageData, Split
 from distill.data.identity import split_identity
 from distill.errors import UserError, under
-from distill.networks import FrozenTeacher
+from distill.networks import FrozenTeacher, Teacher
 from distill.store import Quantity, Request, Rows, StoreIndex, write_state
 from distill.store.index import INDEX
 from distill.store.requests import FEATURES
-from distill.store.stored_teacher import spec_to_json
+from distill.store.stored_teacher import CLASSIFIER, spec_to_json
 from distill.training.batches import dummy_batch
 from distill.training.comparison import distillation_terms
 from distill.training.distillation import DistillationModule
@@ -102,8 +103,11 @@ def plan_store(
     return StorePlan(folder, teacher, index, requests, wanted, missing(folder, index, wanted))
 
 
-def write_states(module: DistillationModule, requests: Mapping[str, Request], folder: Path) -> None:
-    """Write the frozen tensors that the heads' summaries depend on."""
+def write_states(module: DistillationModule, teacher: str, requests: Mapping[str, Request], folder: Path) -> None:
+    """Write the frozen tensors that the heads' summaries depend on, and the teacher's classifier if it is linear."""
+    if (classifier := _linear_classifier(module.teachers[teacher])) is not None:
+        tensors = {"weight": classifier.weight, "bias": classifier.bias}
+        write_state(folder, CLASSIFIER, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     for term, request in requests.items():
         if state := module.terms[term].head.summary_state():
             write_state(folder, request.prefix, state)
@@ -132,10 +136,18 @@ def _teacher_identity(trainer: Trainer, module: DistillationModule, name: str) -
     if isinstance(teacher, FrozenTeacher):
         inner = teacher.network
         dtype = str(teacher.dtype).removeprefix("torch.") if teacher.dtype else f"of precision {trainer.precision}"
+        described |= {"classifies": _linear_classifier(teacher) is not None}
         images = {name: getattr(inner, name).flatten().tolist() for name in ("mean", "std")}
         described |= {"dtype": dtype, "input": list(inner.input_shape), **images}
         taps = {tap: {**shape, "layer": inner.tap_layers.get(tap, tap)} for tap, shape in taps.items()}
     return {"teacher": described, "taps": taps, "versions": versions()}
+
+
+def _linear_classifier(teacher: Teacher) -> nn.Linear | None:
+    """Return the layer that computes a teacher's logits from its embedding, if it is linear."""
+    classify = teacher.network.classify if isinstance(teacher, FrozenTeacher) else None
+    layer = None if classify is None else classify.model.get_submodule(classify.layer)
+    return layer if type(layer) is nn.Linear else None
 
 
 def _quantities(
