@@ -28,6 +28,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 from distill.distributed import all_mean, gather, world_size
 from distill.features import FeatureSpec
 from distill.testing.case import STUDENT, TEACHER, Case, Make, Result, Sample, evaluate, seeded
+from distill.testing.summaries import summaries_can_be_stored
 
 __all__ = ["CHECKS", "DEGENERATE", "STUDENT", "TEACHER", "Case", "Result", "Sample", "check_head", "evaluate"]
 
@@ -263,6 +264,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     batch_order_does_not_matter,
     copies_behave_alike,
     nothing_waits_for_the_device,
+    summaries_can_be_stored,
 )
 """The checks of `check_head`; `two_ranks_equal_one` comes in addition."""
 
