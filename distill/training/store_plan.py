@@ -14,7 +14,7 @@ from distill.data import ImageData, Split
 from distill.data.identity import split_identity
 from distill.errors import UserError, under
 from distill.networks import FrozenTeacher
-from distill.store import Quantity, Request, Rows, StoreIndex, write_state
+from distill.store import Quantity, Request, Rows, StoreIndex, read_state, write_state
 from distill.store.index import INDEX
 from distill.store.requests import FEATURES
 from distill.store.stored_teacher import spec_to_json
@@ -103,10 +103,19 @@ def plan_store(
 
 
 def write_states(module: DistillationModule, requests: Mapping[str, Request], folder: Path) -> None:
-    """Write the frozen tensors that the heads' summaries depend on."""
+    """Write the frozen tensors that the heads' summaries depend on, where they are not in the store already."""
     for term, request in requests.items():
-        if state := module.terms[term].head.summary_state():
+        state = module.terms[term].head.summary_state()
+        if state and not _is_written(folder, request.prefix, state):
             write_state(folder, request.prefix, state)
+
+
+def _is_written(folder: Path, name: str, state: Mapping[str, torch.Tensor]) -> bool:
+    try:
+        written = read_state(folder, name)
+    except UserError:
+        return False
+    return written.keys() == state.keys() and all(torch.equal(written[key], state[key].cpu()) for key in state)
 
 
 def _existing(folder: Path, identity: Mapping[str, Any]) -> StoreIndex | None:
