@@ -36,7 +36,8 @@ def summaries_can_be_stored(case: Case) -> None:
     _assert_equal(summary, head.summary(summary, sample.batch), f"{case.name} summarizes a summary again")
 
     order = torch.randperm(case.size, generator=torch.Generator().manual_seed(0))
-    for rows in (order, slice(0, 3), slice(3, None), *(slice(row, row + 1) for row in range(case.size))):
+    parts: list[Tensor | slice] = [order, slice(0, 3), slice(3, None)]
+    for rows in (*parts, *(slice(row, row + 1) for row in range(case.size))):
         part = replace(sample, teacher=teacher)[rows]
         assert part.teacher is not None
         picked = summary.apply(lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]  # bound at once

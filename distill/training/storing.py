@@ -136,6 +136,7 @@ def write_missing(
         return
     writer = _Writer(folder, index.key, lacking)
     images = _KeyedImages(data, lacking.split, list(lacking.keys(data.batch_size)))
+    trainer.limit_predict_batches = 1.0  # all of them, also in a configuration for a short trial
     trainer.predict(_Pass(module, teacher, requests, writer), datamodule=images, return_predictions=False)
 
 
@@ -199,7 +200,7 @@ class _Pass(DistillerModule):
             rank_zero_warn(
                 f"what {self.teachers[self._teacher].name} computes of an image depends on its place in the batch of "
                 f"{len(places)}, by up to {difference:.1g}: a run with the store agrees with one with the network to "
-                "rounding, not bit for bit, unless data.batch_size is one without this warning, such as a multiple of 32"
+                "rounding, not bit for bit, unless data.batch_size is one without this warning, like a multiple of 32"
             )
 
 

@@ -32,11 +32,21 @@ class Pictures(ImageData):
         images: number of training images.
         seed_of_images: of pixels and labels.
         side: to which the images are resized.
+        batch_size: of `ImageData`.
+        draws: likewise.
         settings: arguments of `ImageData`.
     """
 
-    def __init__(self, images: int = 32, seed_of_images: int = 0, side: int = 32, **settings: Any) -> None:
-        super().__init__(**{"batch_size": 8, "draws": 2, **settings})
+    def __init__(
+        self,
+        images: int = 32,
+        seed_of_images: int = 0,
+        side: int = 32,
+        batch_size: int = 8,
+        draws: int | None = 2,
+        **settings: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, draws=draws, **settings)
         self.num_classes, self.image_shape = CLASSES, (3, side, side)
         self.counts = {**COUNTS, "train": images}
         self.seed_of_images = seed_of_images

@@ -14,7 +14,6 @@ from distill.heads import (
     AB,
     AT,
     CRD,
-    DCD,
     FSP,
     FT,
     KD,
@@ -35,7 +34,6 @@ from distill.schedules import Linear, Progress
 from distill.store import StoredTeacher, StoreIndex
 from distill.training.stored import attach
 from tests.training.stored_runs import (
-    CLASSES,
     Convolutions,
     Pictures,
     differing,
@@ -46,7 +44,6 @@ from tests.training.stored_runs import (
     network,
     other_teacher,
     store,
-    student,
     teacher,
     trainer,
 )
@@ -165,7 +162,10 @@ def test_summaries_in_half_precision_train_alike(dtype, tmp_path):
     assert f"embedding.{dtype}" in halves
     assert len(halves) == 4
     assert "logits" in index.quantities
-    assert differing(fit(module(lambda: {"rkd": Term(RKD(), summary_dtype=dtype)}), Pictures()), fit(module(lambda: {"rkd": Term(RKD())}), Pictures()))
+    assert differing(
+        fit(module(lambda: {"rkd": Term(RKD(), summary_dtype=dtype)}), Pictures()),
+        fit(module(lambda: {"rkd": Term(RKD())}), Pictures()),
+    )
 
 
 @pytest.mark.slow
@@ -233,6 +233,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_head_and_draws_are_added_and_nothing_else_is_computed(tmp_path):
     few = lambda: {"rkd": Term(RKD())}  # noqa: E731
     more = lambda: {**few(), "rrd": Term(RRD(size=24, width=16)), "kd": Term(KD())}  # noqa: E731
@@ -312,6 +313,7 @@ def test_batches_of_another_size_agree_to_rounding(tmp_path):
         torch.testing.assert_close(stored.state[name], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_reads_a_store(tmp_path):
     store(tmp_path, module(several), Pictures())
     losses = []
