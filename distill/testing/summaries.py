@@ -86,8 +86,8 @@ def _state(head: Head) -> list[tuple[str, Tensor]]:
 
 
 def _tensors(summary: Summary) -> dict[str, Tensor]:
-    own = {name: getattr(summary, name) for name in ("logits", "embedding", "tokens")}
-    return {**{name: tensor for name, tensor in own.items() if tensor is not None}, **summary.maps}
+    features = {name: getattr(summary, name) for name in ("logits", "embedding", "tokens")}
+    return {**{name: tensor for name, tensor in features.items() if tensor is not None}, **summary.maps}
 
 
 def _assert_equal(expected: Summary, actual: Summary, message: str) -> None:
