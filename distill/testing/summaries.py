@@ -48,15 +48,15 @@ def summaries_can_be_stored(case: Case) -> None:
     _assert_equal(summary, trained.summary(teacher, sample.batch), message)
     _assert_equal(summary, trained.eval().summary(teacher, sample.batch), message)
 
-    other = case.head(seed=1, calls=0)
-    state, restored = head.summary_state(), other.summary_state()
+    reseeded = case.head(seed=1, calls=0)
+    state, restored = head.summary_state(), reseeded.summary_state()
     assert state.keys() == restored.keys(), f"the summary_state of {case.name} has other names in another run"
     with torch.no_grad():
         for name, tensor in state.items():
             restored[name].copy_(tensor)
     _assert_equal(
         summary,
-        other.summary(teacher, sample.batch),
+        reseeded.summary(teacher, sample.batch),
         f"the summary of {case.name} is another in another run: name in summary_state what it was computed with",
     )
 
@@ -82,7 +82,7 @@ def _trained(head: Head) -> Head:
 
 def _state(head: Head) -> list[tuple[str, Tensor]]:
     """Return what a training changes: trained parameters, and buffers."""
-    return [*((n, p) for n, p in head.named_parameters() if p.requires_grad), *head.named_buffers()]
+    return [*((name, each) for name, each in head.named_parameters() if each.requires_grad), *head.named_buffers()]
 
 
 def _tensors(summary: Summary) -> dict[str, Tensor]:
