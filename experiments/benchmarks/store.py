@@ -33,7 +33,7 @@ from distill.distiller import Distiller
 from distill.errors import UserError
 from distill.features import Features
 from distill.heads import Batch, CrossEntropy, RunInfo, shipped
-from distill.networks import FrozenTeacher
+from distill.networks import FrozenTeacher, Teacher
 from distill.networks.timm import Timm
 from distill.objective import Objective, Term
 from distill.schedules import Progress
@@ -147,10 +147,10 @@ class Bench:
         heads = main_heads(self.student.spec, self.images)[name] if name else []
         terms = {"task": Term(CrossEntropy()), **{str(number): Term(head) for number, head in enumerate(heads)}}
         objective = Objective(terms, self.student.spec, self.teacher.spec if heads else None)
-        teacher = self.teacher
+        teacher: Teacher = self.teacher
         if stored:
-            teacher = StoredTeacher(str(self.folder))
-            teacher.build()
+            teacher = replayed = StoredTeacher(str(self.folder))
+            replayed.build()
         distiller = Distiller(self.student, teacher if heads else None, objective).to(self.run.device)
         data = self.data()
         attach(distiller, data, ("train",))
