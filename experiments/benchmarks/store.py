@@ -138,7 +138,7 @@ class Bench:
         data = self.data()
         plan = plan_store(trainer, self.module, data, "teacher", ("train",), self.folder)
         plan.index.write(self.folder)
-        write_states(self.module, plan.requests, self.folder)
+        write_states(self.module, "teacher", plan.requests, self.folder)
         for lacking in plan.lacking:
             write_missing(trainer, self.module, data, "teacher", plan.requests, lacking, plan.index, self.folder)
 
