@@ -83,9 +83,9 @@ def copy_weights(target: Path = WEIGHTS, module: str = "efficientnet_lite0_pytor
 
 
 def prepare(fashion_mnist: Package, clip_art: Package, output: Path, weights: Path) -> list[str]:
-    """Put all data in their places; return a sentence for each that is missing."""
+    """Put all data where the configurations expect them; return a sentence for each that is missing."""
     problems = [fashion_mnist.install(), clip_art.install(), copy_weights(weights)]
-    places = [fashion_mnist.folder, output, weights]
+    paths = [fashion_mnist.folder, output, weights]
     if problems[1] is None:
         try:
             make_folder.make(clip_art.folder, output)
@@ -93,9 +93,9 @@ def prepare(fashion_mnist: Package, clip_art: Package, output: Path, weights: Pa
             problems[1] = str(error)
         else:
             CONSOLE.print(make_folder.table(make_folder.counts(output)))
-    for place, problem in zip(places, problems, strict=True):
+    for path, problem in zip(paths, problems, strict=True):
         if problem is None:
-            CONSOLE.print(f"{place}: there", markup=False, highlight=False, soft_wrap=True)
+            CONSOLE.print(f"{path}: there", markup=False, highlight=False, soft_wrap=True)
     return [problem for problem in problems if problem]
 
 

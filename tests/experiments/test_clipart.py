@@ -37,15 +37,16 @@ def draw(file, seed, size=(12, 6), transparent=True):
 def source(tmp_path):
     """A tree with two classes, one with a very large series, and what is left out."""
     root = tmp_path / "png"
-    for number in range(60):
+    letters = [chr(97 + number % 26) + chr(97 + number // 26) for number in range(60)]
+    for number, name in enumerate(letters):
         draw(
-            root / "animals" / f"insects{number % 3}" / f"{chr(97 + number % 26)}{chr(97 + number // 26)}_01.png",
+            root / "animals" / f"insects{number % 3}" / f"{name}_01.png",
             number,
         )
-        draw(root / "animals" / f"{chr(97 + number % 26)}{chr(97 + number // 26)}_02.png", 100 + number)
+        draw(root / "animals" / f"{name}_02.png", 100 + number)
     for number in range(40):
         draw(root / "shapes" / "stars" / f"star_{number}pt{number % 7}step.png", 200 + number)
-        draw(root / "shapes" / f"arrow-{chr(97 + number % 26)}{chr(97 + number // 26)}.png", 300 + number)
+        draw(root / "shapes" / f"arrow-{letters[number]}.png", 300 + number)
     for number in range(50):
         draw(root / "special" / f"{number}.png", 400 + number)
         draw(root / "buttons" / f"{number % 9}.png", 500 + number % 9)
