@@ -160,7 +160,7 @@ class Grid:
         Raises:
             UserError: a file has heads, but not the one that it is named after alone.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for term, file in zip(method.terms, self.configs(method)[1:], strict=True):
             heads = yaml.safe_load(file.read_text())["model"].get("heads", {})
             if heads.keys() - {term}:
