@@ -4,6 +4,7 @@ from distill.functional.angles import angle_difference, edges, gram_edges
 from distill.functional.channels import channel_correlation_difference
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
 from distill.functional.correlations import adjacent_congruence, correlation_distance, pearson
+from distill.functional.cross_view import crld
 from distill.functional.divergences import huber, kl_divergence, probability_divergence
 from distill.functional.graphs import (
     adjacency_divergence,
@@ -70,6 +71,7 @@ __all__ = [
     "context_difference",
     "correlation_distance",
     "cosine_distance",
+    "crld",
     "dkd",
     "edges",
     "effective_number_weights",

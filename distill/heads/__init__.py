@@ -8,6 +8,7 @@ from distill.heads.base import Batch, Head, LogitHead, RelationHead, RunInfo, Sc
 from distill.heads.cat_kd import CATKD
 from distill.heads.cc import CC
 from distill.heads.crd import CRD
+from distill.heads.crld import CRLD
 from distill.heads.cross_entropy import CrossEntropy
 from distill.heads.ctkd import CTKD
 from distill.heads.dcd import DCD
@@ -48,6 +49,7 @@ __all__ = [
     "CATKD",
     "CC",
     "CRD",
+    "CRLD",
     "CTKD",
     "DCD",
     "DIST",
