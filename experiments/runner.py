@@ -12,9 +12,10 @@ import multiprocessing
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Run:
     def given(self) -> dict[str, Any]:
         """Arguments and the content of their configuration files, to recognize the result of the same run."""
         arguments = [list(self.fit), list(self.fit if self.test is None else self.test)]
-        return {"arguments": arguments, "configs": [list(map(yaml.safe_load, _configs(each))) for each in arguments]}
+        return {"arguments": arguments, "configs": [configs(each) for each in arguments]}
 
     @property
     def result(self) -> Result | None:
@@ -119,6 +120,19 @@ def split(args: list[str]) -> tuple[list[str], list[str]]:
     return (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
 
 
+def configs(arguments: Sequence[str]) -> list[Any]:
+    """Return the contents of the configuration files among the arguments."""
+    files = [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
+    return [yaml.safe_load(Path(file).read_text()) for file in files]
+
+
+def forks() -> ForkServerContext:
+    """Return what forks a process that has imported everything and computed nothing: a run then begins at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distill.cli.program", "timm", "torchvision.transforms.v2"])
+    return context
+
+
 def perform(
     runs: Sequence[Run],
     jobs: int = 1,
@@ -140,9 +154,7 @@ def perform(
     """
     todo = [run for run in runs if run.result is None]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    # Forked from a process that has imported everything and computed nothing: a run then begins at once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distill.cli.program", "timm", "torchvision.transforms.v2"])
+    context = forks()
     slots = list(range(jobs))
     running: dict[Any, tuple[Run, int, Any]] = {}
     problems: list[str] = []
@@ -241,10 +253,3 @@ def _problem(run: Run, exit_code: int | None, verbose: bool) -> str:
     log = run.folder / "log.txt"
     lines = log.read_text().splitlines() if log.exists() else []
     return f"{run.name}: no result (exit code {exit_code}, see {log}): {lines[-1] if lines else 'nothing'}"
-
-
-def _configs(arguments: list[str]) -> Iterator[str]:
-    """The texts of the configuration files among the arguments."""
-    for argument in arguments:
-        if argument.startswith("--config="):
-            yield Path(argument.removeprefix("--config=")).read_text()

@@ -3,6 +3,7 @@
     python experiments/study.py digits --teacher experiments/digits/teacher.yaml --seeds 5
     python experiments/study.py cifar100 --methods student kd rrd_kd --pairs resnet32x4_resnet8x4 --seeds 3 --gpus 2
     python experiments/study.py digits --seeds 2 -- --trainer.max_epochs=2
+    python experiments/study.py digits --seeds 5 --draws 10
 
 A study is a folder beside this file: recipe.yaml, pairs/, methods/, and published.csv if there are figures to compare
 with. Each run has a process and a folder of its own. Finished runs are skipped, and an unfinished one resumes from its
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import yaml
 from runner import Run, perform, program, split
+from study_store import fixed_draws, replay, store
 from study_table import Finished, published, scores, summary, write
 
 from distill.errors import UserError, one_of, require_at_least
@@ -53,7 +55,7 @@ def study(given: argparse.Namespace, more: Sequence[str]) -> list[str]:
     for kind, names in known.items():
         for name in getattr(given, kind) or ():
             one_of(f"--{kind}", name, names)
-    require_at_least(1, **{"--seeds": given.seeds, "--jobs": given.jobs})
+    require_at_least(1, **{"--seeds": given.seeds, "--jobs": given.jobs, "--draws": given.draws})
     root = given.root or Path("runs/study") / given.study
     weights: tuple[str, ...] = ()
     if given.teacher:
@@ -61,18 +63,21 @@ def study(given: argparse.Namespace, more: Sequence[str]) -> list[str]:
         if problems := perform([teacher], given.jobs, given.gpus):
             raise UserError(problems[0])
         weights = (f"--model.teacher.weights={teacher.last}",)
+    more = (*fixed_draws(given.draws), *QUIET, *more)
+    pairs, methods = given.pairs or known["pairs"], given.methods or known["methods"]
+    teachers = {pair: _teachers(folder, root / pair, pair, methods, weights, more, given.draws) for pair in pairs}
     runs = [
         (
             (pair, method),
             _run(
                 f"{pair} {method} seed {seed}",
                 root / pair / method / f"seed-{seed}",
-                (*_arguments(folder, pair, method, weights), f"--seed_everything={seed}", *QUIET, *more),
+                (*_configs(folder, pair, method), *teachers[pair][method], f"--seed_everything={seed}", *more),
             ),
         )
         for seed in range(given.seeds)  # the outermost, so that a study that is stopped has all rows, of fewer seeds
-        for pair in given.pairs or known["pairs"]
-        for method in given.methods or known["methods"]
+        for pair in pairs
+        for method in methods
     ]
     problems = perform([run for _, run in runs], given.jobs, given.gpus)
     finished: Finished = {}
@@ -83,15 +88,34 @@ def study(given: argparse.Namespace, more: Sequence[str]) -> list[str]:
     return problems
 
 
-def _arguments(folder: Path, pair: str, method: str, weights: tuple[str, ...]) -> tuple[str, ...]:
-    """The configurations of a pair and a method, and the teacher's weights unless the method has no teacher.
+def _configs(folder: Path, pair: str, method: str | None = None) -> tuple[str, ...]:
+    """The configurations of a pair and a method.
 
     A method's values for one pair, `methods/METHOD/PAIR.yaml`, come last if there are any.
     """
-    parts = ("recipe", f"pairs/{pair}", f"methods/{method}", f"methods/{method}/{pair}")
-    configs = [f"--config={file}" for part in parts if (file := folder / f"{part}.yaml").exists()]
-    model = yaml.safe_load((folder / "methods" / f"{method}.yaml").read_text()).get("model", {})
-    return (*configs, *(weights if model.get("teacher", True) else ()))
+    of_method = () if method is None else (f"methods/{method}", f"methods/{method}/{pair}")
+    parts = ("recipe", f"pairs/{pair}", *of_method)
+    return tuple(f"--config={file}" for part in parts if (file := folder / f"{part}.yaml").exists())
+
+
+def _teachers(
+    folder: Path,
+    root: Path,
+    pair: str,
+    methods: Sequence[str],
+    weights: tuple[str, ...],
+    more: Sequence[str],
+    draws: int | None,
+) -> dict[str, tuple[str, ...]]:
+    """The arguments for the teacher by method, none for a method without one; with `draws` it is stored first."""
+    texts = {method: (folder / "methods" / f"{method}.yaml").read_text() for method in methods}
+    taught = [method for method in methods if yaml.safe_load(texts[method]).get("model", {}).get("teacher", True)]
+    arguments = {method: weights if method in taught else () for method in methods}
+    if draws is not None and taught:
+        fits = {method: (*_configs(folder, pair, method), *weights, *more) for method in taught}
+        stored = store(root, (*_configs(folder, pair), *weights, *more), fits)
+        arguments |= dict.fromkeys(stored, replay(root))
+    return arguments
 
 
 def _run(name: str, folder: Path, arguments: tuple[str, ...]) -> Run:
@@ -107,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=2, help="number of runs at a time")
     parser.add_argument("--gpus", type=int, default=0, help="number of GPUs that the jobs are dealt to")
     parser.add_argument("--teacher", type=Path, help="configuration of a teacher to train first, for all pairs")
+    parser.add_argument(
+        "--draws",
+        type=int,
+        help="run the teacher of each pair once, on so many fixed versions of each image, and store it",
+    )
     parser.add_argument("--root", type=Path, help="folder of all runs; runs/study/STUDY if not given")
     parser.add_argument("--picture", type=Path, help="file of the picture; ROOT/study.png if not given")
     return parser

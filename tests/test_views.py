@@ -139,7 +139,7 @@ def test_a_term_chooses_the_views_of_both_networks_and_the_batch_follows_the_stu
 
 
 def test_one_view_of_the_teacher_serves_all_of_the_students() -> None:
-    module, batch, (student, teacher, _) = seen(None, [0], count=2)
+    _, _, (student, teacher, _) = seen(None, [0], count=2)
     assert len(student) == len(teacher) == 8
     assert torch.equal(teacher[:4], teacher[4:])
 
@@ -199,7 +199,7 @@ def test_tokens_are_drawn_alike_in_both_views() -> None:
     [
         (
             Term(TRG(neighbors=2), views=[0], teacher_views=[1]),
-            "teacher_views is .1., but TRG compares 'tokens', whose places in an image",
+            "teacher_views is .1., but TRG compares 'tokens', whose",
         ),
         (Term(SeRKD(), views=[0], teacher_views=[1]), "teacher_views is .1., but SeRKD compares 'tokens'"),
         (Term(FT(), teacher_views=[0]), "teacher_views is .0., but FT compares 'tokens'"),

@@ -55,7 +55,13 @@ def neighbor_distances(nodes: Tensor, neighbors: Tensor, chunk: int | None = Non
     """
 
     def distances(rows: slice, nodes: Tensor, neighbors: Tensor) -> Tensor:
-        return (nodes[rows].unsqueeze(1) - nodes[neighbors[rows]]).square().sum(dim=-1)
+        near = neighbors[rows]
+        targets = nodes.index_select(0, near.flatten()).view(
+            *near.shape, nodes.shape[1]
+        )  # its backward is an index_add
+        difference = nodes[rows].unsqueeze(1) - targets
+        squares: Tensor = torch.linalg.vecdot(difference, difference)
+        return squares
 
     return _by_rows(distances, chunk, nodes, neighbors)
 

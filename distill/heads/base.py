@@ -111,13 +111,14 @@ class Head(Configurable, nn.Module, ABC):
     def summary(self, teacher: Features, batch: Batch) -> Summary:
         """Run `summarize_teacher` in float32 (float64 stays), outside autocast and without gradient.
 
-        A `Summary` is not summarized again.
+        A `Summary` is not summarized again. Its tensors are contiguous, as stored ones are: sums over another layout
+        round differently.
         """
         teacher = teacher.apply(lambda tensor: at_least_float32(tensor.detach()))
         if isinstance(teacher, Summary):
             return teacher
         with full_precision(teacher), torch.no_grad():
-            return Summary(**vars(self.summarize_teacher(teacher, batch)))
+            return Summary(**vars(self.summarize_teacher(teacher, batch))).apply(Tensor.contiguous)
 
     def prepare(self, run: RunInfo) -> None:
         """Check the head against the run, or take from it what the head needs, before step 0. The default does nothing.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from distill.store.quantities import Quantity, Rows, require_split_name
+from distill.store.quantities import Quantity, Rows, canonical, require_split_name
 from distill.store.writing import write_file
 
 _ROWS = "rows"
 """Name of the tensor in a file."""
+_DESCRIPTION = "distill"
+"""Name of the description in a file's header."""
 
 
 class UnfitShardError(Exception):
@@ -42,7 +45,8 @@ def write_shard(folder: str | Path, split: str, quantity: Quantity, number: int,
             f"{quantity.dtype}, given {list(rows.shape)} and {rows.dtype}"
         )
     metadata = _metadata(split, quantity, number, len(rows), key)
-    content = save({_ROWS: rows.detach().cpu().contiguous()}, metadata=metadata)
+    # As one entry, since the library writes several in a random order, and equal rows are to be equal files.
+    content = save({_ROWS: rows.detach().cpu().contiguous()}, metadata={_DESCRIPTION: canonical(metadata)})
     write_file(shard_path(folder, split, quantity, number), content)
 
 
@@ -75,12 +79,13 @@ def map_shard(folder: str | Path, split: str, quantity: Quantity, number: int, c
     path = shard_path(folder, split, quantity, number)
     try:
         with safe_open(path, "pt") as file:
-            metadata: Mapping[str, str] = file.metadata() or {}
+            description = (file.metadata() or {}).get(_DESCRIPTION, "{}")
             rows: Tensor = file.get_tensor(_ROWS)
     except SafetensorError:
         raise UnfitShardError("is cut short or damaged") from None
     except OSError as error:
         raise UnfitShardError("cannot be read" if os.path.lexists(path) else "is missing") from error
+    metadata: dict[str, str] = json.loads(description)
     expected = _metadata(split, quantity, number, count, key)
     if {**metadata, "rows": ""} != {**expected, "rows": ""}:
         raise UnfitShardError("is of another teacher, other data or other settings")

@@ -72,7 +72,9 @@ class StoredTeacher(Teacher):
     """A teacher that was run once, by `distill store`, and is read from the disk since.
 
     No network is built. The rows come with the batches of a data module of this package, whose images must be those
-    that the teacher saw. On a CPU in float32, training equals that with the teacher itself bit for bit.
+    that the teacher saw. On a CPU in float32, training equals that with the teacher itself bit for bit, with as many
+    threads and a network whose answer to an image does not depend on its place in the batch. (Where it does, in the
+    last digits and at batch sizes that are no multiple of 32, `distill store` warns.)
 
     Args:
         path: folder of the store.

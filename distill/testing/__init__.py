@@ -30,6 +30,7 @@ from distill.distributed import all_mean, gather, world_size
 from distill.features import Features, FeatureSpec
 from distill.schedules import Progress
 from distill.testing.case import STUDENT, TEACHER, Case, Make, Result, Sample, evaluate, seeded
+from distill.testing.summaries import summaries_can_be_stored
 
 __all__ = ["CHECKS", "DEGENERATE", "STUDENT", "TEACHER", "Case", "Result", "Sample", "check_head", "evaluate"]
 
@@ -269,6 +270,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     batch_order_does_not_matter,
     copies_behave_alike,
     nothing_waits_for_the_device,
+    summaries_can_be_stored,
 )
 """The checks of `check_head`; `two_ranks_equal_one` comes in addition."""
 

@@ -15,7 +15,7 @@ from distill.heads import Batch, Head
 from distill.metrics import NeighborAgreement
 from distill.objective import TEACHER, Objective
 from distill.schedules import Progress
-from distill.store import StoredFeatures
+from distill.store import StoredTeacher
 
 NEIGHBORS = "neighbor_agreement"
 DISTILLATION = "distillation"
@@ -45,6 +45,16 @@ def distillation_terms(objective: Objective) -> list[str]:
     A relation over all ranks would depend on how the batches are dealt, and a memory belongs to the training.
     """
     return [name for name, term in objective.terms.items() if _is_compared(term.head)]
+
+
+def distillation_is_known(distiller: Distiller, split: str) -> bool:
+    """Return True if there are such terms, and a split's images have what they compare with: its rows, if stored."""
+    teachers: Any = distiller.teachers
+    terms = distillation_terms(distiller.objective)
+    compared = [(name, teachers[distiller.objective.teacher_of(name)]) for name in terms]
+    return bool(compared) and all(
+        teacher.answers(name, split) for name, teacher in compared if isinstance(teacher, StoredTeacher)
+    )
 
 
 class DistillationMean(MeanMetric):
@@ -81,7 +91,7 @@ class DistillationMean(MeanMetric):
         for name in distillation_terms(objective):
             term = objective.terms[name]
             teacher = objective.teacher_of(name)
-            if teacher is None or not term.head.batch_needs <= batch.keys() or not _is_known(name, teachers[teacher]):
+            if teacher is None or not term.head.batch_needs <= batch.keys():
                 continue
             term.head.progress = progress
             factor = objective.factors[names.index(name)]
@@ -91,10 +101,6 @@ class DistillationMean(MeanMetric):
         self.update(torch.where(full, total.float(), 0.0), full.float())
 
 
-def _is_known(term: str, teacher: Features) -> bool:
-    """Return False if the teacher is stored, but not what the term compares with in this split."""
-    return not isinstance(teacher, StoredFeatures) or term in teacher.summaries
-
-
 def _is_compared(head: Head) -> bool:
-    return head.needs_teacher and head.scope in ("image", "batch")
+    # Validation images have one view.
+    return head.needs_teacher and head.scope in ("image", "batch") and "view" not in head.batch_needs

@@ -21,7 +21,13 @@ from distill.store import StoredTeacher
 from distill.training.base import build
 from distill.training.checks import require_labels
 from distill.training.classification import ClassificationModule
-from distill.training.comparison import DISTILLATION, DistillationMean, distillation_terms, neighbor_metrics
+from distill.training.comparison import (
+    DISTILLATION,
+    DistillationMean,
+    distillation_is_known,
+    distillation_terms,
+    neighbor_metrics,
+)
 from distill.training.lightning_internals import trainer_of
 from distill.training.stored import attach, segment_settings, stored_teachers
 from distill.training.verification import verify
@@ -80,7 +86,7 @@ class DistillationModule(ClassificationModule):
         self.neighbor_metrics = nn.ModuleDict(
             {stage: nn.ModuleDict(neighbor_metrics(self.distiller, stage)) for stage in ("val", "test")}
         )
-        self.distillation_mean = DistillationMean() if distillation_terms(self.distiller.objective) else None
+        self.distillation_mean = DistillationMean() if distillation_is_known(self.distiller, "val") else None
 
     def make_distiller(self, student: Network, terms: dict[str, Term | None]) -> Distiller:
         """Combine the student, the teachers and the objective of the task and the heads."""
@@ -203,7 +209,8 @@ class DistillationModule(ClassificationModule):
         metrics: Any = self.teacher_metrics
         neighbors: Any = self.neighbor_metrics[stage]
         objective = self.distiller.objective
-        compared = [objective.teacher_of(name) for name in distillation_terms(objective)] if stage == "val" else []
+        is_compared = stage == "val" and self.distillation_mean is not None
+        compared = [objective.teacher_of(name) for name in distillation_terms(objective)] if is_compared else []
         given_here = [name for name, stages in metrics.items() if stage in stages]
         read = dict.fromkeys([*given_here, *neighbors, *(name for name in compared if name is not None)])
         teachers = self.distiller.teacher_features(batch, read)

@@ -15,7 +15,7 @@ from distill.data import ImageData, Split
 from distill.data.identity import split_identity
 from distill.errors import UserError, under
 from distill.networks import FrozenTeacher, Teacher
-from distill.store import Quantity, Request, Rows, StoreIndex, write_state
+from distill.store import Quantity, Request, Rows, StoreIndex, read_state, write_state
 from distill.store.index import INDEX
 from distill.store.requests import FEATURES
 from distill.store.stored_teacher import CLASSIFIER, spec_to_json
@@ -104,13 +104,27 @@ def plan_store(
 
 
 def write_states(module: DistillationModule, teacher: str, requests: Mapping[str, Request], folder: Path) -> None:
-    """Write the frozen tensors that the heads' summaries depend on, and the teacher's classifier if it is linear."""
+    """Write the frozen tensors that summaries depend on, and the teacher's classifier if it is linear.
+
+    What the store has already is left as it is.
+    """
     if (classifier := _linear_classifier(module.teachers[teacher])) is not None:
         tensors = {"weight": classifier.weight, "bias": classifier.bias}
-        write_state(folder, CLASSIFIER, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+        given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        if not _is_written(folder, CLASSIFIER, given):
+            write_state(folder, CLASSIFIER, given)
     for term, request in requests.items():
-        if state := module.terms[term].head.summary_state():
+        state = module.terms[term].head.summary_state()
+        if state and not _is_written(folder, request.prefix, state):
             write_state(folder, request.prefix, state)
+
+
+def _is_written(folder: Path, name: str, state: Mapping[str, torch.Tensor]) -> bool:
+    try:
+        written = read_state(folder, name)
+    except UserError:
+        return False
+    return written.keys() == state.keys() and all(torch.equal(written[key], state[key].cpu()) for key in state)
 
 
 def _existing(folder: Path, identity: Mapping[str, Any]) -> StoreIndex | None:

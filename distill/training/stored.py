@@ -62,7 +62,7 @@ def attach(
         if found:
             data.stored[split] = partial(_rows_of, found)
     for teacher in stored_teachers(distiller).values():
-        restore_states(distiller.objective, teacher.requests, Path(teacher.path).expanduser())
+        restore_states(distiller.objective, teacher.requests, Path(teacher.path).expanduser(), required=True)
 
 
 def dummy_rows(distiller: Distiller, count: int, device: torch.device | None = None) -> dict[str, Any]:
@@ -74,17 +74,28 @@ def dummy_rows(distiller: Distiller, count: int, device: torch.device | None = N
     return {STORED: rows} if rows else {}
 
 
-def restore_states(objective: Objective, requests: Mapping[str, Request], folder: Path) -> None:
+def restore_states(objective: Objective, requests: Mapping[str, Request], folder: Path, required: bool = False) -> None:
     """Give the heads the frozen tensors with which their stored summaries were computed, where there are any.
+
+    Args:
+        objective: with the heads.
+        requests: of the terms.
+        folder: of the store.
+        required: whether the store must have them; otherwise, those that it lacks are left as they are.
 
     Raises:
         UserError: they cannot be read, or do not fit.
     """
     for term, request in requests.items():
-        state = objective.terms[term].head.summary_state()
-        if not state or not (folder / "state" / f"{request.prefix}.safetensors").exists():
+        if not (state := objective.terms[term].head.summary_state()):
             continue
-        for name, tensor in read_state(folder, request.prefix).items():
+        try:
+            stored = read_state(folder, request.prefix)
+        except UserError:
+            if required:
+                raise
+            continue
+        for name, tensor in stored.items():
             if name not in state or state[name].shape != tensor.shape:
                 raise UserError(f"model.heads.{term}.head: the stored {name!r} does not fit; give another folder")
             with torch.no_grad():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -210,13 +210,13 @@ def this_project(setting: Setting) -> DistillationModule:
     return module
 
 
-def make_steps(setting: Setting) -> tuple[dict[str, Step], dict[str, str]]:
-    """Return the steps of all contenders that can run, and the reasons of those that cannot, by name."""
+def make_steps(setting: Setting, names: Iterable[str] = tuple(CONTENDERS)) -> tuple[dict[str, Step], dict[str, str]]:
+    """Return the steps of the named contenders that can run, and the reasons of those that cannot, by name."""
     steps: dict[str, Step] = {}
     failed: dict[str, str] = {}
-    for name, make in CONTENDERS.items():
+    for name in names:
         try:
-            steps[name] = make(setting)
+            steps[name] = CONTENDERS[name](setting)
         except Exception as error:  # whatever a peer raises, the others run
             failed[name] = (str(error).splitlines() or [type(error).__name__])[0]
     return steps, failed

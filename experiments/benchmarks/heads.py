@@ -38,7 +38,7 @@ def measure(run: Run) -> list[Bound]:
     bounds: list[Bound] = []
     for number, pair in enumerate(pairs(run)):
         bench = Bench(pair, run)
-        steps = {name: bench.step(heads) for name, heads in bench.main_heads().items()}
+        steps = {name: bench.step(heads) for name, heads in main_heads(bench.student.spec, bench.images).items()}
         seconds = interleaved({WITHOUT: bench.step([]), **steps}, run.repeat(9), run, pair.title)
         size = f"{pair.title}, {bench.images} images, float32"
         comparison(f"The cost of a head: {size}", seconds, WITHOUT)
@@ -103,21 +103,6 @@ class Bench:
 
         return step
 
-    def main_heads(self) -> dict[str, list[Head]]:
-        """Return the heads that this project is about, each alone and all together."""
-        tokens, _ = self.student.spec["tokens"]
-
-        def make() -> dict[str, Head]:
-            return {
-                "KD": KD(),
-                "RKD": RKD(),
-                "RRD, 16384 rows": RRD(size=16384),
-                "SeRKD, soft": SeRKD(),
-                "TRG, 512 nodes": TRG(tokens_per_image=min(NODES // self.images, tokens)),
-            }
-
-        return {**{name: [head] for name, head in make().items()}, TOGETHER: list(make().values())}
-
     def remaining(self) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
         """Return the steps of all other heads with their defaults, and the reasons why some do not fit."""
         steps: dict[str, Callable[[], None]] = {}
@@ -130,6 +115,22 @@ class Bench:
             except UserError as error:
                 failed[name] = str(error)
         return steps, failed
+
+
+def main_heads(student: FeatureSpec, images: int) -> dict[str, list[Head]]:
+    """Return the heads that this project is about, each alone and all together, for batches of `images`."""
+    tokens, _ = student["tokens"]
+
+    def make() -> dict[str, Head]:
+        return {
+            "KD": KD(),
+            "RKD": RKD(),
+            "RRD, 16384 rows": RRD(size=16384),
+            "SeRKD, soft": SeRKD(),
+            "TRG, 512 nodes": TRG(tokens_per_image=min(NODES // images, tokens)),
+        }
+
+    return {**{name: [head] for name, head in make().items()}, TOGETHER: list(make().values())}
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median, quantiles
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from rich.console import Console
@@ -32,11 +33,13 @@ class Run:
         device: the device that torch computes on.
         rounds: the number of calls of each contender; each part has its own default.
         tiny: whether to use sizes that only show in seconds that a part works; its figures mean nothing.
+        processor: whether contenders are timed by the processor's time of this process, not by the wall clock.
     """
 
     device: torch.device
     rounds: int | None = None
     tiny: bool = False
+    processor: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -88,9 +91,12 @@ def given_run(parser: argparse.ArgumentParser) -> tuple[Run, argparse.Namespace]
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, help="number of calls of each contender; each part has its own default")
     parser.add_argument("--tiny", action="store_true", help="only show that it works, in seconds")
+    parser.add_argument(
+        "--processor", action="store_true", help="time contenders by the processor's time: beside other work, on a CPU"
+    )
     given = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightning")
-    return Run(torch.device(given.device), given.rounds, given.tiny), given
+    return Run(torch.device(given.device), given.rounds, given.tiny, given.processor), given
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, run: Run, title: str) -> Seconds:
@@ -98,14 +104,15 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, run
 
     Other load on the machine then falls on all of them alike.
     """
+    clock = process_time if run.processor and not run.on_gpu else partial(now, run.device)
     seconds: Seconds = {name: [] for name in contenders}
     order = random.Random(0)
     for number in track(range(rounds + run.warm_up), description=title, console=CONSOLE, transient=True):
         for name in order.sample(list(contenders), len(contenders)):
-            started = now(run.device)
+            started = clock()
             contenders[name]()
             if number >= run.warm_up:
-                seconds[name].append(now(run.device) - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

@@ -12,7 +12,10 @@ import torch
 from tests.program import ROOT
 
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
-PARTS = ["step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint", "startup", "shares"]
+PARTS = [
+    *("step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint", "startup", "shares"),
+    "store",
+]
 
 
 @pytest.fixture

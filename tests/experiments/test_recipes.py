@@ -70,7 +70,13 @@ def test_the_pairs_and_methods_are_those_of_the_published_tables():
     assert first | {"crd", "crd_kd", "rrd", "rrd_kd", "dcd", "dcd_kd", "dkd", "dist", "reviewkd"} <= set(METHODS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+EVERY_DAY = {"student", "kd", "rkd", "rrd_kd", "serkd", "trg", "crd_kd", "mlkd", "wkd"}
+"""Methods of the fast suite; the others are alike and left to the slow one."""
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in EVERY_DAY else pytest.mark.slow) for name in METHODS]
+)
 def test_a_method_is_understood(method, capsys):
     found = understood("resnet32x4_resnet8x4", method, capsys)
     written = yaml.safe_load((CIFAR / "methods" / f"{method}.yaml").read_text())["model"]

@@ -86,6 +86,7 @@ def test_published_figures_are_read_by_pair_and_method(table, tmp_path):
         (["cifar100", "--pairs", "x"], "study: --pairs cannot be 'x'"),
         (["digits", "--seeds", "0"], "study: --seeds must be at least 1, given 0"),
         (["digits", "--jobs", "0"], "study: --jobs must be at least 1, given 0"),
+        (["digits", "--draws", "0"], "study: --draws must be at least 1, given 0"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_in_one_sentence(args, message, study, tmp_path, capsys):
@@ -141,3 +142,32 @@ def test_a_killed_study_resumes_to_the_same_figures_and_keeps_what_is_finished(t
     assert {file: file.stat().st_mtime_ns for file in whole.rglob("*.ckpt")} == before, "nothing is trained anew"
     with open(whole / "study.csv", newline="") as file:
         assert {row["method"] for row in csv.DictReader(file)} == {"kd", "student"}
+
+
+@pytest.mark.slow
+def test_a_study_with_draws_runs_the_teacher_once_for_all_methods_and_seeds(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    given = command(
+        tmp_path, "kd", "at", "student", passed=["--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    )
+    given[given.index("--seeds") + 1] = "2"
+    given[given.index("--") : given.index("--")] = ["--draws", "2"]
+    found = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "at: runs with the teacher itself" in found.stdout, "it compares whole feature maps"
+    pair = tmp_path / "resnet10t_test_resnet"
+    assert json.loads((pair / "answers.json").read_text())["methods"] == ["kd"]
+    for seed in (0, 1):
+        teachers = {
+            method: yaml.safe_load((pair / method / f"seed-{seed}" / "config.yaml").read_text())["model"]["teacher"]
+            for method in ("kd", "at", "student")
+        }
+        assert teachers["student"] is None
+        assert teachers["kd"]["init_args"]["path"] == str(pair / "answers")
+        assert "Timm" in teachers["at"]["class_path"]
+        assert json.loads((pair / "kd" / f"seed-{seed}" / "test.json").read_text())["last"]["test/agreement"] >= 0
+
+    before = {file: file.stat().st_mtime_ns for file in (pair / "answers").rglob("*.*")}
+    again = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {file: file.stat().st_mtime_ns for file in (pair / "answers").rglob("*.*")} == before

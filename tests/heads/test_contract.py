@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.distributed import gather
 from distill.errors import UserError
-from distill.features import Features, FeatureSpec
+from distill.features import Features, FeatureSpec, Summary
 from distill.heads import CTKD, FSP, FT, Batch, Head, RepDistillerCC, SeRKD, shipped
 from distill.schedules import Progress
 from distill.testing import (
@@ -27,6 +28,7 @@ from distill.testing import (
     half_precision_computes_in_float32,
     inputs_stay_as_they_are,
     nothing_waits_for_the_device,
+    summaries_can_be_stored,
     teacher_gets_no_gradient,
     two_ranks_equal_one,
 )
@@ -230,6 +232,82 @@ class Unequal(Good):
         return student["tap"].flatten(1).mean(1)
 
 
+class Summarizing(Good):
+    """Compares with a fixed projection of the teacher, and keeps the contract."""
+
+    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        super().build(student, teacher)
+        self.fixed = nn.Linear(teacher["embedding"][0], teacher["embedding"][0]).requires_grad_(False)
+
+    def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
+        return Summary(embedding=self.fixed(teacher["embedding"]))
+
+    def summary_state(self) -> dict[str, Tensor]:
+        return dict(self.fixed.named_parameters())
+
+
+class OfTheBatch(Summarizing):
+    """Centers its summary over the batch."""
+
+    def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
+        return Summary(embedding=teacher["embedding"] - teacher["embedding"].mean(0))
+
+
+class OfThePlace(Summarizing):
+    """Counts the images of the batch."""
+
+    def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
+        places = torch.arange(len(teacher["embedding"])).unsqueeze(1)
+        return Summary(embedding=teacher["embedding"] + places)
+
+
+class OfTheRun(Summarizing):
+    """Keeps for itself what its summary was computed with."""
+
+    def summary_state(self) -> dict[str, Tensor]:
+        return {}
+
+
+class Training(Summarizing):
+    """Trains its projection of the teacher."""
+
+    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        super().build(student, teacher)
+        self.fixed.requires_grad_()
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        return super().forward(student, teacher, batch) + sum(value.sum() for value in self.fixed.parameters())
+
+
+class Remembering(Summarizing):
+    """Compares with the teacher's difference from a memory."""
+
+    def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
+        return Summary(embedding=teacher["embedding"] - self.memory)
+
+
+class Progressing(Summarizing):
+    """Scales its summary by its progress."""
+
+    def summarize_teacher(self, teacher: Features, batch: Batch) -> Features:
+        return Summary(embedding=teacher["embedding"] * (1 + self.progress.step))
+
+
+class WithoutJson(Summarizing):
+    """Describes itself by what no file can hold."""
+
+    def summary_key(self) -> dict[str, Any]:
+        return {"type": torch.float32}
+
+
+class Twice(Summarizing):
+    """Tells a summary from the teacher's features, and treats it differently."""
+
+    def __call__(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        loss = super().__call__(student, teacher, batch)
+        return loss * 2 if isinstance(teacher, Summary) else loss
+
+
 class Greedy(Good):
     """Reads what it does not name."""
 
@@ -255,6 +333,13 @@ class Greedy(Good):
         (Waiting, nothing_waits_for_the_device, "on the host"),
         (Indexing, nothing_waits_for_the_device, "on the host"),
         (Unequal, everything_is_trained, "instead of a scalar"),
+        (OfTheBatch, summaries_can_be_stored, "is not row by row"),
+        (OfThePlace, summaries_can_be_stored, "is not row by row"),
+        (OfTheRun, summaries_can_be_stored, "name in summary_state what it was computed with"),
+        (Training, summaries_can_be_stored, "changes in training"),
+        (Remembering, summaries_can_be_stored, "changes in training"),
+        (Progressing, summaries_can_be_stored, "changes in training"),
+        (Twice, summaries_can_be_stored, "has another loss from the teacher's summary than from its features"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -263,6 +348,20 @@ def test_a_head_that_breaks_the_contract_is_reported(make: Any, check: Callable[
     check(Case(Good))
     with pytest.raises(AssertionError, match=message):
         check(Case(broken))
+
+
+def test_a_summary_with_a_fixed_projection_can_be_stored() -> None:
+    check_head(Summarizing)
+
+
+def test_a_key_that_no_file_can_hold_is_reported() -> None:
+    with pytest.raises(UserError, match="the summary_key of WithoutJson must be made of JSON values"):
+        summaries_can_be_stored(Case(WithoutJson))
+
+
+@pytest.mark.parametrize("make", [partial(SeRKD, "segments", features=1.0), partial(SeRKD, of="tap", cell=(1, 1))])
+def test_summaries_of_segments_and_of_maps_can_be_stored(make: Any) -> None:
+    summaries_can_be_stored(Case(make))
 
 
 def test_a_head_declared_ordered_must_depend_on_the_order_and_may() -> None:
