@@ -50,6 +50,7 @@ from distill.functional.transport import (
     target_cross_entropy,
     transport_among_others,
 )
+from distill.functional.virtual_relations import class_edge_difference, edge_difference, sample_edge_difference
 from distill.functional.votes import neighbor_votes
 
 __all__ = [
@@ -67,12 +68,14 @@ __all__ = [
     "class_activation_difference",
     "class_cosines",
     "class_costs",
+    "class_edge_difference",
     "conditional_probabilities",
     "context_difference",
     "correlation_distance",
     "cosine_distance",
     "crld",
     "dkd",
+    "edge_difference",
     "edges",
     "effective_number_weights",
     "factor_transfer",
@@ -113,6 +116,7 @@ __all__ = [
     "relative_squared_distances",
     "resize",
     "rld",
+    "sample_edge_difference",
     "scd",
     "softmax_over_memory",
     "squared_difference",

@@ -40,6 +40,7 @@ from distill.heads.srrl import SRRL
 from distill.heads.token_regression import TokenRegression
 from distill.heads.trg import TRG
 from distill.heads.vid import VID
+from distill.heads.vrm import VRM
 from distill.heads.wkd_f import WKDF
 from distill.heads.wkd_l import WKDL
 
@@ -72,6 +73,7 @@ __all__ = [
     "SRRL",
     "TRG",
     "VID",
+    "VRM",
     "WKDF",
     "WKDL",
     "Batch",
