@@ -124,8 +124,8 @@ class Term:
         for key, views in (("views", self.views), ("teacher_views", self.teacher_views)):
             _require_known(key, views or (), run.views)
         self.teacher_views_of(run.views)
-        views = len(self.views_of(run.views))
-        return replace(run, views=views, provides=run.provides - ({"view"} if views == 1 else set()))
+        count = len(self.views_of(run.views))
+        return replace(run, views=count, provides=run.provides - ({"view"} if count == 1 else set()))
 
 
 def key_of(name: str) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 from torch.utils.data import DataLoader
 
 from distill.configurable import Configurable
+from distill.data.augmentation import Interpolation
 from distill.data.dataset import ExtraFields, ImageDataset, Sample, Split, StoredRows, ViewKey, run_seed
 from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix
@@ -259,8 +260,8 @@ class ImageData(Configurable, LightningDataModule, ABC):
     def _view_transforms(self, samples: ImageDataset) -> list[Any]:
         channels, side, _ = self.image_shape
         weak, gray = samples.transform, self.gray or channels == 1
-        interpolation = getattr(self, "interpolation", "bilinear")
-        augmentations = [RandAugment() if view == "strong" else view for view in self.train_views]
+        interpolation: Interpolation = getattr(self, "interpolation", "bilinear")
+        augmentations: list[View] = [RandAugment() if view == "strong" else view for view in self.train_views]
         return [
             weak if isinstance(view, str) else view.view_transform(weak, side, interpolation, gray)
             for view in augmentations

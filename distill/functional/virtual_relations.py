@@ -82,10 +82,10 @@ def sample_edge_difference(
         form: likewise.
         chunk: likewise.
     """
-    if edges == "cross":
-        ends, targets, doubts = (student[0], student[1]), (teacher[0], teacher[1]), (unreliable[0], unreliable[1])
-    else:
-        (ends, targets, doubts) = ((both, both) for both in map(torch.cat, (student, teacher, unreliable)))
+    sets = [(part[0], part[1]) for part in (student, teacher, unreliable)]
+    if edges == "all":
+        sets = [(both, both) for both in map(_together, sets)]
+    ends, targets, doubts = sets
     doubt = doubts[0].unsqueeze(1) + doubts[1]
     candidates = torch.ones_like(doubt, dtype=torch.bool)
     candidates = candidates if edges == "cross" else candidates.triu(1)
@@ -121,6 +121,10 @@ def class_edge_difference(
     column, target = torch.cat(list(student)).mT, torch.cat(list(teacher)).mT
     kept = torch.ones(len(column), len(column), dtype=torch.bool, device=column.device).triu(1)
     return edge_difference((column, column), (target, target), kept, delta, form, chunk)
+
+
+def _together(views: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.cat(views)
 
 
 def _edges(first: Tensor, second: Tensor) -> Tensor:

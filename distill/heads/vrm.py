@@ -70,9 +70,12 @@ class VRM(LogitHead):
         require_above(0, delta=delta)
         require_at_least(1, chunk=chunk)
         self.sample_weight, self.class_weight, self.prune, self.delta = sample_weight, class_weight, prune, delta
-        self.huber: Huber = one_of("huber", huber, ("huber", "discard"))
-        self.edges: Edges = one_of("edges", edges, ("cross", "all"))
-        self.classes: Classes = one_of("classes", classes, ("cross", "stacked"))
+        one_of("huber", huber, ("huber", "discard"))
+        one_of("edges", edges, ("cross", "all"))
+        one_of("classes", classes, ("cross", "stacked"))
+        self.huber: Huber = huber
+        self.edges: Edges = edges
+        self.classes: Classes = classes
         self.standardize, self.chunk = standardize, chunk
         self.scope = require_scope(self, scope, self.scopes)
         self._parts: dict[str, Tensor] = {}

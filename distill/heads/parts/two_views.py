@@ -1,4 +1,4 @@
-"""What losses on two views of each image share."""
+"""Checks and reading of two views of each image."""
 
 from __future__ import annotations
 
