@@ -139,7 +139,7 @@ def composed(pair, method, capsys):
     """Return the terms of the configuration that a study composes."""
     study = runpy.run_path(str(ROOT / "experiments" / "study.py"))
     with pytest.raises(SystemExit) as stop:
-        main(["fit", *study["_arguments"](CIFAR, pair, method, ()), "--print_config"])
+        main(["fit", *study["_configs"](CIFAR, pair, method), "--print_config"])
     printed = capsys.readouterr()
     assert stop.value.code == 0, printed.err
     return yaml.safe_load(printed.out)["model"]["heads"]
