@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from distill.errors import UserError, did_you_mean, under
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads.base import Batch, Head, RunInfo
-from distill.heads.precision import rounded
-from distill.heads.summaries import request_of
+from distill.heads.parts.precision import rounded
+from distill.heads.parts.summaries import request_of
 from distill.randomness import seeded_by
 from distill.schedules import Progress, Schedule, require_finite_values
 from distill.store import Request, StoredFeatures

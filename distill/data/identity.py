@@ -8,7 +8,7 @@ from dataclasses import asdict, is_dataclass
 from hashlib import sha256
 from typing import Any
 
-from distill.configurable import settings_of
+from distill.configurable import Configurable, settings_of
 from distill.data.base import ImageData
 from distill.data.dataset import Split
 from distill.data.sources import listed_labels, paths_of
@@ -69,6 +69,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Configurable):
+        return {"class": type(value).__name__, **_plain(settings_of(value))}
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     return type(value).__name__ if not isinstance(value, type) else value.__name__

@@ -15,7 +15,7 @@ from distill.configurable import Configurable
 from distill.distributed import all_mean, gather
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Summary
-from distill.heads.precision import at_least_float32, full_precision
+from distill.heads.parts.precision import at_least_float32, full_precision
 from distill.schedules import Progress
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from distill.data.dataset import ViewKey, key_of_stored
 from distill.data.samplers import SampleKey
 from distill.features import Features
 from distill.heads import Batch
-from distill.heads.precision import at_least_float32
+from distill.heads.parts.precision import at_least_float32
 from distill.objective import Objective
 from distill.store import Quantity, Rows, StoreIndex, missing_shards, write_shard
 from distill.store.requests import FEATURES, Request

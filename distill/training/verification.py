@@ -12,7 +12,7 @@ from distill.data import ImageData
 from distill.data.dataset import key_of_stored
 from distill.distiller import Distiller
 from distill.errors import UserError
-from distill.heads.precision import at_least_float32
+from distill.heads.parts.precision import at_least_float32
 from distill.networks import FrozenTeacher, Network
 from distill.randomness import derive_seed, unchanged_states
 from distill.store import StoredTeacher

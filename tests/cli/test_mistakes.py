@@ -29,7 +29,7 @@ def refusal(capsys, *args, command="fit", tmp_path=None):
 CASES = {
     "an unknown head": (
         [*TEACHER, "--model.heads.kd.head=KDD"],
-        "model.heads.kd.head: there is no class 'KDD': did you mean 'KD', 'RKD' or 'DKD'?",
+        "model.heads.kd.head: there is no class 'KDD': did you mean 'KD', 'SDD' or 'RKD'?",
     ),
     "an unknown head argument": (
         [*TEACHER, *KD, "--model.heads.kd.head.tmperature=2"],
@@ -229,5 +229,5 @@ def test_the_program_itself_prints_one_line_and_exits_with_2(tmp_path):
     process = in_a_process("fit", *TINY, *TEACHER, "--model.heads.kd.head=KDD", cwd=tmp_path)
     assert process.returncode == 2
     assert [line for line in process.stderr.splitlines() if "Warning" not in line and not line.startswith("  ")] == [
-        "distill: model.heads.kd.head: there is no class 'KDD': did you mean 'KD', 'RKD' or 'DKD'?"
+        "distill: model.heads.kd.head: there is no class 'KDD': did you mean 'KD', 'SDD' or 'RKD'?"
     ]

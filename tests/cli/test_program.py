@@ -132,7 +132,7 @@ def test_print_config_shows_the_resolved_tree(capsys):
     assert stop.value.code == 0
     tree = yaml.safe_load(capsys.readouterr().out)
     assert tree["model"]["heads"]["kd"]["weight"] == 0.25
-    assert tree["model"]["heads"]["kd"]["head"]["init_args"] == {"temperature": 3.0}
+    assert tree["model"]["heads"]["kd"]["head"]["init_args"] == {"temperature": 3.0, "standardize": False}
     assert tree["model"]["task"]["head"]["class_path"].endswith("CrossEntropy")
 
 

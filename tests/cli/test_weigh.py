@@ -241,7 +241,10 @@ def test_a_schedule_is_scaled_as_a_whole():
     assert scaled["init_args"]["epochs"] == 3
     assert scaled["init_args"]["start"] == 0.0, "a factor"
     inner = scaled["init_args"]["value"]
-    assert inner == {"class_path": "distill.schedules.Linear", "init_args": {"start": 6.0, "end": 3.0, "steps": 5}}
+    assert inner == {
+        "class_path": "distill.schedules.Linear",
+        "init_args": {"start": 6.0, "end": 3.0, "steps": 5, "after": 0},
+    }
     assert scaled_weight(Until(value=50.0, epochs=30), 0.1)["init_args"] == {"value": 5.0, "epochs": 30}
     assert scaled_weight(Wave(), 2.0) is None
     assert scaled_weight(0.5, 1 / 3) == 0.167

@@ -20,7 +20,15 @@ from distill.testing import Sample
 from tests.heads.test_contract import case_of
 from tests.two_ranks import RankPool
 
-every_head = pytest.mark.parametrize("make", shipped().values(), ids=shipped().keys())
+EVERY_DAY = {"KD", "RKD", "RRD", "SeRKD", "TRG", "CRD", "SP", "FT", "CTKD", "MLKD"}
+"""Heads of the fast suite: those of each kind. The contract holds all heads to two ranks, see `test_contract.py`."""
+every_head = pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=[] if name in EVERY_DAY else pytest.mark.slow)
+        for name, make in shipped().items()
+    ],
+)
 
 
 class Shifting(nn.Module):

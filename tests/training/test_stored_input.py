@@ -106,11 +106,11 @@ IMAGES = "model.teacher: the store '{folder}' is of other images: "
         (partial(Pictures, images=31), "data.images is 32 in the store, but 31 here"),
         (partial(Pictures, images=40), "data.images is 32 in the store, but 40 here"),
         (partial(Pictures, seed_of_images=1), "data.seed_of_images is 0 in the store, but 1 here"),
-        (partial(Pictures, longtail=ExponentialTail(0.5)), "data.longtail is None in the store, but 'ExponentialTail'"),
+        (partial(Pictures, longtail=ExponentialTail(0.5)), "data.longtail is None in the store, but {'class"),
         (Renamed, "data.class is 'Pictures' in the store, but 'Renamed' here"),
         (OtherTransform, "data.class is 'Pictures' in the store, but 'OtherTransform' here"),
     ],
-    ids=str,
+    ids=["seed", "batch size", "draws", "fewer", "more", "other images", "long tail", "class", "transform"],
 )
 def test_other_images_are_refused(folder, data, says):
     assert refusal(folder, data()).startswith(IMAGES.format(folder=folder) + says)
@@ -199,13 +199,13 @@ def test_a_file_that_is_not_whole_is_refused(own, damage, says, split):
     assert fit(module(heads, teacher=StoredTeacher(str(own))), Pictures(), max_steps=1).curves
 
 
-def test_a_lost_projection_is_refused_and_written_anew(own):
-    (state,) = (own / "state").iterdir()
+@pytest.mark.parametrize("name", ["RRD", "classifier"])
+def test_a_lost_projection_or_classifier_is_refused_and_written_anew(own, name):
+    (state,) = (own / "state").glob(f"{name}*")
     content = state.read_bytes()
     for damage in (state.unlink, lambda: state.write_bytes(content[:-1])):
         damage()
-        said = refusal(own, Pictures())
-        assert said.endswith("; `distill store` writes it anew")
+        assert refusal(own, Pictures()).endswith("; `distill store` writes it anew")
         store(own, module(heads), Pictures())
         assert state.read_bytes() == content
 
