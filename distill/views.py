@@ -63,15 +63,18 @@ def batch_of_views(batch: Mapping[str, Any], chosen: Sequence[int], views: int) 
 
 
 def require_views_of(batch: Mapping[str, Any], views: int) -> None:
-    """Require as many rows in each view.
+    """Require each image once in each view, view after view, as far as no device has to be waited for.
 
     Raises:
         UserError: the rows cannot be those of so many views.
     """
-    if len(batch["image"]) % views:
+    view: Tensor = batch["view"]
+    images, rest = divmod(len(batch["image"]), views)
+    ordered = torch.arange(views).repeat_interleave(images)
+    if rest or (view.device.type == "cpu" and not torch.equal(view, ordered)):
         raise UserError(
-            f"data: a batch has {len(batch['image'])} images in {views} views: give each image once in every view, "
-            "view after view"
+            f"data: a batch has {len(batch['image'])} images in {views} views, which are not {images} images in the "
+            "first view, then as many in the next: give each image once in every view, view after view"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from distill.configurable import Configurable
 from distill.errors import UserError, require_at_least, require_between
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -18,7 +19,7 @@ _LONG = 16
 """Ratio of the sides above which an image is not resized as a whole."""
 
 
-class Augmentation(ABC):
+class Augmentation(Configurable, ABC):
     """Base of the augmentations that `data.train_views` names by their class."""
 
     @abstractmethod

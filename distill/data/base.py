@@ -250,7 +250,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
             if split == "train" and self.longtail is not None:
                 samples.source = Subset(samples.source, self.longtail.positions(samples.source, self.num_classes))
             samples.seed = samples.seed if self.seed is None else self.seed
-            if split == "train":
+            if split == "train" and self.train_views != ("weak",):
                 samples.views = self._view_transforms(samples)
             self._samples[split] = samples
         self._samples[split].extra_fields = self.extra_fields

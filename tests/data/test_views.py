@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -24,8 +25,10 @@ from distill.data import (
 )
 from distill.data.mixing import mix
 from distill.data.samplers import ShuffledSampler
+from distill.data.views import View
 from distill.distributed import own_rows
 from distill.errors import UserError
+from distill.given import Writer
 from distill.randomness import seeded_by
 from tests.two_ranks import RankPool
 
@@ -106,6 +109,14 @@ def test_an_augmentation_of_timm_is_a_view_of_its_own() -> None:
     found = batch(Colored(batch_size=8, train_views=["weak", TimmAugmentation("rand-m9-mstd0.5-inc1", erasing=0.25)]))
     assert found["image"].shape == (16, 3, 16, 16)
     assert torch.equal(found["image"][:8], batch(Colored(batch_size=8))["image"])
+
+
+def test_a_configuration_can_say_the_views_of_an_object() -> None:
+    written = Writer().write(Digits(train_views=["weak", RandAugment(3), TimmAugmentation(erasing=0.2)]), "data")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--views", type=list[View] | None)
+    parsed = parser.parse_object({"views": written["init_args"]["train_views"]})
+    assert parser.instantiate_classes(parsed).views == ["weak", RandAugment(3), TimmAugmentation(erasing=0.2)]
 
 
 def test_workers_and_resuming_change_no_view() -> None:
