@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo study bench docs test test-all lint format
+.PHONY: help install demo study study-data bench docs test test-all lint format
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ demo: install ## distill a teacher into a student on real digits, and print a ta
 
 study: install ## smoke test of all heads on digits over 5 seeds, two runs at a time (resumes)
 	$(BIN)/python experiments/study.py digits --teacher experiments/digits/teacher.yaml --seeds 5 --picture experiments/digits/study.png
+
+study-data: install ## data of the studies on real images: install them, or say what is missing
+	$(BIN)/python experiments/study_data.py
 
 bench: .venv-bench/.installed ## measure time and memory beside other libraries (10 minutes, idle machine; BENCH="--device cuda" on a GPU)
 	KINETO_LOG_LEVEL=99 .venv-bench/bin/python experiments/benchmarks $(BENCH)

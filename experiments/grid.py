@@ -42,7 +42,8 @@ class Method:
     Attributes:
         name: in the table.
         terms: names of its terms, each with a file `methods/TERM.yaml`; the last one's weight is tuned, and the others
-            keep the weights that were tuned for them alone. The student has none.
+            keep the weights that were tuned for them alone. The student has none. A file without a head has no weight
+            and changes other keys, such as `model.task`.
         weights: those that are tried.
     """
 
@@ -145,24 +146,36 @@ class Grid:
         return [self.file("recipe.yaml"), *(self.file(f"methods/{term}.yaml") for term in method.terms)]
 
     def arguments(self, method: Method) -> list[str]:
-        """Return the arguments that say a method: the recipe, and a term for each of its terms' files."""
+        """Return the arguments that say a method: the recipe, its terms, and what else its files say."""
         recipe, *files = self.configs(method)
-        arguments = [f"--config={recipe}"]
-        for term, file in zip(method.terms, files, strict=True):
-            content = yaml.safe_load(file.read_text())["model"]["heads"][term]
-            arguments.append(f"--model.heads.{term}={json.dumps(content)}")  # a second file would replace all heads
-        return arguments
+        heads = self.heads(method)
+        parts = [recipe, *(file for file in files if file.stem not in heads)]
+        # Of two files with heads, the second would replace those of the first.
+        terms = (f"--model.heads.{term}={json.dumps(content)}" for term, content in heads.items())
+        return [*(f"--config={part}" for part in parts), *terms]
+
+    def heads(self, method: Method) -> dict[str, Any]:
+        """Return the terms of a method that are heads, with their configurations.
+
+        Raises:
+            UserError: a file has heads, but not the one that it is named after alone.
+        """
+        found: dict[str, Any] = {}
+        for term, file in zip(method.terms, self.configs(method)[1:], strict=True):
+            heads = yaml.safe_load(file.read_text())["model"].get("heads", {})
+            if heads.keys() - {term}:
+                raise UserError(f"{file}: a term's file has one head of its name, {term}, and not {', '.join(heads)}")
+            found |= heads
+        return found
 
     def run(self, method: Method, stage: str, seed: int, rate: float, weight: float | None) -> Run:
         """Return a run of a method."""
-        weights = {term: self.tuned_weight(term) for term in method.terms[:-1]}
-        if method.terms and weight is not None:
+        heads = self.heads(method)
+        weights = {term: self.tuned_weight(term) for term in method.terms[:-1] if term in heads}
+        if weight is not None:
             weights[method.terms[-1]] = weight
-        teacher = (
-            ("--model.teacher=StoredTeacher", f"--model.teacher.path={self.store}")
-            if method.terms
-            else ("--model.teacher=null",)
-        )
+        stored = "--model.teacher=StoredTeacher", f"--model.teacher.path={self.store}"
+        teacher = stored if heads else ("--model.teacher=null",)
         arguments = (
             *self.arguments(method),
             *teacher,

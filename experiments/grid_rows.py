@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 
 import yaml
 from runner import Result
 
 from distill.errors import UserError
+from distill.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Row:
         test: top-1 of the test after the last epoch, a share; only of final runs.
         agreement: share of the test images for which student and teacher give the same class.
         calibration: expected calibration error of the test.
+        many_shot: top-1 of the test for the classes with many training images, a share; only of a long tail.
+        medium_shot: likewise, for those in between.
+        few_shot: likewise, for those with few.
         seconds: of the training.
     """
 
@@ -44,6 +49,9 @@ class Row:
     test: float | None = field(default=None, compare=False)
     agreement: float | None = field(default=None, compare=False)
     calibration: float | None = field(default=None, compare=False)
+    many_shot: float | None = field(default=None, compare=False)
+    medium_shot: float | None = field(default=None, compare=False)
+    few_shot: float | None = field(default=None, compare=False)
     seconds: float | None = field(default=None, compare=False)
 
     def of(self, result: Result) -> Row:
@@ -55,8 +63,14 @@ class Row:
             test=_rounded(tested.get("test/top1")),
             agreement=_rounded(tested.get("test/agreement")),
             calibration=_rounded(tested.get("test/calibration_error")),
+            many_shot=_rounded(tested.get("test/many")),
+            medium_shot=_rounded(tested.get("test/medium")),
+            few_shot=_rounded(tested.get("test/few")),
             seconds=round(result["seconds"], 1),
         )
+
+
+_FIGURES = [item.name for item in fields(Row) if not item.compare]
 
 
 class Rows:
@@ -72,9 +86,12 @@ class Rows:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._rows: dict[Row, Row] = {}
+        self._columns: Sequence[str] = ()
         if file.exists():
             with file.open(newline="") as lines:
-                for number, values in enumerate(csv.DictReader(lines), start=2):
+                reader = csv.DictReader(lines)
+                self._columns = list(reader.fieldnames or ())
+                for number, values in enumerate(reader, start=2):
                     try:
                         row = _parsed(values)
                     except (TypeError, ValueError, KeyError) as error:
@@ -88,17 +105,22 @@ class Rows:
         return iter(self._rows.values())
 
     def add(self, row: Row) -> None:
-        """Append a row to the file."""
+        """Append a row to the file, which is written anew if it does not exist or lacks a column."""
         names = [item.name for item in fields(Row)]
-        is_new = not self.file.exists()
-        with self.file.open("a", newline="") as file:
-            writer = csv.DictWriter(file, names, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()})
-            file.flush()
-            os.fsync(file.fileno())
         self._rows[row] = row
+        with StringIO(newline="") as text:
+            writer = csv.DictWriter(text, names, lineterminator="\n")
+            if self._columns != names:
+                self._columns = names
+                writer.writeheader()
+                writer.writerows(map(_written, self))
+                write_atomic(self.file, text.getvalue().encode())
+                return
+            writer.writerow(_written(row))
+            with self.file.open("a", newline="") as file:
+                file.write(text.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
 
     def best(self, stage: str, method: str) -> Row | None:
         """Return the row of a stage with the best validation of a method, the first of several; `None` without one."""
@@ -141,10 +163,14 @@ def _parsed(values: Mapping[str, str]) -> Row:
     rate = number("learning_rate")
     if rate is None:
         raise ValueError("it has no learning_rate")
-    figures = {name: number(name) for name in ("validation", "test", "agreement", "calibration", "seconds")}
+    figures = {name: number(name) for name in _FIGURES if name in values}  # an older file has fewer columns
     return Row(
         values["stage"], values["method"], int(values["seed"]), rate, number("weight"), values["recipe"], **figures
     )
+
+
+def _written(row: Row) -> dict[str, object]:
+    return {name: "" if value is None else value for name, value in asdict(row).items()}
 
 
 def _rounded(value: float | None) -> float | None:

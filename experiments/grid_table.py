@@ -14,6 +14,8 @@ from rich.table import Table
 from runner import CONSOLE
 
 CONFIDENCE = 0.95
+SHOTS = {"many_shot": "many (%)", "medium_shot": "medium (%)", "few_shot": "few (%)"}
+"""Headings of the figures of a long tail, which are shown if there are any."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def write(rows: Rows, comparisons: Sequence[tuple[str, str]], folder: Path) -> N
         return
     header = ["method", "weight", "top-1 (%)", "over the student", "over KD", "agreement", "calibration error", "seeds"]
     header += ["tuning runs"]
-    lines = [_line(rows, method) for method in sorted(methods, key=lambda name: -_mean(rows, name, "test"))]
+    shots = [name for name in SHOTS if any(getattr(row, name) is not None for row in rows)]
+    header[3:3] = [SHOTS[name] for name in shots]
+    lines = [_line(rows, method, shots) for method in sorted(methods, key=lambda name: -_mean(rows, name, "test"))]
     tests = _tests(rows, comparisons)
     CONSOLE.print(_shown(header, lines))
     named = ["comparison", "difference (points)", "p", "p (Holm)"]
@@ -120,9 +124,9 @@ def percentages(runs: Mapping[int, Row], figure: str) -> dict[int, float]:
     return {seed: 100 * value for seed, value in found.items() if value is not None}
 
 
-def _line(rows: Rows, method: str) -> list[str]:
+def _line(rows: Rows, method: str, shots: Sequence[str]) -> list[str]:
     runs = rows.final(method)
-    top1 = list(percentages(runs, "test").values())
+    top1, *groups = (list(percentages(runs, name).values()) for name in ("test", *shots))
     weight = next(iter(runs.values())).weight
     differences = [
         paired(percentages(runs, "test"), percentages(rows.final(base), "test")) if method != base else None
@@ -133,13 +137,20 @@ def _line(rows: Rows, method: str) -> list[str]:
     return [
         method,
         "" if weight is None else f"{weight:g}",
-        f"{mean(top1):.2f}" + (f" ± {stdev(top1):.2f}" if len(top1) > 1 else ""),
+        *map(_spread, (top1, *groups)),
         *("" if difference is None else str(difference) for difference in differences),
         f"{mean(agreement.values()):.1f}" if agreement else "",
         f"{mean(calibration.values()):.1f}" if calibration else "",
         str(len(top1)),
         str(tuning),
     ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation."""
+    if not values:
+        return ""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _tests(rows: Rows, comparisons: Sequence[tuple[str, str]]) -> list[list[str]]:

@@ -43,6 +43,7 @@ RUNS = {
     "imagenet_lt/teacher": "imagenet_lt/recipe",
     "digits/longtail_teacher": "digits/longtail",
     "foundation/regression": "foundation/label_free",
+    "fashion_mnist/longtail/teacher": "fashion_mnist/longtail/recipe",
 }
 """The configuration that each is composed with, which may itself be composed."""
 FILES = [
@@ -66,13 +67,17 @@ def configs(name):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Write small data sets in place of ImageNet (with a list of its images), CIFAR-100 and STL-10."""
+    """Write small data sets in place of ImageNet (with a list of its images), clip art, CIFAR-100 and STL-10."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         for number in range(4):
             folder = tmp_path / "data" / "imagenet" / split / f"n{number % 2}"
             folder.mkdir(parents=True, exist_ok=True)
             to_pil_image(torch.rand(3, 240, 240)).save(folder / f"{number}.png")
+    for number in range(12):
+        folder = tmp_path / "data" / "clipart" / ("train", "val", "test")[number % 3] / f"class{number // 6}"
+        folder.mkdir(parents=True, exist_ok=True)
+        to_pil_image(torch.rand(3, 128, 128)).save(folder / f"{number}.png")
     write_cifar100(tmp_path / "data")
     write_stl10(tmp_path / "data")
     (tmp_path / "data" / "imagenet_lt").mkdir()
@@ -122,6 +127,7 @@ def test_a_configuration_trains_and_tests(name, data, capsys):
     if name.startswith("fashion_mnist/"):
         root = write_fashion_mnist(data / "fashion", packed=True)
         tail = [f"--data.root={root}", "--data.train_size=null", "--data.labels_per_class=null"]
+        tail += ["--data.longtail.imbalance=0.5"] if "/longtail/" in name else []
     settings = [*configs(name), *SMALL, *verify, *tail, *without_weights(name), "--trainer.default_root_dir=run"]
     assert main(["fit", *settings]) == 0, capsys.readouterr().err
     assert main(["test", *settings, "--ckpt_path=run/checkpoints/last.ckpt"]) == 0, capsys.readouterr().err

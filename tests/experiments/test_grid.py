@@ -10,14 +10,15 @@ import pytest
 import yaml
 from scipy import stats
 
+from distill.__main__ import main as distill
 from distill.errors import UserError
 from tests.program import ROOT
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
-from grid import Plan, main
+from grid import HERE, Grid, Method, Plan, main
 from grid_rows import Row, Rows
-from grid_table import holm, paired
+from grid_table import holm, paired, write
 
 FIRST = {0: 85.1, 1: 84.2, 2: 86.0, 3: 85.5, 4: 84.9}
 SECOND = {0: 84.0, 1: 83.3, 2: 84.6, 3: 84.7, 4: 83.9, 7: 10.0}
@@ -68,7 +69,7 @@ def test_rows_survive_writing_and_reading(tmp_path):
     made = [
         Row("weight", "rkd", 100, 0.1, 3.0, "abc", 0.71),
         Row("weight", "rkd", 100, 0.1, 9.0, "abc", 0.74),
-        Row("final", "student", 0, 0.1, None, "def", 0.5, 0.51, None, 0.02, 12.5),
+        Row("final", "student", 0, 0.1, None, "def", 0.5, 0.51, None, 0.02, seconds=12.5),
     ]
     for row in made:
         rows.add(row)
@@ -90,8 +91,70 @@ def test_a_tuning_seed_is_not_used_again_and_comparisons_name_methods(tmp_path):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**plan, "seeds": [0], "comparisons": [["kd", "student"]]}))
     with pytest.raises(UserError, match="there is no method 'kd' among student"):
         Plan.read(tmp_path)
-    with pytest.raises(UserError, match="is no grid: it has no grid.yaml; there are fashion_mnist/cnn"):
+    with pytest.raises(UserError, match="is no grid: it has no grid.yaml; there are .*fashion_mnist/cnn"):
         Plan.read(tmp_path / "nowhere")
+
+
+GRIDS = sorted(str(file.parent.relative_to(HERE)) for file in HERE.rglob("grid.yaml"))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_has_the_files_of_its_methods_and_they_are_understood(name, tmp_path, capsys):
+    folder = HERE / name
+    plan = Plan.read(folder)
+    grid = Grid(name, folder, tmp_path, plan, Rows(tmp_path / "runs.csv"))
+    terms = dict.fromkeys(term for method in plan.methods.values() for term in method.terms)
+    for method in plan.methods.values():
+        heads = grid.heads(method)
+        assert bool(method.weights) == bool(heads), "what has a weight is tuned"
+        assert not method.weights or method.terms[-1] in heads, "the last term's weight is tuned"
+        assert {term for term in method.terms[:-1] if term in heads} <= plan.methods.keys(), "others are tuned alone"
+    with pytest.raises(SystemExit) as stop:
+        distill(["fit", *grid.arguments(Method("all", tuple(terms))), "--print_config"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 0, printed.err
+    assert set(yaml.safe_load(printed.out)["model"]["heads"]) == set(grid.heads(Method("all", tuple(terms))))
+
+
+def test_a_part_without_heads_changes_the_recipe_and_has_no_weight(grid, tmp_path):
+    task = {"model": {"task": {"head": {"class_path": "LogitAdjustment"}, "weight": 1.0}}}
+    (grid / "methods" / "balanced.yaml").write_text(yaml.safe_dump(task))
+    rows = Rows(tmp_path / "runs.csv")
+    rows.add(Row("weight", "kd", 9, 0.1, 3.0, "abc", 0.7))
+    made = Grid("grid", grid, tmp_path, Plan.read(grid), rows)
+    alone = made.run(Method("balanced", ("balanced",)), "final", 0, 0.1, None).fit
+    assert f"--config={grid / 'methods' / 'balanced.yaml'}" in alone
+    assert "--model.teacher=null" in alone, "no head reads a teacher"
+    both = made.run(Method("balanced_kd_rkd", ("balanced", "kd", "rkd")), "final", 0, 0.1, 0.5).fit
+    assert [word for word in both if ".weight=" in word] == [
+        "--model.heads.kd.weight=3",
+        "--model.heads.rkd.weight=0.5",
+    ]
+    assert "--model.teacher=StoredTeacher" in both
+    (grid / "methods" / "rkd.yaml").write_text((grid / "methods" / "kd.yaml").read_text())
+    with pytest.raises(UserError, match=r"rkd\.yaml: a term's file has one head of its name, rkd, and not kd"):
+        made.run(Method("rkd", ("rkd",)), "final", 0, 0.1, 1.0)
+
+
+def test_a_long_tail_adds_columns_and_rows_of_an_older_file_are_kept(tmp_path, capsys):
+    (tmp_path / "runs.csv").write_text(
+        "stage,method,seed,learning_rate,weight,recipe,validation,test,agreement,calibration,seconds\n"
+        "final,student,0,0.1,,abc,0.5,0.51,,0.02,12.5\n"
+    )
+    rows = Rows(tmp_path / "runs.csv")
+    write(rows, [], tmp_path)
+    assert "many" not in (tmp_path / "table.md").read_text()
+    result = {"validation": {"val/top1": 0.6}, "seconds": 3.0}
+    tested = {"test/top1": 0.6, "test/many": 0.9, "test/medium": 0.5, "test/few": 0.25}
+    rows.add(Row("final", "student", 1, 0.1, None, "abc").of({**result, "last": tested}))
+    again = list(Rows(tmp_path / "runs.csv"))
+    assert [vars(row) for row in again] == [vars(row) for row in rows]
+    assert [row.few_shot for row in again] == [None, 0.25]
+    assert [row.seconds for row in again] == [12.5, 3.0]
+    write(rows, [], tmp_path)
+    header, _, line = (tmp_path / "table.md").read_text().splitlines()[:3]
+    cells = dict(zip(header.split(" | "), line.split(" | "), strict=True))
+    assert [cells[name] for name in ("many (%)", "medium (%)", "few (%)")] == ["90.00", "50.00", "25.00"]
 
 
 RECIPE = """
