@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -55,6 +56,20 @@ class Features:
             item.name: function(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
         }
         return replace(self, **changed, maps={name: function(value) for name, value in self.maps.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the features of several batches as those of one, whose rows are theirs one after the other."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        changed: dict[str, Any] = {
+            item.name: torch.cat([getattr(part, item.name) for part in parts])
+            for item in fields(first)
+            if isinstance(getattr(first, item.name), Tensor)
+        }
+        maps = {name: torch.cat([part.maps[name] for part in parts]) for name in first.maps}
+        return replace(first, **changed, maps=maps)
 
 
 @dataclass(frozen=True)

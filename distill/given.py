@@ -148,7 +148,8 @@ class Writer:
         if isinstance(value, Configurable) and type(value).__module__.partition(".")[0] == "distill":
             return {"class_path": type(value).__name__, "init_args": self.write(arguments_of(value), key)}
         if is_dataclass(value) and not isinstance(value, type):
-            return {item.name: self.write(getattr(value, item.name), f"{key}.{item.name}") for item in fields(value)}
+            given = {item.name: self.write(getattr(value, item.name), f"{key}.{item.name}") for item in fields(value)}
+            return {"class_path": _path(type(value)), "init_args": given} if isinstance(value, Configurable) else given
         for kind, function in _FUNCTIONS:
             if isinstance(value, kind):
                 self.objects[key] = value

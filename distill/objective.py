@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,45 +16,17 @@ from distill.heads.base import Batch, Head, RunInfo
 from distill.heads.parts.precision import rounded
 from distill.heads.parts.summaries import request_of
 from distill.randomness import seeded_by
-from distill.schedules import Progress, Schedule, require_finite_values, value_at
+from distill.schedules import Progress, Schedule, require_finite_values
 from distill.store import Request, StoredFeatures
+from distill.terms import TASK, TEACHER, Term, key_of, teacher_key
+from distill.views import batch_of_views, count_views, rows_of_views
 
-TASK = "task"
-"""Name of the term on the labels."""
-TEACHER = "teacher"
-"""Name given to a single, unnamed teacher."""
+__all__ = ["TASK", "TEACHER", "Losses", "Objective", "Teachers", "Term", "key_of", "teacher_key"]
+
 _RESERVED = ("loss", "lr")
 
-HalfOrFull = Literal["float32", "bfloat16", "float16"]
 Teachers: TypeAlias = Features | Mapping[str, Features] | None
 """Features of the only teacher, features by teacher name, or summaries by term name."""
-
-
-@dataclass
-class Term:
-    """A head with its weight in the total loss.
-
-    Args:
-        head: the loss.
-        weight: a number, or a schedule over training. A head with the constant weight 0 is not built.
-        teacher: name of the teacher that the head compares with; defaults to the only teacher.
-        summary_dtype: type that the teacher's summary is rounded to, before the head computes in float32; `bfloat16`
-            and `float16` halve the size of a stored one.
-    """
-
-    head: Head
-    weight: float | Schedule = 1.0
-    teacher: str | None = None
-    summary_dtype: HalfOrFull = "float32"
-
-    @property
-    def is_off(self) -> bool:
-        """True if the weight is the constant 0."""
-        return not isinstance(self.weight, Schedule) and self.weight == 0
-
-    def weight_at(self, progress: Progress) -> float:
-        """Return the weight at `progress`."""
-        return value_at(self.weight, progress)
 
 
 @dataclass(frozen=True)
@@ -95,6 +67,7 @@ class Objective(nn.Module):
         terms: the active terms by name.
         heads: the heads of the active terms by name, as submodules.
         factors: buffer `[terms]` that multiplies the weights; 1 unless changed by `set_factors`.
+        views: number of views of each image in a training batch, `None` before `prepare` or if it is not known.
 
     Raises:
         UserError: no term is active, a name is reserved, or a head does not fit the networks; the message begins with
@@ -126,6 +99,8 @@ class Objective(nn.Module):
                 # By a key, so that it depends neither on other terms nor on networks that were made before.
                 with seeded_by("head", name, torch.initial_seed()):
                     term.head.build(student, teacher if teacher is not None else student)
+            with under(key_of(name)):
+                term.require_comparable_views(student, teacher)
             self.terms[name] = term
             self.heads[name] = term.head
         if not self.terms:
@@ -133,6 +108,7 @@ class Objective(nn.Module):
                 "model.task: no term of the loss has a weight; set a weight for the task or for one of model.heads"
             )
         self.teacher_names = tuple(specs)
+        self.views: int | None = None
         self.register_buffer("factors", torch.ones(len(self.terms), dtype=torch.float64))
         self._factors = dict.fromkeys(self.terms, 1.0)  # on the host, so that no step synchronizes
         self.register_load_state_dict_post_hook(_read_factors)  # type: ignore[no-untyped-call]  # torch's
@@ -153,19 +129,22 @@ class Objective(nn.Module):
         Raises:
             UserError: a term does not fit the run; the message begins with the term's configuration key.
         """
+        self.views = run.views
         for name, term in self.terms.items():
             schedules = {"weight": term.weight} | {f"head.{key}": value for key, value in vars(term.head).items()}
             for key, schedule in schedules.items():
                 if isinstance(schedule, Schedule):
                     with under(f"{key_of(name)}.{key}"):
                         require_finite_values(schedule, run.progress)
+            with under(key_of(name)):
+                run_of_term = term.run_on_its_views(run)
             with under(f"{key_of(name)}.head"):
-                for need in sorted(term.head.batch_needs - run.provides):
+                for need in sorted(term.head.batch_needs - run_of_term.provides):
                     raise UserError(
                         f"{type(term.head).__name__} needs {need}: {_REMEDIES.get(need, 'the batches hold none')}"
                     )
                 term.head.progress = run.progress
-                term.head.prepare(run)
+                term.head.prepare(run_of_term)
 
     def active(self, progress: Progress) -> Mapping[str, Sequence[str]]:
         """Return the names of the terms that read each teacher, by teacher name.
@@ -196,6 +175,8 @@ class Objective(nn.Module):
     def summarize(self, teachers: Teachers, batch: Batch, progress: Progress) -> dict[str, Summary]:
         """Reduce the teachers' features to what each head compares.
 
+        A batch's views are summarized one after the other, as they are stored.
+
         Args:
             teachers: features of the only teacher, or features by teacher name; summaries by term name are passed
                 through.
@@ -221,14 +202,31 @@ class Objective(nn.Module):
 
     def summary(self, name: str, teacher: Features, batch: Batch) -> Summary:
         """Reduce a teacher's features to what one term compares with, or take them from what was stored for it."""
+        if isinstance(teacher, Summary):
+            return self.terms[name].head.summary(teacher, batch)
+        if (views := self.count_views(batch)) == 1:
+            return self._summary_of_view(name, teacher, batch)
+        chosen = self.terms[name].teacher_views_of(views)
+        parts = {
+            view: self._summary_of_view(
+                name, rows_of_views(teacher, [view], views), batch_of_views(batch, [view], views)
+            )
+            for view in dict.fromkeys(chosen)
+        }
+        return Summary.joined([parts[view] for view in chosen])
+
+    def count_views(self, batch: Batch) -> int:
+        """Return the number of views of each image in a batch."""
+        return count_views(batch, self.views)
+
+    def _summary_of_view(self, name: str, teacher: Features, batch: Batch) -> Summary:
         term = self.terms[name]
         if isinstance(teacher, StoredFeatures):
             if name not in teacher.summaries:
                 raise UserError(f"{key_of(name)}: the batch has no stored rows: `attach` them to its data module")
             return term.head.summary(teacher.summaries[name], batch)
         dtype = getattr(torch, term.summary_dtype)
-        summary = term.head.summary(teacher, batch)
-        return summary if isinstance(teacher, Summary) else summary.apply(lambda tensor: rounded(tensor, dtype))
+        return term.head.summary(teacher, batch).apply(lambda tensor: rounded(tensor, dtype))
 
     def forward(self, student: Features, teachers: Teachers, batch: Batch, progress: Progress) -> Losses:
         """Compute all terms and their weighted sum, from arguments as those of `summarize`."""
@@ -236,12 +234,16 @@ class Objective(nn.Module):
         weights = {name: self._weight(name, progress) for name in self.terms}
         values: dict[str, Tensor] = {}
         parts: list[Tensor] = []
+        views = self.count_views(batch)
         for name, term in self.terms.items():
             term.head.progress = progress
             if term.head.needs_teacher and name not in summaries:
                 parts.append(self._zero(term.head, student))
                 continue
-            values[name] = term.head(student, summaries.get(name), batch)
+            chosen = term.views_of(views)
+            values[name] = term.head(
+                rows_of_views(student, chosen, views), summaries.get(name), batch_of_views(batch, chosen, views)
+            )
             parts.append(weights[name] * values[name])
         diagnostics = {name: self.terms[name].head.diagnostics() for name in values}
         return Losses(torch.stack(parts).sum(), values, weights, diagnostics)
@@ -267,21 +269,12 @@ class Objective(nn.Module):
         return next(iter(names), None)
 
 
-def key_of(name: str) -> str:
-    """Return the configuration key of a term."""
-    return "model.task" if name == TASK else f"model.heads.{name}"
-
-
-def teacher_key(name: str) -> str:
-    """Return the configuration key of a teacher."""
-    return "model.teacher" if name == TEACHER else f"model.teachers.{name}"
-
-
 def _read_factors(objective: Any, _: Any) -> None:
     objective._factors = dict(zip(objective.terms, objective.factors.tolist(), strict=True))
 
 
 _REMEDIES = {
+    "view": "give two views of each image, such as data.train_views [weak, strong]",
     "index": "give each image's place in the data set as the third of (image, label, index)",
     "segments": "add the callback SuperpixelSegments to trainer.callbacks",
 }

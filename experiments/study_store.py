@@ -100,6 +100,9 @@ def store_terms(root: Path, base: Sequence[str], methods: Mapping[str, Sequence[
         tree = _configuration(arguments)
         if tree["model"]["teacher"] is None or tree["model"]["teachers"]:
             continue
+        if tree["data"].get("init_args", {}).get("train_views"):
+            print(f"{method} is not stored: it sees other views of the images", flush=True)
+            continue
         added = {f"{method}__{name}": term for name, term in tree["model"]["heads"].items()}
         terms |= added
         owners |= dict.fromkeys(added, method)

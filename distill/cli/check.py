@@ -145,7 +145,8 @@ def _shapes(spec: FeatureSpec) -> dict[str, str]:
 def _heads(module: DistillationModule) -> Table:
     table = Table(title="Terms of the loss", title_justify="left")
     several = ["teacher"] if len(module.teachers) > 1 else []
-    for name in ("name", "head", *several, "reads", "scope", "weight", "parameters", "memory"):
+    chosen = ["views"] if any(term.views or term.teacher_views for term in module.terms.values()) else []
+    for name in ("name", "head", *several, *chosen, "reads", "scope", "weight", "parameters", "memory"):
         table.add_column(name)
     for name, term in module.terms.items():
         head = term.head
@@ -154,6 +155,7 @@ def _heads(module: DistillationModule) -> Table:
             name,
             type(head).__name__,
             *(module.distiller.objective.teacher_of(name) or "-" for _ in several),
+            *(_views(term) for _ in chosen),
             ", ".join(sorted(head.needs | head.batch_needs)) or "-",
             _scope(head),
             _weight(term),
@@ -215,6 +217,9 @@ def _sample(loader: Any, module: LightningModule, data: LightningDataModule) -> 
 def _step(module: LightningModule, batch: EffectiveBatch, data: LightningDataModule, trainer: Trainer) -> Table:
     table = Table(title="Optimizer step", title_justify="left", show_header=False)
     table.add_row("effective batch", str(batch))
+    if (views := len(getattr(data, "train_views", "1"))) > 1 and isinstance(module, ClassificationModule):
+        passes = module.distiller.view_passes
+        table.add_row("views of each image", f"{views}, so {views * batch.images} rows a batch; {passes} passes")
     images, limit = len(data.train_dataloader().dataset) // batch.devices, trainer.limit_train_batches
     batches, last = divmod(images, batch.images)
     if last and not getattr(data, "drop_last", True):
@@ -230,6 +235,12 @@ def _step(module: LightningModule, batch: EffectiveBatch, data: LightningDataMod
 def _effective_batch(data: LightningDataModule, trainer: Trainer) -> EffectiveBatch | None:
     images = getattr(data, "batch_size", None)
     return None if images is None else EffectiveBatch(images, trainer.world_size, trainer.accumulate_grad_batches)
+
+
+def _views(term: Term) -> str:
+    """Return the views of the student, and those of the teacher where they are named."""
+    sides = ["all" if each is None else ", ".join(map(str, each)) for each in (term.views, term.teacher_views)]
+    return sides[0] if term.teacher_views is None else f"{sides[0]} (teacher {sides[1]})"
 
 
 def _scope(head: Head) -> str:

@@ -19,6 +19,7 @@ from distill.data.small_images import SmallImageData
 from distill.data.sources import ArraySource, FileSource
 from distill.data.stl10 import STL10
 from distill.data.tiny_imagenet import TinyImageNet
+from distill.data.views import RandAugment
 
 __all__ = [
     "CIFAR10",
@@ -39,6 +40,7 @@ __all__ = [
     "Mixing",
     "Names",
     "PhotoData",
+    "RandAugment",
     "SmallImageData",
     "Split",
     "StanfordCars",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, floor, isinf
 from typing import Any, Literal
 
+from torch import Tensor
+
+from distill.configurable import Configurable
 from distill.errors import UserError, require_at_least, require_between
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -14,8 +19,25 @@ _LONG = 16
 """Ratio of the sides above which an image is not resized as a whole."""
 
 
+class Augmentation(Configurable, ABC):
+    """Base of the augmentations that `data.train_views` names by their class."""
+
+    @abstractmethod
+    def view_transform(
+        self, weak: Callable[[Any], Tensor], side: int, interpolation: Interpolation, gray: bool
+    ) -> Callable[[Any], Tensor]:
+        """Return the transform of a source's image to a view of it, a float tensor `[C, side, side]` in [0, 1].
+
+        Args:
+            weak: the data's own training transform, likewise.
+            side: of the images, in pixels.
+            interpolation: for resizing.
+            gray: whether the images are gray, in one channel or in three equal ones.
+        """
+
+
 @dataclass
-class TimmAugmentation:
+class TimmAugmentation(Augmentation):
     """The augmentation of timm's training script, in addition to random crops and flips.
 
     Args:
@@ -39,6 +61,13 @@ class TimmAugmentation:
         require_at_least(0, **{"data.augment.color_jitter": self.color_jitter})
         if isinf(self.color_jitter):
             raise UserError("data.augment.color_jitter must be finite, given inf")
+
+    def view_transform(
+        self, weak: Callable[[Any], Tensor], side: int, interpolation: Interpolation, gray: bool
+    ) -> Callable[[Any], Tensor]:
+        """Return `transform`, in place of the data's own."""
+        transform: Callable[[Any], Tensor] = self.transform(side, interpolation)
+        return transform
 
     def transform(self, side: int, interpolation: Interpolation) -> Any:
         """Create the transform of a photo to a float tensor `[3, side, side]`, in [0, 1] except for erased pixels.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 from torch.utils.data import DataLoader
 
 from distill.configurable import Configurable
-from distill.data.dataset import ExtraFields, ImageDataset, Sample, Split, StoredRows, run_seed
+from distill.data.augmentation import Interpolation
+from distill.data.dataset import ExtraFields, ImageDataset, Sample, Split, StoredRows, ViewKey, run_seed
 from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix
 from distill.data.samplers import EvaluationSampler, FixedSampler, ResumableLoader, SampleKey, ShuffledSampler
@@ -25,6 +26,7 @@ from distill.data.sources import (
     require_classes,
     require_images_of_every_class,
 )
+from distill.data.views import RandAugment, View, require_views
 from distill.errors import UserError, require_at_least
 
 
@@ -32,7 +34,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
     """Base of the data modules: a subclass sets `num_classes` and `image_shape` and implements `samples`.
 
     Args:
-        batch_size: images per process and step.
+        batch_size: images per process and step, whatever the number of their views.
         num_workers: worker processes that load batches.
         mixing: mixup and CutMix of training batches.
         repetitions: how often each training image occurs in an epoch, augmented anew each time; the length of the
@@ -42,6 +44,9 @@ class ImageData(Configurable, LightningDataModule, ABC):
             length of the epoch does not change. Images without a label are not drawn.
         draws: number of fixed augmented versions of each training image over the run, which repeat in turn; `None`:
             every draw is a new one.
+        train_views: how each training image comes, in one view or in several: `weak` (the data's own augmentation),
+            `strong` (RandAugment after it), or a `RandAugment` or `TimmAugmentation` of one's own; by default `[weak]`.
+            A batch holds view after view, each image once in each.
         drop_last: leave out the images at the end of an epoch that do not fill a batch. Without it, they are a smaller
             batch, whose mean loss is a step of its own (or a share of an accumulated step) like any other; the number
             of training images must then be a multiple of the number of processes.
@@ -52,6 +57,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         image_shape: `(C, H, W)` of the images.
         classes: names of the classes, in the order of their labels; `None` where the data do not tell. They are saved
             in checkpoints, which are refused with data whose labels mean other classes.
+        gray: whether the images are gray though they have three channels, so that colors are not augmented.
         extra_fields: computes further entries of the batch, by name, from each augmented image, in the workers.
         stored: by split, returns what is stored of samples, by draw and index, for the entry `stored` of the batch.
 
@@ -62,6 +68,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
     num_classes: int
     classes: list[str] | None = None
     image_shape: tuple[int, int, int]
+    gray: ClassVar[bool] = False
     extra_fields: ExtraFields | None = None
 
     def __init__(
@@ -75,6 +82,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         drop_last: bool = True,
         draws: int | None = None,
         seed: int | None = None,
+        train_views: list[View] | None = None,
     ) -> None:
         super().__init__()
         require_at_least(1, **{"data.batch_size": batch_size, "data.repetitions": repetitions, "data.draws": draws})
@@ -98,6 +106,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         self.drop_last = drop_last
         self.draws = draws
         self.seed = seed
+        self.train_views = require_views(train_views)
         self.stored: dict[Split, StoredRows] = {}
         self._samples: dict[Split, ImageDataset] = {}
         self._train_loader: ResumableLoader | None = None
@@ -192,8 +201,8 @@ class ImageData(Configurable, LightningDataModule, ABC):
         """Return a loader of the test images."""
         return self._evaluation_loader("test")
 
-    def keyed_dataloader(self, split: Split, keys: Sequence[SampleKey]) -> DataLoader[Sample]:
-        """Return a loader of the samples of a split with the given draws and indices, in their order."""
+    def keyed_dataloader(self, split: Split, keys: Sequence[SampleKey | ViewKey]) -> DataLoader[Sample]:
+        """Return a loader of the samples of a split with the given draws and indices (and views), in their order."""
         return DataLoader(self._cached(split), sampler=keys, **self._settings())
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,7 +232,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         if self.mixing is None or "mixing_seed" not in batch:
             return batch
         seed = batch.pop("mixing_seed")
-        return mix(batch, self.num_classes, self.mixing, seed)
+        return mix(batch, self.num_classes, self.mixing, seed, len(self.train_views))
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
         samples = self._cached(split)
@@ -241,10 +250,22 @@ class ImageData(Configurable, LightningDataModule, ABC):
             if split == "train" and self.longtail is not None:
                 samples.source = Subset(samples.source, self.longtail.positions(samples.source, self.num_classes))
             samples.seed = samples.seed if self.seed is None else self.seed
+            if split == "train" and self.train_views != ("weak",):
+                samples.views = self._view_transforms(samples)
             self._samples[split] = samples
         self._samples[split].extra_fields = self.extra_fields
         self._samples[split].stored = self.stored.get(split)
         return self._samples[split]
+
+    def _view_transforms(self, samples: ImageDataset) -> list[Any]:
+        channels, side, _ = self.image_shape
+        weak, gray = samples.transform, self.gray or channels == 1
+        interpolation: Interpolation = getattr(self, "interpolation", "bilinear")
+        augmentations: list[View] = [RandAugment() if view == "strong" else view for view in self.train_views]
+        return [
+            weak if isinstance(view, str) else view.view_transform(weak, side, interpolation, gray)
+            for view in augmentations
+        ]
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -58,6 +58,8 @@ def as_batch(raw: Any, names: Names | None = None) -> dict[str, Any]:
         batch["label"] = _label(batch["label"], image)
     if "index" in batch:
         batch["index"] = _index(batch["index"], image)
+    if batch.get("view") is not None:
+        batch["view"] = _tensor("view", batch["view"], image).long()
     return batch
 
 
@@ -91,8 +93,9 @@ def _entries(raw: Any, names: dict[str, str | int]) -> dict[str, Any]:
     images = [_is_images(value) for value in raw]
     if sum(images) > 1 or any(isinstance(value, tuple | list) and sum(map(_is_images, value)) > 1 for value in raw):
         raise UserError(
-            f"data: more than one batch of images in {described(raw)}: several views of an image are not supported, "
-            "and of several inputs one is to be named in model.batch, such as {image: 0, label: 2}"
+            f"data: more than one batch of images in {described(raw)}: give several views of the images in one image, "
+            "view after view, with their numbers as view, or name one of several inputs in model.batch, such as "
+            "{image: 0, label: 2}"
         )
     if not images or not images[0] or len(raw) > len(_PLACES):
         if any(images):
@@ -129,7 +132,8 @@ def _entry(raw: Sequence[Any], key: str, position: str | int) -> Any:
 def _require_images(image: Any, raw: Any) -> None:
     if isinstance(image, tuple | list) and any(map(_is_images, image)):
         raise UserError(
-            f"data: image is {described(image)}: several views of an image are not supported, give one batch of images"
+            f"data: image is {described(image)}: give one batch of images, several views view after view with their "
+            "numbers as view"
         )
     if not isinstance(image, Tensor) or image.ndim != 4:
         shown = described(image)

@@ -11,34 +11,43 @@ from torch.utils.data import Dataset
 
 from distill.data.samplers import SampleKey
 from distill.data.sources import Source
+from distill.errors import UserError
 from distill.randomness import seeded_by
 
 Split = Literal["train", "val", "test"]
 Sample = dict[str, Any]
 ExtraFields = Callable[[Tensor], dict[str, Tensor]]
 StoredRows = Callable[[Sequence[SampleKey]], list[dict[str, Any]]]
+ViewKey = tuple[int, int, int]
+"""Draw, index and view, for one view of a sample."""
 
 
 class ImageDataset(Dataset[Sample]):
-    """Images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabeled), `index` and `draw`.
+    """Images as dicts of `image` `[C, H, W]` in [0, 1], `label` (-1: unlabeled), `index`, `draw` and perhaps `view`.
 
     A training sample is requested by (draw, index), and its augmentation depends only on these and the seed: not on
     workers, ranks, or samples drawn before. An index past the end stands for a sample that only pads a rank's last
     batch; it is returned with `index` -1.
+
+    With several views, a batch holds each image as often, view after view: the first view of all images, then the
+    second of all. The augmentation of a view after the first depends on its number besides. A key (draw, index, view)
+    asks for one view alone, without the entry `view`.
 
     Args:
         source: returns (image, label) for a position.
         transform: from the source's image to a float tensor.
 
     Attributes:
+        views: the transform of each view; by default one view, that of `transform`.
         extra_fields: computes further entries of the batch, by name, from a transformed image.
-        stored: returns what is stored of samples, by draw and index; it is the entry `stored` of each.
+        stored: returns what is stored of samples, by `stored_draw` and index; it is the entry `stored` of each.
         seed: of the augmentation.
     """
 
     def __init__(self, source: Source, transform: Callable[[Any], Tensor]) -> None:
         self.source = source
         self.transform = transform
+        self.views: Sequence[Callable[[Any], Tensor]] = ()
         self.extra_fields: ExtraFields | None = None
         self.stored: StoredRows | None = None
         self.seed = run_seed()
@@ -46,25 +55,56 @@ class ImageDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: int | SampleKey) -> Sample:
+    def __getitem__(self, key: int | SampleKey | ViewKey) -> Sample:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[Sample]:
-        """Return the samples of a batch, as torch's loaders ask for them."""
-        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        samples = [self._sample(draw, position) for draw, position in pairs]
+    def __getitems__(self, keys: Sequence[int | SampleKey | ViewKey]) -> list[Sample]:
+        """Return the samples of a batch, as torch's loaders ask for them, view after view."""
+        images = [self._views(*key) if isinstance(key, tuple) else self._views(0, key) for key in keys]
+        places, samples = zip(*(each for view in zip(*images, strict=True) for each in view), strict=True)
         if self.stored is not None:
-            stored = self.stored([(draw, position % len(self)) for draw, position in pairs])
-            samples = [{**sample, "stored": rows} for sample, rows in zip(samples, stored, strict=True)]
-        return samples
+            stored = self.stored(places)
+            return [{**sample, "stored": rows} for sample, rows in zip(samples, stored, strict=True)]
+        return list(samples)
 
-    def _sample(self, draw: int, position: int) -> Sample:
+    def _views(self, draw: int, position: int, view: int | None = None) -> list[tuple[SampleKey, Sample]]:
+        """Return the views of an image, each with its place among what is stored."""
+        transforms = self.views or (self.transform,)
         index = position % len(self)
         image, label = self.source[index]
-        with seeded_by("augmentation", self.seed, draw, index):
-            image = self.transform(image)
-        sample = {"image": image, "label": int(label), "index": index if index == position else -1, "draw": draw}
-        return sample if self.extra_fields is None else {**sample, **self.extra_fields(image)}
+        entries = {"label": int(label), "index": index if index == position else -1, "draw": draw}
+        found: list[tuple[SampleKey, Sample]] = []
+        for number in range(len(transforms)) if view is None else (view,):
+            with seeded_by("augmentation", self.seed, draw, index, *((number,) if number > 0 else ())):
+                augmented = transforms[number](image)
+            sample = {"image": augmented, **entries}
+            if view is None and len(transforms) > 1:
+                sample["view"] = number
+            if self.extra_fields is not None:
+                sample |= self.extra_fields(augmented)
+            found.append(((stored_draw(draw, number, len(transforms)), index), sample))
+        _require_one_size([sample["image"] for _, sample in found])
+        return found
+
+
+def _require_one_size(views: Sequence[Tensor]) -> None:
+    for number, image in enumerate(views):
+        if image.shape != views[0].shape:
+            sizes = [" x ".join(map(str, each.shape)) for each in (image, views[0])]
+            raise UserError(
+                f"data.train_views: view {number} of an image is {sizes[0]}, but view 0 is {sizes[1]}: give views of "
+                "one size"
+            )
+
+
+def stored_draw(draw: int, view: int, views: int) -> int:
+    """Return the number of a view of a draw among all of an image, by which a store knows it."""
+    return draw * views + view
+
+
+def key_of_stored(draw: int, index: int, views: int) -> SampleKey | ViewKey:
+    """Return the key of the sample that a store knows by `stored_draw` and index."""
+    return (draw, index) if views == 1 else (draw // views, index, draw % views)
 
 
 def run_seed() -> int:

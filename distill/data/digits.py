@@ -35,6 +35,7 @@ class Digits(ImageData):
     """
 
     num_classes = 10
+    gray = True
 
     def __init__(
         self,

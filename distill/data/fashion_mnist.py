@@ -44,6 +44,7 @@ class FashionMNIST(SmallImageData):
     """
 
     num_classes = 10
+    gray = True
     folder = "FashionMNIST"
     title = "Fashion-MNIST"
     origin = (

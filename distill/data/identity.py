@@ -20,7 +20,7 @@ SAMPLES = 16
 _ANY = frozenset(
     {
         *("root", "path", "download", "batch_size", "num_workers", "drop_last", "draws"),
-        *("repetitions", "class_balanced", "mixing", "seed"),
+        *("repetitions", "class_balanced", "mixing", "seed", "train_views"),
     }
 )
 """Arguments that change neither an image nor its number, or are compared by themselves."""
@@ -29,7 +29,8 @@ _ANY = frozenset(
 def settings_identity(data: ImageData) -> dict[str, Any]:
     """Return the class and the arguments that determine the images, as JSON values."""
     settings = {name: _plain(value) for name, value in settings_of(data).items() if name not in _ANY}
-    return {"class": type(data).__name__, **settings}
+    views = {} if data.train_views == ("weak",) else {"train_views": [_view(view) for view in data.train_views]}
+    return {"class": type(data).__name__, **settings, **views}
 
 
 def split_identity(data: ImageData, split: Split) -> dict[str, Any]:
@@ -54,6 +55,10 @@ def split_identity(data: ImageData, split: Split) -> dict[str, Any]:
     if (labels := listed_labels(source)) is not None:
         found["labels"] = _digest(labels)
     return found
+
+
+def _view(view: Any) -> Any:
+    return view if isinstance(view, str) else {"class": type(view).__name__, **_plain(view)}
 
 
 def _digest(values: Any) -> str:

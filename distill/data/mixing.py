@@ -36,30 +36,42 @@ class Mixing:
             raise UserError(f"{infinite[0]} must be finite, given inf")
 
 
-def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> dict[str, Any]:
+def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int, views: int = 1) -> dict[str, Any]:
     """Mix each image of a batch with the one half a batch further by mixup or CutMix.
 
     The pairs are those of the batch of all ranks, dealt as a `ShuffledSampler` deals it. If a rank's batch is even,
     half of the whole is a multiple of the number of ranks, so that both images of a pair are on one rank; only for an
-    odd batch are images sent between ranks.
+    odd batch are images sent between ranks. Several views of an image are all mixed with the same view of the same
+    partner, in the same share or box.
 
     If the workers have computed `segments`, CutMix pastes them with the pixels: segment k of the image becomes 2 k,
     and segment k of the pasted box 2 k + 1. Segments do not apply to images blended by mixup, which removes them.
 
     Args:
         batch: `image` `[B, C, H, W]`, `label` `[B]`, -1 for unlabeled: such a sample adds nothing to the soft label.
+            With V views both have V B rows, view after view.
         num_classes: K; 0 for images without labels, whose label stays -1.
         mixing: the settings.
         seed: of the draws, the same on all ranks: `mixing_seed` of a batch from `ImageData.train_dataloader`.
+        views: V.
 
     Returns:
         The batch with mixed `image` and soft `label` `[B, K]`, whose rows sum to the labeled share of the mixed image.
+
+    Raises:
+        UserError: `views` is not the batch's, so that an image's views would get different partners.
     """
     from torchvision.transforms import v2
 
     image, label = batch["image"], batch["label"]
+    if ("view" in batch) != (views > 1) or len(image) % views:
+        has = "several views" if "view" in batch else "one view"
+        raise UserError(
+            f"mix: the batch has {len(image)} images in {has}, given {views} as the number of views, so that the views "
+            "of an image would not be mixed alike: give theirs"
+        )
     if num_classes == 0:
-        return {**mix(batch, 1, mixing, seed), "label": label}
+        return {**mix(batch, 1, mixing, seed, views), "label": label}
     soft = (label.unsqueeze(1) == torch.arange(num_classes, device=label.device)).to(image.dtype)
     kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix)) if alpha > 0]
     if not kinds:
@@ -69,29 +81,34 @@ def mix(batch: dict[str, Any], num_classes: int, mixing: Mixing, seed: int) -> d
         drawn = kind(alpha=alpha).make_params([image])
     if kind is v2.MixUp:
         rest = {name: value for name, value in batch.items() if name != "segments"}
-        return {**rest, "image": _blended(image, drawn["lam"]), "label": _blended_labels(soft, drawn["lam"])}
+        return {
+            **rest,
+            "image": _blended(image, drawn["lam"], views),
+            "label": _blended_labels(soft, drawn["lam"], views),
+        }
     left, top, right, bottom = drawn["box"]
     box = (..., slice(top, bottom), slice(left, right))
-    mixed = {"image": image.clone(), "label": _blended_labels(soft, drawn["lam_adjusted"])}
-    mixed["image"][box] = _partners(image[box])
+    mixed = {"image": image.clone(), "label": _blended_labels(soft, drawn["lam_adjusted"], views)}
+    mixed["image"][box] = _partners(image[box], views)
     if "segments" in batch:
         mixed["segments"] = 2 * batch["segments"]
-        mixed["segments"][box] = _partners(mixed["segments"][box]) + 1
+        mixed["segments"][box] = _partners(mixed["segments"][box], views) + 1
     return {**batch, **mixed}
 
 
-def _blended(tensor: Tensor, share: float) -> Tensor:
-    return share * tensor + (1 - share) * _partners(tensor)
+def _blended(tensor: Tensor, share: float, views: int) -> Tensor:
+    return share * tensor + (1 - share) * _partners(tensor, views)
 
 
-def _blended_labels(label: Tensor, share: float) -> Tensor:
-    return _blended(label, share) if label.ndim == 2 else label
+def _blended_labels(label: Tensor, share: float, views: int) -> Tensor:
+    return _blended(label, share, views) if label.ndim == 2 else label
 
 
-def _partners(tensor: Tensor) -> Tensor:
-    """Return each row's partner, the row half of the batch of all ranks before it, around the end of the batch."""
+def _partners(tensor: Tensor, views: int) -> Tensor:
+    """Return each row's partner, the row half of the batch of all ranks before it, around the end of its view."""
     ranks = world_size()
-    half = ranks * len(tensor) // 2
+    half = ranks * len(tensor) // views // 2
     if half % ranks == 0:
-        return tensor.roll(half // ranks, 0)
-    return own_rows(gather(tensor).roll(half, 0))
+        return tensor.reshape(views, -1, *tensor.shape[1:]).roll(half // ranks, 1).flatten(0, 1)
+    gathered = gather(tensor)
+    return own_rows(gathered.reshape(views, -1, *tensor.shape[1:]).roll(half, 1).flatten(0, 1))

@@ -4,6 +4,7 @@ from distill.functional.angles import angle_difference, edges, gram_edges
 from distill.functional.channels import channel_correlation_difference
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
 from distill.functional.correlations import adjacent_congruence, correlation_distance, pearson
+from distill.functional.cross_view import crld
 from distill.functional.divergences import huber, kl_divergence, probability_divergence
 from distill.functional.graphs import (
     adjacency_divergence,
@@ -49,6 +50,7 @@ from distill.functional.transport import (
     target_cross_entropy,
     transport_among_others,
 )
+from distill.functional.virtual_relations import class_edge_difference, edge_difference, sample_edge_difference
 from distill.functional.votes import neighbor_votes
 
 __all__ = [
@@ -66,11 +68,14 @@ __all__ = [
     "class_activation_difference",
     "class_cosines",
     "class_costs",
+    "class_edge_difference",
     "conditional_probabilities",
     "context_difference",
     "correlation_distance",
     "cosine_distance",
+    "crld",
     "dkd",
+    "edge_difference",
     "edges",
     "effective_number_weights",
     "factor_transfer",
@@ -111,6 +116,7 @@ __all__ = [
     "relative_squared_distances",
     "resize",
     "rld",
+    "sample_edge_difference",
     "scd",
     "softmax_over_memory",
     "squared_difference",

@@ -7,13 +7,12 @@ be computed in chunks of rows, which the backward pass recomputes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.functional.chunks import by_rows
 from distill.functional.contrast import info_nce
 from distill.functional.divergences import kl_divergence
 
@@ -39,7 +38,7 @@ def nearest_neighbors(nodes: Tensor, neighbors: int, chunk: int | None = None) -
         closeness.diagonal(rows.start).fill_(math.inf)  # no node is its own neighbor
         return closeness.topk(neighbors, largest=False).indices
 
-    return _by_rows(nearest, chunk, nodes, squares)
+    return by_rows(nearest, chunk, nodes, squares)
 
 
 def neighbor_distances(nodes: Tensor, neighbors: Tensor, chunk: int | None = None) -> Tensor:
@@ -63,7 +62,7 @@ def neighbor_distances(nodes: Tensor, neighbors: Tensor, chunk: int | None = Non
         squares: Tensor = torch.linalg.vecdot(difference, difference)
         return squares
 
-    return _by_rows(distances, chunk, nodes, neighbors)
+    return by_rows(distances, chunk, nodes, neighbors)
 
 
 def neighbor_divergence(
@@ -142,7 +141,7 @@ def node_contrast(anchors: Tensor, keys: Tensor, temperature: float, chunk: int 
     def contrast(rows: slice, anchors: Tensor, keys: Tensor, positive: Tensor) -> Tensor:
         return info_nce(anchors[rows] @ keys.T, positive[rows])
 
-    return _by_rows(contrast, chunk, anchors / temperature, keys, torch.arange(len(anchors), device=anchors.device))
+    return by_rows(contrast, chunk, anchors / temperature, keys, torch.arange(len(anchors), device=anchors.device))
 
 
 def context_difference(student: Tensor, teacher: Tensor) -> Tensor:
@@ -174,37 +173,3 @@ def _exponents(squared: Tensor, sigma: float | None) -> Tensor:
         return squared / (-2 * sigma)
     mean = squared.mean()
     return squared / (-2 * mean.masked_fill(mean == 0, 1.0))  # 0 if all neighbors are equal
-
-
-def _by_rows(function: Callable[..., Tensor], chunk: int | None, *tensors: Tensor) -> Tensor:
-    """Return `function(rows, *tensors)` for all rows of the first tensor, computed in chunks if given."""
-    if chunk is None or chunk >= len(tensors[0]):
-        return function(slice(0, len(tensors[0])), *tensors)
-    result: Tensor = _InChunks.apply(function, chunk, *tensors)
-    return result
-
-
-class _InChunks(torch.autograd.Function):
-    """Chunked evaluation that keeps only the results and recomputes in the backward pass, as checkpointing does.
-
-    (`torch.utils.checkpoint` loads torch's compiler when it is first called, and a twice differentiable backward pass
-    loads sympy: each takes seconds.)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], chunk: int, *tensors: Tensor) -> Tensor:
-        ctx.function = function
-        ctx.parts = [slice(start, start + chunk) for start in range(0, len(tensors[0]), chunk)]
-        ctx.save_for_backward(*tensors)
-        return torch.cat([function(part, *tensors) for part in ctx.parts])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        leaves = [
-            tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
-        ]
-        with torch.enable_grad():
-            for part in ctx.parts:
-                torch.autograd.backward((ctx.function(part, *leaves) * gradients[0][part]).sum())
-        return None, None, *(leaf.grad for leaf in leaves)

@@ -8,6 +8,7 @@ from distill.heads.base import Batch, Head, LogitHead, RelationHead, RunInfo, Sc
 from distill.heads.cat_kd import CATKD
 from distill.heads.cc import CC
 from distill.heads.crd import CRD
+from distill.heads.crld import CRLD
 from distill.heads.cross_entropy import CrossEntropy
 from distill.heads.ctkd import CTKD
 from distill.heads.dcd import DCD
@@ -39,6 +40,7 @@ from distill.heads.srrl import SRRL
 from distill.heads.token_regression import TokenRegression
 from distill.heads.trg import TRG
 from distill.heads.vid import VID
+from distill.heads.vrm import VRM
 from distill.heads.wkd_f import WKDF
 from distill.heads.wkd_l import WKDL
 
@@ -48,6 +50,7 @@ __all__ = [
     "CATKD",
     "CC",
     "CRD",
+    "CRLD",
     "CTKD",
     "DCD",
     "DIST",
@@ -70,6 +73,7 @@ __all__ = [
     "SRRL",
     "TRG",
     "VID",
+    "VRM",
     "WKDF",
     "WKDL",
     "Batch",

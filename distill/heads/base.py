@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = dict[str, Any]
-"""`image` `[B, C, H, W]`; where there are any, `label` `[B]` or `[B, K]`, `index` `[B]` and `segments` `[B, H, W]`."""
+"""`image` `[B, C, H, W]`; where there are any, `label` `[B]` or `[B, K]`, `index` `[B]` and `segments` `[B, H, W]`.
+
+With V views of each image, all have V B rows, view after view, and `view` int64 `[V B]` numbers them.
+"""
 
 Scope = Literal["image", "batch", "global", "memory"]
 """The range of a relation: one image, this process's batch, the batch of all ranks, or a memory.
@@ -42,6 +45,7 @@ class RunInfo:
         samples: number of training images.
         class_counts: returns the number of labeled training images per class, int64 `[K]`; called only by heads that
             need it.
+        views: number of views of each image in a training batch, of those that the head gets.
         provides: keys that batches will have: `image`, `label`, `index`, `draw`, `view`, `segments`.
     """
 
@@ -50,6 +54,7 @@ class RunInfo:
     world_size: int = 1
     samples: int | None = None
     class_counts: Callable[[], Tensor] | None = None
+    views: int | None = None
     provides: frozenset[str] = frozenset({"image", "label", "index"})
 
 

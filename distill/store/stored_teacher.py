@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,17 @@ class StoredFeatures(Features):
     """
 
     summaries: Mapping[str, Summary] = field(default_factory=dict)
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Return the answers with `function` applied to every tensor, those of the summaries included."""
+        summaries = {term: summary.apply(function) for term, summary in self.summaries.items()}
+        return replace(super().apply(function), summaries=summaries)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the answers for several batches as those for one."""
+        summaries = {term: Summary.joined([part.summaries[term] for part in parts]) for term in parts[0].summaries}
+        return replace(super().joined(parts), summaries=summaries)
 
 
 class LinearClassifier(nn.Module):

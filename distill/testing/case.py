@@ -116,7 +116,10 @@ class Case:
             "label": torch.randint(classes, (self.size,), generator=generator),
             "index": self.size * number + torch.randperm(self.size, generator=generator),
         }
-        batch["label"][0] = -1
+        if "view" in head.batch_needs:  # half as many images, view after view
+            batch["view"] = torch.arange(self.size) * 2 // self.size
+            batch |= {key: batch[key][: self.size // 2].repeat(2) for key in ("label", "index")}
+        batch["label"][batch["index"] == batch["index"][0]] = -1
         if "segments" in head.batch_needs:
             batch["segments"] = torch.randint(4, (self.size, 24, 24), generator=generator)
         sample = Sample(
@@ -125,6 +128,12 @@ class Case:
             batch,
         )
         return sample[slice(rank(), None, world_size())]
+
+    def order(self, batch: Batch) -> Tensor:
+        """Return the rows of a batch in another order of its images, the same in every view."""
+        views = 2 if "view" in batch else 1
+        images = torch.randperm(self.size // views, generator=torch.Generator().manual_seed(0))
+        return torch.cat([images + view * len(images) for view in range(views)])
 
     def _specs(self, head: Head) -> tuple[FeatureSpec, FeatureSpec]:
         """Return the shapes of the features that the head needs, and of those that come with a classifier it calls."""

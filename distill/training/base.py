@@ -62,8 +62,8 @@ class DistillerModule(LightningModule):
         return output
 
     def extract_features(self, batch: Batch) -> tuple[Features, dict[str, Features]]:
-        """Compute the student's features of a batch's `image` `[B, C, H, W]`, and those of every teacher by name."""
-        return self.student(batch["image"]), self.distiller.teacher_features(batch, self.distiller.teachers)
+        """Compute the student's features of a batch, and those of every teacher by name."""
+        return self.distiller.student_features(batch), self.distiller.teacher_features(batch, self.distiller.teachers)
 
     def _apply_batch_transfer_handler(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Turn what a loader yields, after everyone's transfer hooks, into the batch that all callbacks get."""

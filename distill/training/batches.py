@@ -41,6 +41,7 @@ def provided_keys(trainer: Trainer, module: LightningModule, loader: Any) -> fro
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # and this
     if isinstance(data, ImageData):
         given = {"image", "index", "draw"} | ({"label"} if data.num_classes else set())
+        given |= {"view"} if len(data.train_views) > 1 else set()
         return frozenset(given | added)
     batch = sample_batch(loader, module, data)
     if batch is None:

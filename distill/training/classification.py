@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from distill import __version__
-from distill.distiller import Distiller
+from distill.distiller import Distiller, ViewPasses
 from distill.errors import UserError, require_at_least
 from distill.features import Features
 from distill.functional.labels import hard_labels
@@ -70,6 +70,8 @@ class ClassificationModule(DistillerModule):
             effective batch / `lr_base_size`, `sqrt` by the square root of that ratio. Learning rates set in the
             scheduler are not scaled.
         lr_base_size: effective batch that the learning rate was chosen for.
+        view_passes: whether the student runs once for each view of the images (`data.train_views`), `separate`, or once
+            for all, `joint`; by default `separate` if it has BatchNorm.
         evaluation_weights: weights that validation, test and prediction take in a run with a weight average, such as
             Lightning's `EMAWeightAveraging`: `averaged` (the default) or `current`.
         batch: keys (or places in a tuple) under which the data yield the entries of a batch, if they have others than
@@ -93,6 +95,7 @@ class ClassificationModule(DistillerModule):
         weight_decay_on: WeightDecayOn = "all",
         lr_scaling: LRScaling = "none",
         lr_base_size: int = 256,
+        view_passes: ViewPasses | None = None,
         evaluation_weights: WeightsChoice | None = None,
         batch: dict[str, str | int] | None = None,
         data: Any = None,
@@ -116,6 +119,7 @@ class ClassificationModule(DistillerModule):
         if task == "auto":
             task = Term(CrossEntropy()) if is_classified else None
         self.distiller = self.make_distiller(student, {TASK: task})
+        self.distiller.view_passes = view_passes or self.distiller.view_passes
         self.val_metrics = classification_metrics(self.num_classes, "val") if is_classified else None
         self.test_metrics = classification_metrics(self.num_classes, "test") if is_classified else None
         self.longtail_metrics: LongTailAccuracy | None = None

@@ -102,4 +102,5 @@ class DistillationMean(MeanMetric):
 
 
 def _is_compared(head: Head) -> bool:
-    return head.needs_teacher and head.scope in ("image", "batch")
+    # Validation images have one view.
+    return head.needs_teacher and head.scope in ("image", "batch") and "view" not in head.batch_needs

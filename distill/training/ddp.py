@@ -182,6 +182,8 @@ def _has_unused_parameters(distiller: Any, num_classes: int, images: int = 8) ->
         "segments": (torch.arange(height * width, device=device) * 4 // (height * width)).expand(images, -1),
     }
     batch["segments"] = batch["segments"].reshape(images, height, width)
+    if any("view" in term.head.batch_needs or term.views for term in distiller.objective.terms.values()):
+        batch["view"] = index * 2 // images
     buffers, states = {name: buffer.clone() for name, buffer in distiller.named_buffers()}, get_states()
     unused = False
     try:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from distill.data import ImageData
 from distill.errors import UserError
 from distill.heads import RunInfo
 from distill.schedules import Progress
@@ -70,6 +71,7 @@ def run_info(trainer: Trainer) -> RunInfo:
         world_size=trainer.world_size,
         samples=length(dataset),
         class_counts=(lambda: torch.tensor(data.class_counts())) if hasattr(data, "class_counts") else None,
+        views=len(data.train_views) if isinstance(data, ImageData) else None,
         provides=provided_keys(trainer, trainer.lightning_module, loader),
     )
 

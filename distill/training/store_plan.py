@@ -93,7 +93,7 @@ def plan_store(
         images = split_identity(data, split)
         if split in index.splits and index.images[split] != images:
             raise UserError(f"output: {str(folder)!r} is a store of other images of {split!r}: give another folder")
-        draws = (data.draws or 1) if split == "train" else 1
+        draws = (data.draws or 1) * len(data.train_views) if split == "train" else 1
         rows = rows_of(images["images"], draws, data.batch_size, max((each.bytes for each in wanted[split]), default=1))
         if split in index.splits:
             rows = Rows(rows.images, draws, index.splits[split].per_shard)
@@ -173,6 +173,7 @@ def _quantities(
     batch: dict[str, Any] = {}
     for term in requests:
         batch |= dummy_batch(image, objective.terms[term].head, module.num_classes)
+    batch.pop("view", None)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         features = module.distiller.teacher_features({"image": image, **batch}, [teacher])[teacher]
         metrics = [name for name in FEATURES[:2] if getattr(features, name) is not None]

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from distill.data import ImageData, ImageDataset, Split
+from distill.data.dataset import ViewKey, key_of_stored
+from distill.data.samplers import SampleKey
 from distill.features import Features
 from distill.heads import Batch
 from distill.heads.parts.precision import at_least_float32
@@ -58,7 +60,7 @@ class Missing:
         return replace(self, shards=shards)
 
     def keys(self, batch_size: int) -> Iterator[tuple[int, int]]:
-        """Yield draw and index of every row, file after file, each file filled up to whole batches."""
+        """Yield stored draw and index of every row, file after file, each file filled up to whole batches."""
         for number in self.shards:
             rows = self.rows.of(number)
             for offset in range(ceil(len(rows) / batch_size) * batch_size):
@@ -135,7 +137,9 @@ def write_missing(
     if not lacking.shards:
         return
     writer = _Writer(folder, index.key, lacking)
-    images = _KeyedImages(data, lacking.split, list(lacking.keys(data.batch_size)))
+    views = len(data.train_views) if lacking.split == "train" else 1
+    keys = [key_of_stored(draw, index, views) for draw, index in lacking.keys(data.batch_size)]
+    images = _KeyedImages(data, lacking.split, keys)
     trainer.limit_predict_batches = 1.0  # all of them, also in a configuration for a short trial
     trainer.predict(_Pass(module, teacher, requests, writer), datamodule=images, return_predictions=False)
 
@@ -207,7 +211,7 @@ class _Pass(DistillerModule):
 class _KeyedImages(ImageData):
     """The samples of a data module with given draws and indices, as images to predict."""
 
-    def __init__(self, data: ImageData, split: Split, keys: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, data: ImageData, split: Split, keys: Sequence[SampleKey | ViewKey]) -> None:
         super().__init__(batch_size=data.batch_size, num_workers=data.num_workers)
         self.num_classes, self.image_shape = data.num_classes, data.image_shape
         self._data, self._split, self._keys = data, split, keys

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import default_collate
 
 from distill.data import ImageData
+from distill.data.dataset import key_of_stored
 from distill.distiller import Distiller
 from distill.errors import UserError
 from distill.heads.parts.precision import at_least_float32
@@ -32,7 +33,9 @@ def verify(teacher: StoredTeacher, distiller: Distiller, data: ImageData, num_cl
     numbers = [derive_seed("row", number) % len(rows) for number in range(count)]
     draws, indices = [row // rows.rows.images for row in numbers], [row % rows.rows.images for row in numbers]
     dataset: Any = data.keyed_dataloader("train", ()).dataset
-    batch = default_collate(dataset.__getitems__(list(zip(draws, indices, strict=True))))
+    views = len(data.train_views)
+    keys = [key_of_stored(draw, index, views) for draw, index in zip(draws, indices, strict=True)]
+    batch = default_collate(dataset.__getitems__(keys))
     settings = [dict(each.key["segments"]) for each in teacher.quantities("train") if "segments" in each.key]
     if settings and (settings[0].pop("mean"), settings[0].pop("std")) == (0.0, 1.0):
         batch = add_segments(batch, **settings[0])
@@ -49,7 +52,7 @@ def verify(teacher: StoredTeacher, distiller: Distiller, data: ImageData, num_cl
         if wrong.any():
             row = int(wrong.flatten(1).any(dim=1).nonzero()[0])
             raise UserError(
-                f"verify: {name!r} of image {indices[row]} in draw {draws[row]} is another in the store "
+                f"verify: {name!r} of image {indices[row]} in draw {draws[row] // views} is another in the store "
                 f"{teacher.path!r} than the network computes (by {float((computed - expected).abs().max()):.2g})"
             )
 

@@ -381,6 +381,7 @@ def test_check_can_try_every_head(head, capsys):
     args = ["--model.student.image_size=128", "--model.teacher=Timm", "--model.teacher.name=test_resnet"]
     args += ["--model.teacher.image_size=128", "--trainer.callbacks=SuperpixelSegments", f"{M}={head}"]
     args += [f"{M}.samples=1078"] if head == "CRD" else []
+    args += ["--data.train_views=[weak,strong]"] if "view" in shipped()[head].batch_needs else []
     code = main(["check", *TINY, *args])
     assert code == 0, capsys.readouterr().err
 

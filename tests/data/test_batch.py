@@ -94,7 +94,7 @@ def test_entries_with_other_names_or_places_are_found_under_them(raw, names, key
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ((IMAGE, IMAGE), "several views of an image are not supported"),
+        ((IMAGE, IMAGE), "give several views of the images in one image, view after view"),
         ((IMAGE, IMAGE, LABEL), "several views"),
         (([IMAGE, IMAGE], LABEL), "several views"),
         ({"image": [IMAGE, IMAGE]}, "several views"),

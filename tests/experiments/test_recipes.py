@@ -123,6 +123,7 @@ STANDARDIZED = {
 """LSKD's published weight and temperature on KD; 9 and 2 for all other pairs."""
 PARTS_BY_PAIR = {
     "dkd": set(BETAS),
+    "dkd_two_views": set(BETAS),
     "lskd_dkd": set(BETAS),
     "lskd_kd": set(STANDARDIZED),
     "reviewkd": set(REVIEW_WEIGHTS),
@@ -210,7 +211,7 @@ def test_every_part_by_pair_is_understood(method, pair, capsys, monkeypatch):
     elif method == "lskd_kd":
         assert (term["weight"], arguments["temperature"], arguments["standardize"]) == (*STANDARDIZED[pair], True)
     else:
-        assert arguments["beta"] == BETAS[pair] * (1 if method == "dkd" else 9)
+        assert arguments["beta"] == BETAS[pair] * (9 if method == "lskd_dkd" else 1)
 
 
 def test_a_recipe_names_the_public_code_that_it_follows():

@@ -1,0 +1,43 @@
+"""Evaluation in chunks of rows, which the backward pass recomputes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def by_rows(function: Callable[..., Tensor], chunk: int | None, *tensors: Tensor) -> Tensor:
+    """Return `function(rows, *tensors)` for all rows of the first tensor, computed in chunks if given."""
+    if chunk is None or chunk >= len(tensors[0]):
+        return function(slice(0, len(tensors[0])), *tensors)
+    result: Tensor = _InChunks.apply(function, chunk, *tensors)
+    return result
+
+
+class _InChunks(torch.autograd.Function):
+    """Chunked evaluation that keeps only the results and recomputes in the backward pass, as checkpointing does.
+
+    (`torch.utils.checkpoint` loads torch's compiler when it is first called, and a twice differentiable backward pass
+    loads sympy: each takes seconds.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], chunk: int, *tensors: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.parts = [slice(start, start + chunk) for start in range(0, len(tensors[0]), chunk)]
+        ctx.save_for_backward(*tensors)
+        return torch.cat([function(part, *tensors) for part in ctx.parts])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        leaves = [
+            tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+        ]
+        with torch.enable_grad():
+            for part in ctx.parts:
+                torch.autograd.backward((ctx.function(part, *leaves) * gradients[0][part]).sum())
+        return None, None, *(leaf.grad for leaf in leaves)
