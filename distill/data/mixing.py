@@ -109,6 +109,6 @@ def _partners(tensor: Tensor, views: int) -> Tensor:
     ranks = world_size()
     half = ranks * len(tensor) // views // 2
     if half % ranks == 0:
-        return tensor.reshape(views, -1, *tensor.shape[1:]).roll(half // ranks, 1).flatten(0, 1)
+        return tensor.reshape(views, len(tensor) // views, *tensor.shape[1:]).roll(half // ranks, 1).flatten(0, 1)
     gathered = gather(tensor)
-    return own_rows(gathered.reshape(views, -1, *tensor.shape[1:]).roll(half, 1).flatten(0, 1))
+    return own_rows(gathered.reshape(views, len(gathered) // views, *gathered.shape[1:]).roll(half, 1).flatten(0, 1))
