@@ -45,5 +45,5 @@ def test_only_the_rows_that_are_asked_for_come_into_memory(tmp_path):
         time.sleep(0.001)
     after = in_memory(rows)
     assert all(after[row] for row in asked)
-    assert sum(after) - sum(before) < 20
+    assert sum(after) - sum(before) < 300, "the rows, with what the system itself reads around each; not all 1500"
     assert torch.equal(rows[asked], values[asked])
