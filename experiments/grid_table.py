@@ -17,6 +17,9 @@ CONFIDENCE = 0.95
 SHOTS = {"many_shot": "many (%)", "medium_shot": "medium (%)", "few_shot": "few (%)"}
 """Headings of the figures of a long tail, which are shown if there are any."""
 
+BASES = {"student": "the student alone", "kd": "KD"}
+"""Methods that all others are compared with."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -97,24 +100,26 @@ def write(rows: Rows, comparisons: Sequence[tuple[str, str]], folder: Path) -> N
 
 
 def draw(rows: Rows, picture: Path) -> None:
-    """Draw each method's difference to the student, seed by seed, with its interval."""
+    """Draw each method's difference to the student and to KD, seed by seed, with its interval."""
     from matplotlib.figure import Figure
 
-    methods = sorted((name for name in rows.methods if name != "student"), key=lambda name: _mean(rows, name, "test"))
-    figure = Figure(figsize=(7, 1.2 + 0.32 * len(methods)), layout="constrained")
-    axes = figure.subplots()
-    student = percentages(rows.final("student"), "test")
-    for height, method in enumerate(methods):
-        top1 = percentages(rows.final(method), "test")
-        difference = paired(top1, student)
-        if difference is None:
-            continue
-        points = [top1[seed] - student[seed] for seed in sorted(top1.keys() & student.keys())]
-        axes.plot(points, [height] * len(points), ".", color="0.7")
-        axes.errorbar(difference.mean, height, xerr=difference.half or 0, fmt="o", color="C0", capsize=3)
-    axes.axvline(0, color="0.5", linestyle=":", zorder=0)
-    axes.set_yticks(range(len(methods)), methods)
-    axes.set_xlabel("top-1 over the student alone, in points: seeds, mean and 95 % interval")
+    methods = sorted(rows.methods, key=lambda name: _mean(rows, name, "test"))
+    bases = [base for base in BASES if base in methods]
+    figure = Figure(figsize=(1.5 + 4 * len(bases), 1.2 + 0.32 * len(methods)), layout="constrained")
+    for axes, base in zip(figure.subplots(1, len(bases), sharey=True, squeeze=False)[0], bases, strict=True):
+        reference = percentages(rows.final(base), "test")
+        for height, method in enumerate(methods):
+            top1 = percentages(rows.final(method), "test")
+            difference = paired(top1, reference)
+            if method == base or difference is None:
+                continue
+            points = [top1[seed] - reference[seed] for seed in sorted(top1.keys() & reference.keys())]
+            axes.plot(points, [height] * len(points), ".", color="0.7")
+            axes.errorbar(difference.mean, height, xerr=difference.half or 0, fmt="o", color="C0", capsize=3)
+        axes.axvline(0, color="0.5", linestyle=":", zorder=0)
+        axes.set_yticks(range(len(methods)), methods)
+        axes.set_xlabel(f"top-1 over {BASES[base]}, in points")
+    figure.suptitle("differences paired by seed: seeds, mean and 95 % interval", fontsize="medium")
     figure.savefig(picture, dpi=110)
 
 
@@ -130,7 +135,7 @@ def _line(rows: Rows, method: str, shots: Sequence[str]) -> list[str]:
     weight = next(iter(runs.values())).weight
     differences = [
         paired(percentages(runs, "test"), percentages(rows.final(base), "test")) if method != base else None
-        for base in ("student", "kd")
+        for base in BASES
     ]
     agreement, calibration = (percentages(runs, name) for name in ("agreement", "calibration"))
     tuning = sum(row.method == method and row.stage != "final" for row in rows)
