@@ -104,8 +104,8 @@ class Rows:
         largest = largest.detach().clone()
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         is_largest = tensor == largest
-        parts = torch.stack([tensor.where(is_largest, 0), is_largest.to(tensor.dtype)]).sum(dim=(-2, -1), keepdim=True)
-        total, count = self.sum(parts)
+        parts = (part.sum(dim=(-2, -1), keepdim=True) for part in (tensor.where(is_largest, 0), is_largest.to(tensor)))
+        total, count = self.sum(torch.stack(list(parts)))
         mean = total / count.detach().clamp_min(1)
         return largest + (mean - mean.detach())
 
