@@ -74,8 +74,8 @@ class Rows:
     ranks: int = 1
 
     @property
-    def own(self) -> slice:
-        """The own rows, as an index."""
+    def index(self) -> slice:
+        """The index of the own rows among all."""
         return slice(self.rank, None, self.ranks)
 
     def gather(self, tensor: Tensor) -> Tensor:

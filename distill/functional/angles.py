@@ -46,11 +46,11 @@ def edges(x: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Ed
 
 def gram_edges(gram: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Edges:
     """Return what `edges` does from the Gram matrix `[..., L, L]` of centered tokens."""
-    products, squares = gram[..., rows.own, :], gram.diagonal(dim1=-2, dim2=-1)
-    own = squares[..., rows.own]
-    distances = distances_of_products(products, own, squares, present, rows)
+    products, squares = gram[..., rows.index, :], gram.diagonal(dim1=-2, dim2=-1)
+    own_squares = squares[..., rows.index]
+    distances = distances_of_products(products, own_squares, squares, present, rows)
     inverse = distances.masked_fill(distances == 0, math.inf).reciprocal()
-    return gram, inverse, (products - own.unsqueeze(-1) / 2) * inverse
+    return gram, inverse, (products - own_squares.unsqueeze(-1) / 2) * inverse
 
 
 def angle_difference(student: Edges, teacher: Edges, present: Tensor | None = None) -> Tensor:

@@ -35,14 +35,14 @@ def nearest_neighbors(nodes: Tensor, neighbors: int, chunk: int | None = None, r
     nodes = nodes - nodes.mean(dim=0)  # a distant origin would cost digits of the differences
     squares = nodes.square().sum(dim=1)
 
-    def nearest(part: slice, anchors: Tensor, own: Tensor, nodes: Tensor, squares: Tensor) -> Tensor:
+    def nearest(part: slice, anchors: Tensor, numbers: Tensor, nodes: Tensor, squares: Tensor) -> Tensor:
         # |a - b|^2 without |a|^2, which does not change the order of a row
         closeness = torch.addmm(squares, anchors[part], nodes.T, alpha=-2)
-        closeness.scatter_(1, own[part].unsqueeze(1), math.inf)  # no node is its own neighbor
+        closeness.scatter_(1, numbers[part].unsqueeze(1), math.inf)  # no node is its own neighbor
         return closeness.topk(neighbors, largest=False).indices
 
     size = rows_per_chunk(len(nodes), nodes.device, chunk)
-    return by_rows(nearest, size, nodes[rows.own], _numbers(nodes, rows), nodes, squares)
+    return by_rows(nearest, size, nodes[rows.index], _numbers(nodes, rows), nodes, squares)
 
 
 def neighbor_distances(nodes: Tensor, neighbors: Tensor, chunk: int | None = None, rows: Rows = ALL_ROWS) -> Tensor:
@@ -68,7 +68,7 @@ def neighbor_distances(nodes: Tensor, neighbors: Tensor, chunk: int | None = Non
         return squares
 
     size = rows_per_chunk(neighbors.shape[1] * nodes.shape[1], nodes.device, chunk)
-    return by_rows(distances, size, nodes[rows.own], nodes, neighbors)
+    return by_rows(distances, size, nodes[rows.index], nodes, neighbors)
 
 
 def neighbor_divergence(
@@ -201,4 +201,4 @@ def _exponents(squared: Tensor, sigma: float | None, rows: Rows = ALL_ROWS) -> T
 
 def _numbers(nodes: Tensor, rows: Rows) -> Tensor:
     """Return the numbers of the own nodes among all, int64 `[A]`."""
-    return torch.arange(len(nodes), device=nodes.device)[rows.own]
+    return torch.arange(len(nodes), device=nodes.device)[rows.index]

@@ -25,7 +25,7 @@ def normalized_gram(x: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     Returns:
         `[..., L, L]`, or `[R, L]`; rows of zero products stay 0.
     """
-    return _normalized(x[..., rows.own, :] @ x.mT, dim=-1)
+    return _normalized(x[..., rows.index, :] @ x.mT, dim=-1)
 
 
 def conditional_probabilities(x: Tensor, eps: float = 1e-7, rows: Rows = ALL_ROWS) -> Tensor:
@@ -41,7 +41,7 @@ def conditional_probabilities(x: Tensor, eps: float = 1e-7, rows: Rows = ALL_ROW
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     x = x / (length.masked_fill(length == 0, math.inf) + eps)
-    similarity = ((x[..., rows.own, :] @ x.mT + 1) / 2).clamp_min(0)  # opposite vectors round to less than -1
+    similarity = ((x[..., rows.index, :] @ x.mT + 1) / 2).clamp_min(0)  # opposite vectors round to less than -1
     return similarity / similarity.sum(dim=-1, keepdim=True)
 
 
@@ -61,7 +61,7 @@ def taylor_kernel(x: Tensor, gamma: float = 0.4, order: int = 2, rows: Rows = AL
         `[..., L, L]`, or `[R, L]`.
     """
     x = _normalized(x, dim=-1)
-    exponent = 2 * gamma * (x[..., rows.own, :] @ x.mT)
+    exponent = 2 * gamma * (x[..., rows.index, :] @ x.mT)
     series = torch.ones_like(exponent)
     for power in range(order, 0, -1):
         series = 1 + exponent / power * series

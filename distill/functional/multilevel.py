@@ -83,7 +83,7 @@ def mlkd(
             (logits / temperature).softmax(-1) * first.unsqueeze(-1) for logits in (student_logits, teacher_logits)
         )
         by_class.append(((teacher.mT @ teacher - student.mT @ student).square() * classes).sum())
-        products = [part[rows.own] @ part.mT for part in (teacher, student)]
+        products = [part[rows.index] @ part.mT for part in (teacher, student)]
         by_sample.append(((products[0] - products[1]).square() * samples).sum())
     instances = (divergences * samples).sum() / count
     if view is not None:

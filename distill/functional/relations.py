@@ -97,24 +97,24 @@ def angle_cosines(x: Tensor, present: Tensor | None = None) -> Tensor:
 def centered_gram(x: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """Return the Gram matrix `[..., L, L]`, or its rows, of tokens `[..., L, d]` centered on their mean."""
     x = x - x.mean(dim=-2, keepdim=True)  # a distant origin would cost digits of the differences
-    return x[..., rows.own, :] @ x.mT
+    return x[..., rows.index, :] @ x.mT
 
 
 def gram_distances(gram: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Tensor:
     """Return the distances of `pair_distances` from the Gram matrix, as `centered_gram` returns it."""
     # The squares come from the products themselves: computed otherwise, their rounding would part equal tokens.
-    own = gram[..., rows.own].diagonal(dim1=-2, dim2=-1)
-    return distances_of_products(gram, own, rows.gather(own), present, rows)
+    own_squares = gram[..., rows.index].diagonal(dim1=-2, dim2=-1)
+    return distances_of_products(gram, own_squares, rows.gather(own_squares), present, rows)
 
 
 def distances_of_products(
-    products: Tensor, own: Tensor, squares: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS
+    products: Tensor, own_squares: Tensor, squares: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS
 ) -> Tensor:
     """Return distances from inner products.
 
     Args:
         products: of the tokens of the own rows with all, `[..., R, L]`.
-        own: squared lengths of the tokens of the own rows, `[..., R]`.
+        own_squares: squared lengths of the tokens of the own rows, `[..., R]`.
         squares: squared lengths of all tokens, `[..., L]`.
         present: bool `[..., L]`, by default all.
         rows: the own rows.
@@ -122,12 +122,12 @@ def distances_of_products(
     Returns:
         `[..., R, L]`.
     """
-    sums = own.unsqueeze(-1) + squares.unsqueeze(-2)
+    sums = own_squares.unsqueeze(-1) + squares.unsqueeze(-2)
     squared = sums - 2 * products
     noise = (4 * torch.finfo(products.dtype).eps * sums.detach()).clamp_min(1e-12)
     equal = squared <= noise  # False for NaN, which must not turn into a distance of 0
     if present is not None:
-        equal = equal | ~(present[..., rows.own].unsqueeze(-1) & present.unsqueeze(-2))
+        equal = equal | ~(present[..., rows.index].unsqueeze(-1) & present.unsqueeze(-2))
     return squared.masked_fill(equal, 1.0).sqrt().masked_fill(equal, 0.0)
 
 

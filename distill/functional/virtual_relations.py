@@ -48,7 +48,7 @@ def edge_difference(
     (first, second), targets = student, [part.detach() for part in teacher]
     weights = first.new_ones(len(first), len(second)) if kept is None else kept.to(first)
     count = (weights.sum() * first.shape[-1]).clamp_min(1)
-    own = [first[rows.own], second, targets[0][rows.own], targets[1], weights[rows.own]]
+    parts = [first[rows.index], second, targets[0][rows.index], targets[1], weights[rows.index]]
 
     def sums(part: slice, x: Tensor, y: Tensor, target_x: Tensor, target_y: Tensor, weight: Tensor) -> Tensor:
         found, wanted = _edges(x[part], y), _edges(target_x[part], target_y)
@@ -58,7 +58,7 @@ def edge_difference(
         return (loss.sum(-1) * weight[part]).sum(-1)
 
     size = rows_per_chunk(second.numel(), second.device, chunk)
-    return rows.ranks * by_rows(sums, size, *own).sum() / count
+    return rows.ranks * by_rows(sums, size, *parts).sum() / count
 
 
 def sample_edge_difference(

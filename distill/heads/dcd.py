@@ -67,9 +67,9 @@ class DCD(EmbeddingHead):
         """Contrast embeddings `[B, d_s]` with embeddings `[B, d_t]`."""
         anchors = gather(self.student_projection(student["embedding"]))
         keys = gather(self.teacher_projection(teacher["embedding"]))
-        own, scale = rows_of_this_rank().own, self._scale().to(anchors.dtype)
-        to_teacher, to_student = anchors[own] @ keys.T * scale, keys[own] @ anchors.T * scale
-        positive = torch.arange(len(anchors), device=anchors.device)[own]
+        index, scale = rows_of_this_rank().index, self._scale().to(anchors.dtype)
+        to_teacher, to_student = anchors[index] @ keys.T * scale, keys[index] @ anchors.T * scale
+        positive = torch.arange(len(anchors), device=anchors.device)[index]
         return (info_nce(to_teacher, positive) + self.consistency * kl_divergence(to_teacher, to_student)).mean()
 
     def diagnostics(self) -> dict[str, Tensor]:

@@ -250,8 +250,8 @@ class TRG(Head):
         if self.normalize:
             student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
         if self.mode == "paper":  # a sum over the nodes
-            own = adjacency_divergence(student, teacher, self.neighbors, self.sigma, self.chunk, rows)
-            return rows.ranks * own.sum()
+            divergence = adjacency_divergence(student, teacher, self.neighbors, self.sigma, self.chunk, rows)
+            return rows.ranks * divergence.sum()
         return neighbor_divergence(student, teacher, self.neighbors, self.sigma, self.chunk, rows).mean()
 
     def _global(self, student: Tensor, teacher: Tensor, rows: Rows) -> Tensor:

@@ -1,4 +1,4 @@
-"""What many ranks exchange for each head, and what each of them computes.
+"""Bytes that many ranks exchange for each head, and the work of each rank.
 
     python experiments/benchmarks/ranks.py
 
@@ -53,7 +53,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a step of one head exchanges.
+    """Bytes that a step of one head exchanges.
 
     Attributes:
         gathered: bytes per image that every rank gets from every other.
@@ -209,8 +209,8 @@ def _times(run: Run) -> dict[str, float]:
     return found
 
 
-def _batch(images: int, place: int) -> dict[str, Tensor]:
-    index = torch.arange(images) + place * images
+def _batch(images: int, rank: int) -> dict[str, Tensor]:
+    index = torch.arange(images) + rank * images
     return {"index": index, "label": index % 5, "view": torch.arange(images) * 2 // images}
 
 

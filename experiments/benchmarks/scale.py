@@ -66,7 +66,7 @@ class Point:
 
 def measure(run: Run) -> list[Bound]:
     """Print what is expected, and a table for each series; return the bounds."""
-    rows = [[f"{one.name}, {one.what}", f"{one.time:g}", f"{one.memory:g}", one.why] for one in SERIES]
+    rows = [[f"{item.name}, {item.what}", f"{item.time:g}", f"{item.memory:g}", item.why] for item in SERIES]
     CONSOLE.print(table("Powers of the size, from the arithmetic", ["", "time", "memory", "because"], rows))
     bounds: list[Bound] = []
     for series in SERIES:

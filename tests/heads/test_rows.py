@@ -157,7 +157,7 @@ def test_equal_images_on_different_ranks_have_distance_zero(make: type[Head], dt
 def _largest_gradient(x: Tensor, weight: Tensor) -> Tensor:
     own, rows = own_rows(x).clone().requires_grad_(), rows_of_this_rank()
     relation = relative_squared_distances(gather(own), rows)
-    loss = (relation * weight[rows.own]).sum()
+    loss = (relation * weight[rows.index]).sum()
     return gather(torch.autograd.grad(loss, own)[0])
 
 
@@ -171,7 +171,7 @@ def test_the_gradient_of_the_largest_of_equal_distances_is_spread_over_them_on_a
 
 def _contrast_of_rank(student: Tensor, teacher: Tensor) -> Tensor:
     rows = rows_of_this_rank()
-    return node_contrast(student[rows.own], teacher, 0.3, 2, rows)
+    return node_contrast(student[rows.index], teacher, 0.3, 2, rows)
 
 
 def test_rows_of_a_rank_are_those_of_one_process(pool: RankPool) -> None:
