@@ -106,7 +106,7 @@ class Rows:
         is_largest = tensor == largest
         parts = (part.sum(dim=(-2, -1), keepdim=True) for part in (tensor.where(is_largest, 0), is_largest.to(tensor)))
         total, count = self.sum(torch.stack(list(parts)))
-        mean = total / count.detach().clamp_min(1)
+        mean: Tensor = total / count.detach().clamp_min(1)
         return largest + (mean - mean.detach())
 
 
@@ -171,7 +171,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        by_rank = gradients[0].unflatten(0, (-1, world_size())).transpose(0, 1)
+        gradient = gradients[0]
+        by_rank = gradient.reshape(-1, world_size(), *gradient.shape[1:]).transpose(0, 1)
         total = torch.empty_like(by_rank[0], memory_format=torch.contiguous_format)
         dist.reduce_scatter_tensor(total, by_rank.flatten(0, 1).contiguous())
         return total

@@ -145,7 +145,7 @@ class SampleBank(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SampleBank:
         kept = {} if self.device is None else {side: self._buffers.pop(side) for side in _SIDES}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
         for side, bank in kept.items():
             assert bank is not None
             self._buffers[side] = bank.to(fn(bank[:0]).dtype)  # the type may change, the place does not

@@ -85,7 +85,9 @@ class CRD(EmbeddingHead):
         self.positives = one_of("positives", positives, ("exact", "class"))
         self.batch_needs = frozenset({"index"} if positives == "exact" else {"index", "label"})
         self.seed = seed
-        self.bank_device = None if bank_device is None else one_of("bank_device", bank_device, ("cpu",))
+        if bank_device is not None:
+            one_of("bank_device", bank_device, ("cpu",))
+        self.bank_device = bank_device
         self._normalized = -1  # the normalizer's version when it was last seen to be set: no call need ask the device
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
@@ -112,7 +114,7 @@ class CRD(EmbeddingHead):
         index = batch["index"]
         label = hard_labels(batch["label"]) if "label" in batch else torch.full_like(index, -1)
         rows, weight = self.draw(index, label)
-        places = self.bank.places(rows)
+        places = rows if self._scores_all else self.bank.places(rows)
         temperature = value_at(self.temperature, self.progress)
 
         def score(part: slice, *queries: Tensor) -> list[Tensor]:

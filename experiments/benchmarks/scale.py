@@ -90,10 +90,9 @@ def _points(series: Series, run: Run) -> list[Point]:
     points = []
     for size in series.sizes[:2] if run.tiny else series.sizes:
         work = series.make(size, run)
-        work()  # not counted: whatever is made once
         seconds = _seconds(work, clock)
-        again = run.repeat(5) - 1 if seconds < SHORT else 0
-        seconds = min([seconds, *(_seconds(work, clock) for _ in range(again))])
+        if seconds < SHORT:  # the first call made what is made once
+            seconds = min(_seconds(work, clock) for _ in range(run.repeat(5)))
         peak = peak_bytes(work, run.device) if seconds < PATIENCE else None
         points.append(Point(size, seconds, peak))
         del work
@@ -119,8 +118,8 @@ def _power(points: Sequence[Point], what: str) -> float:
     return float((x * y).sum() / x.square().sum())
 
 
-def _rkd(size: int, run: Run, **weights: float) -> Work:
-    return _work(RKD(**weights), _embeddings(size, run), run)
+def _rkd(size: int, run: Run, distance: float = 25.0, angle: float = 50.0) -> Work:
+    return _work(RKD(distance, angle), _embeddings(size, run), run)
 
 
 def _sp(size: int, run: Run) -> Work:

@@ -77,7 +77,14 @@ def _work(name: str) -> tuple[int, int, int]:
     return work.products, work.numbers, work.largest
 
 
-@pytest.mark.parametrize("name", [name for name in HEADS if name != "TRG, in chunks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("SP", "RKD, distances") else pytest.mark.slow)
+        for name in HEADS
+        if name != "TRG, in chunks"
+    ],
+)
 def test_each_of_two_ranks_does_half_of_the_work(name: str, pool: RankPool) -> None:
     products, numbers, largest = _work(name)
     for own_products, own_numbers, own_largest in pool.run(_work, name):
