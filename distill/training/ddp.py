@@ -169,7 +169,8 @@ def _broadcast(buffer: torch.Tensor, device: torch.device) -> None:
     if buffer.device == device:
         dist.broadcast(buffer, 0)
         return
-    for part in buffer.split(_ROWS) if buffer.ndim else [buffer]:
+    for start in range(0, len(buffer), _ROWS):
+        part = buffer[start : start + _ROWS]
         moved = part.to(device)
         dist.broadcast(moved, 0)
         part.copy_(moved)
