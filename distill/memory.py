@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,7 @@ class SampleBank(nn.Module):
         samples: n, the number of samples.
         width: d, the width of an embedding.
         momentum: the weight of the old embedding in an update.
+        device: `cpu` keeps the embeddings in the host's memory wherever the module is moved; by default they move.
 
     Attributes:
         student: `[n, d]`.
@@ -92,14 +93,16 @@ class SampleBank(nn.Module):
     teacher: Tensor
     label: Tensor
 
-    def __init__(self, samples: int = 50_000, width: int = 128, momentum: float = 0.5) -> None:
+    def __init__(
+        self, samples: int = 50_000, width: int = 128, momentum: float = 0.5, device: Literal["cpu"] | None = None
+    ) -> None:
         super().__init__()
         require_at_least(2, samples=samples)
         require_at_least(1, width=width)
         require_between(0, 1, momentum=momentum)
-        self.momentum = momentum
+        self.momentum, self.device = momentum, device
         bound = math.sqrt(3 / width)  # so that the mean square of a vector's length is 1
-        for side in ("student", "teacher"):
+        for side in _SIDES:
             self.register_buffer(side, torch.empty(samples, width).uniform_(-bound, bound))
         self.register_buffer("label", torch.full((samples,), -2))
 
@@ -108,18 +111,49 @@ class SampleBank(nn.Module):
         """The number of samples that have occurred, an int64 scalar."""
         return (self.label > -2).sum()
 
+    def places(self, index: Tensor) -> Tensor:
+        """Return an index of rows where the embeddings are; if that is the host, this waits for the device."""
+        return index.to(self.student.device)
+
+    def rows(self, side: Literal["student", "teacher"], places: Tensor, device: torch.device) -> Tensor:
+        """Return the embeddings of one network at `places`, an int64 tensor of any shape: `[..., d]` on `device`.
+
+        From the host to a GPU only these rows travel, through pinned memory and beside the device's other work.
+        """
+        bank: Tensor = getattr(self, side)
+        if bank.device == device:
+            return bank[places]
+        taken = torch.empty(*places.shape, bank.shape[1], dtype=bank.dtype, pin_memory=device.type == "cuda")
+        torch.index_select(bank, 0, places.flatten(), out=taken.view(-1, bank.shape[1]))
+        return taken.to(device, non_blocking=True)
+
     @torch.no_grad()
     def update(self, index: Tensor, student: Tensor, teacher: Tensor, label: Tensor) -> None:
         """Move the rows `index` `[B]` towards embeddings `[B, d]` and store the labels `[B]`.
 
         If a sample occurs several times, its last occurrence counts.
         """
-        same = index.unsqueeze(1) == index
-        last = (same * torch.arange(len(index), device=index.device)).amax(dim=1)  # repeated rows write equal values
-        for bank, fresh in ((self.student, student), (self.teacher, teacher)):
-            moved = torch.lerp(fresh[last].to(bank.dtype), bank[index], self.momentum)
-            bank.index_copy_(0, index, F.normalize(moved, dim=1))
+        order = index.argsort(stable=True)
+        ends = torch.searchsorted(index[order], index, right=True) - 1
+        last = order[ends]  # repeated rows write equal values
+        places = self.places(index)
+        for side, fresh in zip(_SIDES, (student, teacher), strict=True):
+            bank: Tensor = getattr(self, side)
+            moved = torch.lerp(fresh[last].to(bank.dtype), self.rows(side, places, fresh.device), self.momentum)
+            bank.index_copy_(0, places, F.normalize(moved, dim=1).to(bank.device))
         self.label.index_copy_(0, index, label[last])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SampleBank:
+        kept = {} if self.device is None else {side: self._buffers.pop(side) for side in _SIDES}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
+        for side, bank in kept.items():
+            assert bank is not None
+            self._buffers[side] = bank.to(fn(bank[:0]).dtype)  # the type may change, the place does not
+        self._buffers["label"] = self._buffers.pop("label")  # the last, as before
+        return self
+
+
+_SIDES: tuple[Literal["student", "teacher"], ...] = ("student", "teacher")
 
 
 class ClassBank(nn.Module):
@@ -174,16 +208,18 @@ class ClassBank(nn.Module):
         self.count += of_class.sum(dim=0)
 
 
-def with_gradient_now(loss: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return `loss(*inputs)`, a scalar, and compute its gradient at once.
+def with_gradient_now(loss: Callable[..., Tensor], *inputs: Tensor, parts: Sequence[slice] = (slice(None),)) -> Tensor:
+    """Return the sum of `loss(part, *inputs)`, a scalar, over parts of the rows, and compute its gradient at once.
 
-    The memory that the loss reads can then be overwritten before the backward pass.
+    The memory that the loss reads can then be overwritten before the backward pass, and only what the loss of one part
+    needs exists at a time.
 
     Args:
-        loss: a function of the inputs; nothing else receives a gradient.
-        inputs: tensors of any shape.
+        loss: a function of a part, a slice, and of its rows of the inputs; nothing else receives a gradient.
+        inputs: tensors with equally many rows.
+        parts: of the rows, by default all in one.
     """
-    value: Tensor = _GradientNow.apply(loss, *inputs)
+    value: Tensor = _GradientNow.apply(loss, parts, *inputs)
     return value
 
 
@@ -211,13 +247,17 @@ def refuse_other_shapes(module: nn.Module, state: Mapping[str, Tensor], prefix: 
 
 class _GradientNow(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-            value = loss(*leaves)
-            ctx.save_for_backward(*torch.autograd.grad(value, leaves))
-        return value.detach()
+    def forward(ctx: Any, loss: Callable[..., Tensor], parts: Sequence[slice], *inputs: Tensor) -> Tensor:
+        values, gradients = [], []
+        for part in parts:
+            with torch.enable_grad():
+                leaves = [tensor[part].detach().requires_grad_() for tensor in inputs]
+                value = loss(part, *leaves)
+                gradients.append(torch.autograd.grad(value, leaves))
+            values.append(value.detach())
+        ctx.save_for_backward(*(torch.cat(rows) for rows in zip(*gradients, strict=True)))
+        return torch.stack(values).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *(gradients[0] * saved for saved in ctx.saved_tensors))
+        return (None, None, *(gradients[0] * saved for saved in ctx.saved_tensors))

@@ -144,12 +144,34 @@ def test_after_any_batches_each_class_has_its_first_embeddings(samples: int, bat
 def test_a_gradient_taken_at_once_outlives_what_it_was_computed_from() -> None:
     memory, inputs = Q([5, 3], 1), [Q([4, 3], seed).requires_grad_() for seed in (2, 3)]
 
-    def loss(one: Tensor, other: Tensor) -> Tensor:
-        return ((one @ memory.T).square() * (other @ memory.T)).mean()
+    def loss(part: slice, one: Tensor, other: Tensor) -> Tensor:
+        return ((one @ memory.T).square() * (other @ memory.T)).sum()
 
-    expected = loss(*inputs)
+    expected = loss(slice(None), *inputs)
     gradients = torch.autograd.grad(3 * expected, inputs)
     given = with_gradient_now(loss, *inputs)
+    in_parts = with_gradient_now(loss, *inputs, parts=[slice(0, 3), slice(3, 6)])
     memory.zero_()
     assert torch.equal(given, expected)
-    torch.testing.assert_close(torch.autograd.grad(3 * given, inputs), gradients)
+    torch.testing.assert_close(in_parts, expected)
+    for value in (given, in_parts):
+        torch.testing.assert_close(torch.autograd.grad(3 * value, inputs), gradients)
+
+
+def test_of_repeated_samples_the_last_counts_in_a_bank() -> None:
+    bank, index = SampleBank(6, 2, momentum=0.0), torch.tensor([4, 1, 4, 0, 1])
+    rows = torch.nn.functional.normalize(Q([5, 2], 1).float(), dim=1)
+    bank.update(index, rows, -rows, torch.arange(5))
+    assert bank.label.tolist() == [3, 4, -2, -2, 2, -2]
+    torch.testing.assert_close(bank.student[[4, 1, 0]], rows[[2, 4, 3]])
+    torch.testing.assert_close(bank.teacher[[4, 1, 0]], -rows[[2, 4, 3]])
+
+
+def test_a_bank_on_the_host_stays_there_and_changes_its_type() -> None:
+    moving, staying = SampleBank(6, 2), SampleBank(6, 2, device="cpu")
+    names = list(moving.state_dict())
+    for bank, kept in ((moving, "meta"), (staying, "cpu")):
+        bank.double().to("meta")
+        assert list(bank.state_dict()) == names
+        assert [tensor.device.type for tensor in (bank.student, bank.teacher, bank.label)] == [kept, kept, "meta"]
+        assert bank.student.dtype == bank.teacher.dtype == torch.float64

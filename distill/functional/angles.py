@@ -10,16 +10,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.functional.relations import centered_gram, gram_distances
+from distill.distributed import ALL_ROWS, Rows
+from distill.functional.relations import centered_gram, distances_of_products
 
 Edges = tuple[Tensor, Tensor, Tensor]
-"""G, v and w of one network, each `[..., L, L]`, from which all cosines follow; see `edges`."""
+"""G, v and w of one network, each `[..., L, L]`, from which all cosines follow; see `edges`.
+
+Of R vertices, v and w are `[R, L]`.
+"""
 
 COSINES_PER_CHUNK = {"cpu": 2**17, "cuda": 2**24}
 """Cosines per chunk, by device type: few enough for a CPU's cache, enough to fill a GPU."""
 
 
-def edges(x: Tensor, present: Tensor | None = None) -> Edges:
+def edges(x: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Edges:
     """Return the Gram matrix, the inverse lengths of all edges, and the offsets of their ends.
 
     The cosine of the angle at the vertex i between the edges to j and to k is::
@@ -31,19 +35,22 @@ def edges(x: Tensor, present: Tensor | None = None) -> Edges:
     Args:
         x: tokens, `[..., L, d]`.
         present: bool `[..., L]`, by default all.
+        rows: the vertices, by default all.
 
     Returns:
-        G, v and w, `[..., L, L]`; v and w, and hence all cosines, are 0 if two tokens are equal or one is absent.
+        G, v and w, `[..., L, L]`, v and w of the vertices only; v and w, and hence all cosines, are 0 if two tokens are
+        equal or one is absent.
     """
-    return gram_edges(centered_gram(x), present)
+    return gram_edges(centered_gram(x), present, rows)
 
 
-def gram_edges(gram: Tensor, present: Tensor | None = None) -> Edges:
+def gram_edges(gram: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Edges:
     """Return what `edges` does from the Gram matrix `[..., L, L]` of centered tokens."""
-    distances = gram_distances(gram, present)
+    products, squares = gram[..., rows.index, :], gram.diagonal(dim1=-2, dim2=-1)
+    own_squares = squares[..., rows.index]
+    distances = distances_of_products(products, own_squares, squares, present, rows)
     inverse = distances.masked_fill(distances == 0, math.inf).reciprocal()
-    offset = gram - gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) / 2
-    return gram, inverse, offset * inverse
+    return gram, inverse, (products - own_squares.unsqueeze(-1) / 2) * inverse
 
 
 def angle_difference(student: Edges, teacher: Edges, present: Tensor | None = None) -> Tensor:
@@ -52,11 +59,12 @@ def angle_difference(student: Edges, teacher: Edges, present: Tensor | None = No
     With `present`, the mean runs over the triples of present tokens of each set of tokens, and then over the sets.
 
     Only the cosines of a few vertices exist at a time, in the backward pass too: memory grows with L^2, time with L^3.
-    The gradient cannot be differentiated again, and the teacher gets none.
+    Of R vertices, the mean runs over the R L^2 triples at them, and time grows with R L^2. The gradient cannot be
+    differentiated again, and the teacher gets none.
 
     Args:
-        student: edges of the student's tokens, `[..., L, L]`.
-        teacher: edges of the teacher's tokens, `[..., L, L]`.
+        student: edges of the student's tokens, of all or of some vertices.
+        teacher: edges of the teacher's tokens, of the same vertices.
         present: bool `[..., L]`, by default all; both edges must have been made with it.
 
     Returns:
@@ -72,12 +80,12 @@ def angle_difference(student: Edges, teacher: Edges, present: Tensor | None = No
 class _AngleDifference(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor | None, *edges: Tensor) -> Tensor:
-        tokens = edges[0].shape[-1]
-        gram, inverse, offset, *teacher = (part.reshape(-1, tokens, tokens) for part in edges)
+        tokens, vertices = edges[0].shape[-1], edges[1].shape[-2]
+        gram, inverse, offset, *teacher = (part.reshape(-1, *part.shape[-2:]) for part in edges)
         total = gram.new_zeros(())
         needs_gradient = any(ctx.needs_input_grad)
         gradients = [torch.zeros_like(part) for part in (gram, inverse, offset)] if needs_gradient else []
-        for sets, rows in _chunks(len(gram), tokens, gram.device):
+        for sets, rows in _chunks(len(gram), vertices, tokens, gram.device):
             cosines = _cosines(gram[sets], inverse[sets, rows], offset[sets, rows])
             difference = cosines - _cosines(teacher[0][sets], teacher[1][sets, rows], teacher[2][sets, rows])
             slope = difference.clamp(-1, 1)
@@ -88,8 +96,8 @@ class _AngleDifference(torch.autograd.Function):
             if needs_gradient:
                 parts = [part[sets] for part in gradients]
                 _add_gradients(parts, rows, slope, cosines, inverse[sets, rows], offset[sets, rows])
-        ctx.save_for_backward(*(part.reshape(edges[0].shape) for part in gradients))
-        ctx.count = gram.numel() * tokens if weights is None else 1
+        ctx.save_for_backward(*(part.reshape(edge.shape) for part, edge in zip(gradients, edges, strict=False)))
+        ctx.count = inverse.numel() * tokens if weights is None else 1
         mean: Tensor = total / ctx.count
         return mean
 
@@ -100,14 +108,14 @@ class _AngleDifference(torch.autograd.Function):
         return None, *(scale * part for part in ctx.saved_tensors), None, None, None
 
 
-def _chunks(sets: int, tokens: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+def _chunks(sets: int, vertices: int, tokens: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Yield slices of the sets of tokens and of their vertices, with as many cosines as fit into a chunk."""
     limit = COSINES_PER_CHUNK.get(device.type, COSINES_PER_CHUNK["cuda"])
     together = min(sets, max(1, limit // max(tokens**2, 1)))
-    vertices = max(1, limit // max(together * tokens**2, 1))
+    at_a_time = max(1, limit // max(together * tokens**2, 1))
     for first_set in range(0, sets, max(together, 1)):
-        for first in range(0, tokens, vertices):
-            yield slice(first_set, first_set + together), slice(first, first + vertices)
+        for first in range(0, vertices, at_a_time):
+            yield slice(first_set, first_set + together), slice(first, first + at_a_time)
 
 
 def _cosines(gram: Tensor, inverse: Tensor, offset: Tensor) -> Tensor:

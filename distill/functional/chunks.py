@@ -8,6 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NUMBERS_PER_CHUNK = {"cpu": 2**22, "cuda": 2**25}
+"""Numbers of the largest tensor that is computed at a time, by device type: 16 MB on a CPU and 128 MB on a GPU."""
+
+
+def rows_per_chunk(numbers: int, device: torch.device, chunk: int | None = None) -> int:
+    """Return how many rows are computed at a time: `chunk` if given, else as many as make a tensor of a fixed size.
+
+    Args:
+        numbers: of a row.
+        device: where it is computed.
+        chunk: the user's choice.
+    """
+    return chunk or max(1, NUMBERS_PER_CHUNK.get(device.type, NUMBERS_PER_CHUNK["cuda"]) // max(1, numbers))
+
 
 def by_rows(function: Callable[..., Tensor], chunk: int | None, *tensors: Tensor) -> Tensor:
     """Return `function(rows, *tensors)` for all rows of the first tensor, computed in chunks if given."""

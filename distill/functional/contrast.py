@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.functional.chunks import rows_per_chunk
+
 
 class MemoryRelation(NamedTuple):
     """Comparison of two networks' distributions over one memory, each entry `[B]`.
@@ -46,7 +48,7 @@ def memory_relation(
         student_temperature: T_s.
         teacher_temperature: T_t.
         filled: number of leading rows that are scored; by default all. With 0, everything is 0.
-        chunk: rows scored at a time; by default all.
+        chunk: rows scored at a time; by default as many as make 4 million logits, 32 million on a GPU.
     """
     student, teacher = student / student_temperature, teacher.detach() / teacher_temperature
     student_sum, student_mean = softmax_over_memory(student, memory, filled, chunk)
@@ -67,14 +69,14 @@ def softmax_over_memory(
         query: `[B, d]`; nothing else receives a gradient, and only through the first output.
         memory: `[K, d]`, of any floating type.
         filled: number of leading rows that are scored; by default all.
-        chunk: rows scored at a time; by default all.
+        chunk: rows scored at a time; by default as many as make 4 million logits, 32 million on a GPU.
 
     Returns:
         `[B]` and `[B, d]`, both 0 if no row is scored.
     """
-    rows = len(memory)
+    size = rows_per_chunk(len(query), query.device, chunk)
     result: tuple[Tensor, Tensor] = _SoftmaxOverMemory.apply(
-        query, memory, rows if filled is None else filled, chunk or rows
+        query, memory, len(memory) if filled is None else filled, size
     )
     return result
 

@@ -1,4 +1,7 @@
-"""Kernels between the vectors of one network, and discrepancies between two networks' kernels."""
+"""Kernels between the vectors of one network, and discrepancies between two networks' kernels.
+
+With `rows`, a kernel is that of the rows of this rank's vectors with all L, `[R, L]`.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,42 @@ import math
 import torch
 from torch import Tensor
 
+from distill.distributed import ALL_ROWS, Rows
 
-def normalized_gram(x: Tensor) -> Tensor:
+
+def normalized_gram(x: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """Return inner products of all pairs, each row normalized to length 1 (similarity-preserving KD, Tung, Mori, 2019).
 
     The result is invariant to a common scale and a common rotation of the vectors.
 
     Args:
         x: `[..., L, d]`.
+        rows: the rows to compute, by default all.
 
     Returns:
-        `[..., L, L]`; rows of zero products stay 0.
+        `[..., L, L]`, or `[R, L]`; rows of zero products stay 0.
     """
-    return _normalized(x @ x.mT, dim=-1)
+    return _normalized(x[..., rows.index, :] @ x.mT, dim=-1)
 
 
-def conditional_probabilities(x: Tensor, eps: float = 1e-7) -> Tensor:
+def conditional_probabilities(x: Tensor, eps: float = 1e-7, rows: Rows = ALL_ROWS) -> Tensor:
     """Return p(j | i), proportional to (1 + cosine of x_i and x_j) / 2 (probabilistic knowledge transfer, 2018).
 
     Args:
         x: `[..., L, d]`; a vector of length 0 has cosine 0 with all, and no gradient.
         eps: added to the lengths, as in the public code.
+        rows: the rows to compute, by default all.
 
     Returns:
-        `[..., L, L]`, rows of sum 1; every vector is its own neighbor too.
+        `[..., L, L]`, or `[R, L]`, rows of sum 1; every vector is its own neighbor too.
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     x = x / (length.masked_fill(length == 0, math.inf) + eps)
-    similarity = ((x @ x.mT + 1) / 2).clamp_min(0)  # opposite vectors round to less than -1
+    similarity = ((x[..., rows.index, :] @ x.mT + 1) / 2).clamp_min(0)  # opposite vectors round to less than -1
     return similarity / similarity.sum(dim=-1, keepdim=True)
 
 
-def taylor_kernel(x: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+def taylor_kernel(x: Tensor, gamma: float = 0.4, order: int = 2, rows: Rows = ALL_ROWS) -> Tensor:
     """Gaussian kernel of normalized vectors, as a Taylor series (correlation congruence, Peng et al., 2019).
 
     exp(-gamma |x_i - x_j|^2) = exp(-2 gamma) exp(2 gamma c) for the cosine c; the second factor is the sum of
@@ -48,12 +55,13 @@ def taylor_kernel(x: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
         x: `[..., L, d]`; a vector of length 0 has cosine 0 with all.
         gamma: the kernel's rate of decay with the squared distance.
         order: P, the order of the series.
+        rows: the rows to compute, by default all.
 
     Returns:
-        `[..., L, L]`.
+        `[..., L, L]`, or `[R, L]`.
     """
     x = _normalized(x, dim=-1)
-    exponent = 2 * gamma * (x @ x.mT)
+    exponent = 2 * gamma * (x[..., rows.index, :] @ x.mT)
     series = torch.ones_like(exponent)
     for power in range(order, 0, -1):
         series = 1 + exponent / power * series

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from distill.distributed import ALL_ROWS, Rows
 from distill.functional.logits import kd
 from distill.functional.logits import standardize as standardized
 
@@ -37,6 +38,7 @@ def mlkd(
     temperatures: Sequence[float | Tensor] = TEMPERATURES,
     standardize: bool = False,
     masks: Masks = "scale",
+    rows: Rows = ALL_ROWS,
 ) -> MLKDParts:
     """Multi-level logit distillation (Jin, Wang, Lin, 2023).
 
@@ -63,9 +65,10 @@ def mlkd(
         masks: with `scale`, as in the public code, masks only scale a part by m or m_c. With `rows` they select: the
             divergences of the selected samples are summed and divided by B, and of the squared differences between
             Gram matrices the columns of the selected classes and samples count, divided by K^2 and B^2 besides.
+        rows: the samples whose rows of the Gram matrix this rank computes; by default all.
 
     Returns:
-        Three scalars.
+        Three scalars; with `rows`, the last is this rank's share.
     """
     samples, classes, count = _masks(teacher_logits, view)
     first = torch.ones_like(samples) if view is None else (view == 0).to(samples)
@@ -80,7 +83,8 @@ def mlkd(
             (logits / temperature).softmax(-1) * first.unsqueeze(-1) for logits in (student_logits, teacher_logits)
         )
         by_class.append(((teacher.mT @ teacher - student.mT @ student).square() * classes).sum())
-        by_sample.append(((teacher @ teacher.mT - student @ student.mT).square() * samples).sum())
+        products = [part[rows.index] @ part.mT for part in (teacher, student)]
+        by_sample.append(((products[0] - products[1]).square() * samples).sum())
     instances = (divergences * samples).sum() / count
     if view is not None:
         second = view > 0
@@ -89,7 +93,7 @@ def mlkd(
     return MLKDParts(
         instances,
         torch.stack(by_class).sum() / student_logits.shape[-1] / entries[0],
-        torch.stack(by_sample).sum() / count / entries[1],
+        rows.ranks * torch.stack(by_sample).sum() / count / entries[1],
     )
 
 

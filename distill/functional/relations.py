@@ -1,4 +1,8 @@
-"""Relations among the tokens of one network, from their Gram matrix: no `[L, L, d]` tensor is built."""
+"""Relations among the tokens of one network, from their Gram matrix: no `[L, L, d]` tensor is built.
+
+With `rows`, a function returns this rank's rows `[R, L]` of the relation among the L tokens of all ranks, and all ranks
+call it together.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,10 @@ import math
 import torch
 from torch import Tensor
 
+from distill.distributed import ALL_ROWS, Rows
 
-def pair_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
+
+def pair_distances(x: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Tensor:
     """Return Euclidean distances between all pairs of tokens.
 
     >>> pair_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
@@ -21,45 +27,50 @@ def pair_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
     Args:
         x: `[..., L, d]`.
         present: bool `[..., L]`, by default all; an absent token has distance 0 to every other.
+        rows: the rows to compute, by default all.
 
     Returns:
-        `[..., L, L]`, symmetric, 0 on the diagonal.
+        `[..., L, L]`, symmetric, 0 on the diagonal; or `[R, L]`.
     """
-    return gram_distances(centered_gram(x), present)
+    return gram_distances(centered_gram(x, rows), present, rows)
 
 
-def normalized_distances(x: Tensor, present: Tensor | None = None) -> Tensor:
+def normalized_distances(x: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Tensor:
     """Return pair distances divided by the mean of the non-zero distances among the same L tokens.
 
     Args:
         x: `[..., L, d]`.
         present: bool `[..., L]`, by default all; an absent token has distance 0 and is left out of the mean.
+        rows: the rows to compute, by default all; the mean runs over all.
 
     Returns:
-        `[..., L, L]`; all 0 if all tokens are equal.
+        `[..., L, L]`, or `[R, L]`; all 0 if all tokens are equal.
     """
-    return normalized_gram_distances(centered_gram(x), present)
+    return normalized_gram_distances(centered_gram(x, rows), present, rows)
 
 
-def normalized_gram_distances(gram: Tensor, present: Tensor | None = None) -> Tensor:
-    """Return the distances of `normalized_distances` from the Gram matrix `[..., L, L]` of centered tokens."""
-    distances = gram_distances(gram, present)
-    pairs = (distances != 0).sum(dim=(-2, -1), keepdim=True).clamp_min(1)
-    mean = distances.sum(dim=(-2, -1), keepdim=True) / pairs
+def normalized_gram_distances(gram: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Tensor:
+    """Return the distances of `normalized_distances` from the Gram matrix, as `centered_gram` returns it."""
+    distances = gram_distances(gram, present, rows)
+    pairs, total = (part.sum(dim=(-2, -1), keepdim=True) for part in (distances != 0, distances))
+    if rows.ranks > 1:
+        total, pairs = rows.sum(torch.stack([total, pairs.to(total)]))
+    mean = total / pairs.clamp_min(1)
     return distances / mean.masked_fill(mean == 0, 1.0)
 
 
-def relative_squared_distances(x: Tensor) -> Tensor:
+def relative_squared_distances(x: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """Return squared pair distances divided by the largest among the same L tokens.
 
     Args:
         x: `[..., L, d]`.
+        rows: the rows to compute, by default all.
 
     Returns:
-        `[..., L, L]`, between 0 and 1; all 0 if all tokens are equal.
+        `[..., L, L]`, or `[R, L]`, between 0 and 1; all 0 if all tokens are equal.
     """
-    squared = pair_distances(x).square()
-    largest = squared.amax(dim=(-2, -1), keepdim=True)
+    squared = pair_distances(x, rows=rows).square()
+    largest = rows.amax(squared)
     return squared / largest.masked_fill(largest == 0, 1.0)
 
 
@@ -83,21 +94,40 @@ def angle_cosines(x: Tensor, present: Tensor | None = None) -> Tensor:
     return products * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
 
 
-def centered_gram(x: Tensor) -> Tensor:
-    """Return the Gram matrix `[..., L, L]` of tokens `[..., L, d]` centered on their mean."""
+def centered_gram(x: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+    """Return the Gram matrix `[..., L, L]`, or its rows, of tokens `[..., L, d]` centered on their mean."""
     x = x - x.mean(dim=-2, keepdim=True)  # a distant origin would cost digits of the differences
-    return x @ x.mT
+    return x[..., rows.index, :] @ x.mT
 
 
-def gram_distances(gram: Tensor, present: Tensor | None = None) -> Tensor:
-    """Return the distances of `pair_distances` from the Gram matrix `[..., L, L]` of centered tokens."""
-    squares = gram.diagonal(dim1=-2, dim2=-1)
-    sums = squares.unsqueeze(-1) + squares.unsqueeze(-2)
-    squared = sums - 2 * gram
-    noise = (4 * torch.finfo(gram.dtype).eps * sums.detach()).clamp_min(1e-12)
+def gram_distances(gram: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Tensor:
+    """Return the distances of `pair_distances` from the Gram matrix, as `centered_gram` returns it."""
+    # The squares come from the products themselves: computed otherwise, their rounding would part equal tokens.
+    own_squares = gram[..., rows.index].diagonal(dim1=-2, dim2=-1)
+    return distances_of_products(gram, own_squares, rows.gather(own_squares), present, rows)
+
+
+def distances_of_products(
+    products: Tensor, own_squares: Tensor, squares: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS
+) -> Tensor:
+    """Return distances from inner products.
+
+    Args:
+        products: of the tokens of the own rows with all, `[..., R, L]`.
+        own_squares: squared lengths of the tokens of the own rows, `[..., R]`.
+        squares: squared lengths of all tokens, `[..., L]`.
+        present: bool `[..., L]`, by default all.
+        rows: the own rows.
+
+    Returns:
+        `[..., R, L]`.
+    """
+    sums = own_squares.unsqueeze(-1) + squares.unsqueeze(-2)
+    squared = sums - 2 * products
+    noise = (4 * torch.finfo(products.dtype).eps * sums.detach()).clamp_min(1e-12)
     equal = squared <= noise  # False for NaN, which must not turn into a distance of 0
     if present is not None:
-        equal = equal | ~(present.unsqueeze(-1) & present.unsqueeze(-2))
+        equal = equal | ~(present[..., rows.index].unsqueeze(-1) & present.unsqueeze(-2))
     return squared.masked_fill(equal, 1.0).sqrt().masked_fill(equal, 0.0)
 
 

@@ -9,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional.chunks import by_rows
+from distill.distributed import ALL_ROWS, Rows
+from distill.functional.chunks import by_rows, rows_per_chunk
 
 Huber = Literal["huber", "discard"]
 Edges = Literal["cross", "all"]
 Classes = Literal["cross", "stacked"]
-
-NUMBERS_PER_CHUNK = 2**22
-"""Numbers in the edges of one network that are computed at a time."""
 
 
 def edge_difference(
@@ -26,6 +24,7 @@ def edge_difference(
     delta: float = 1.0,
     form: Huber = "huber",
     chunk: int | None = None,
+    rows: Rows = ALL_ROWS,
 ) -> Tensor:
     """Mean Huber loss between both networks' edges, the normalized differences of vertices.
 
@@ -40,24 +39,26 @@ def edge_difference(
         kept: bool `[M, N]`, the edges that count; by default all.
         delta: the largest difference with a squared loss.
         form: beyond `delta`, `huber` goes on as a line, and `discard` is 0.
-        chunk: vertices of the first set computed at a time; by default as many as give 4 million numbers.
+        chunk: vertices of the first set computed at a time; by default as many as give 4 million numbers, 32 on a GPU.
+        rows: the vertices of the first set whose edges this rank computes; by default all.
 
     Returns:
-        A scalar; 0 if no edge counts.
+        A scalar; 0 if no edge counts. With `rows`, this rank's share.
     """
     (first, second), targets = student, [part.detach() for part in teacher]
     weights = first.new_ones(len(first), len(second)) if kept is None else kept.to(first)
+    count = (weights.sum() * first.shape[-1]).clamp_min(1)
+    parts = [first[rows.index], second, targets[0][rows.index], targets[1], weights[rows.index]]
 
-    def sums(rows: slice, x: Tensor, y: Tensor, target_x: Tensor, target_y: Tensor, weight: Tensor) -> Tensor:
-        found, wanted = _edges(x[rows], y), _edges(target_x[rows], target_y)
+    def sums(part: slice, x: Tensor, y: Tensor, target_x: Tensor, target_y: Tensor, weight: Tensor) -> Tensor:
+        found, wanted = _edges(x[part], y), _edges(target_x[part], target_y)
         loss = F.huber_loss(found, wanted, delta=delta, reduction="none")
         if form == "discard":
             loss = loss.masked_fill((found - wanted).detach().abs() > delta, 0.0)
-        return (loss.sum(-1) * weight[rows]).sum(-1)
+        return (loss.sum(-1) * weight[part]).sum(-1)
 
-    size = chunk or max(1, NUMBERS_PER_CHUNK // max(1, second.numel()))
-    total = by_rows(sums, size, first, second, *targets, weights).sum()
-    return total / (weights.sum() * first.shape[-1]).clamp_min(1)
+    size = rows_per_chunk(second.numel(), second.device, chunk)
+    return rows.ranks * by_rows(sums, size, *parts).sum() / count
 
 
 def sample_edge_difference(
@@ -69,6 +70,7 @@ def sample_edge_difference(
     delta: float = 1.0,
     form: Huber = "huber",
     chunk: int | None = None,
+    rows: Rows = ALL_ROWS,
 ) -> Tensor:
     """Difference of the edges between samples, without those that are least reliable.
 
@@ -81,6 +83,7 @@ def sample_edge_difference(
         delta: see `edge_difference`.
         form: likewise.
         chunk: likewise.
+        rows: likewise; which edges count is found out on every rank.
     """
     sets = [(part[0], part[1]) for part in (student, teacher, unreliable)]
     if edges == "all":
@@ -93,7 +96,7 @@ def sample_edge_difference(
     count = samples**2 if edges == "cross" else samples * (2 * samples - 1)
     order = doubt.masked_fill(~candidates, -torch.inf).flatten().sort(descending=True, stable=True).indices
     kept = candidates.flatten().index_fill(0, order[: int(prune * count)], False).view_as(candidates)
-    return edge_difference(ends, targets, kept, delta, form, chunk)
+    return edge_difference(ends, targets, kept, delta, form, chunk, rows)
 
 
 def class_edge_difference(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.configurable import Configurable
-from distill.distributed import all_mean, gather
+from distill.distributed import ALL_ROWS, Rows, gather, rows_of_this_rank
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads.parts.precision import at_least_float32, full_precision
@@ -222,6 +222,9 @@ class RelationHead(Head):
             def compare(self, student_relation, teacher_relation):
                 return mse_loss(student_relation, teacher_relation)
 
+    At scope `global` every rank then computes the same relation among the images of all. A head whose relation can be
+    computed row by row overrides `relate_rows` too, so that each rank computes the rows of its own images only.
+
     Args:
         scope: `image` and `batch` relate the tokens of this process; `global` first gathers the tokens of all ranks,
             with gradient, so that the value does not depend on the number of ranks.
@@ -247,6 +250,13 @@ class RelationHead(Head):
     def relate(self, tokens: Tensor) -> Any:
         """Return the relation among one network's tokens: a tensor or several."""
 
+    def relate_rows(self, tokens: Tensor, rows: Rows) -> Any:
+        """Return the own rows of the relation among tokens `[W B, d]` of W ranks; by default, all rows.
+
+        The mean over the ranks of `compare` of these rows must be `compare` of all.
+        """
+        return self.relate(tokens)
+
     @abstractmethod
     def compare(self, student_relation: Any, teacher_relation: Any) -> Tensor:
         """Return the distance between two relations, a scalar."""
@@ -254,9 +264,11 @@ class RelationHead(Head):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Relate the tokens of each network and compare the two relations."""
         tokens = [self.tokens(features, batch) for features in (student, teacher)]
-        if self.scope == "global":
-            tokens = [gather(part) for part in tokens]
-        return self.compare(self.relate(tokens[0]), self.relate(tokens[1]))
+        rows = rows_of_this_rank() if self.scope == "global" else ALL_ROWS
+        if rows.ranks == 1:
+            return self.compare(self.relate(tokens[0]), self.relate(tokens[1]))
+        gathered = [gather(part) for part in tokens]
+        return self.compare(self.relate_rows(gathered[0], rows), self.relate_rows(gathered[1], rows))
 
 
 def require_scope(head: Head, scope: Scope, supported: Sequence[Scope]) -> Scope:
@@ -281,20 +293,3 @@ def require_several_images(head: Head, run: RunInfo) -> None:
             f"{type(head).__name__} relates the images of a batch, but data.batch_size is 1, so that there is nothing "
             "to relate: give 2 or more"
         )
-
-
-def mean_over_ranks(total: Tensor, mass: Tensor) -> Tensor:
-    """Return this rank's share of a weighted mean over the samples of all ranks.
-
-    DDP averages over ranks; the average of these shares is the sum of all totals over the sum of all masses, however
-    unevenly the mass (of labeled samples, say) is distributed.
-
-    Args:
-        total: scalar, the weighted sum over this rank's samples.
-        mass: scalar, the sum of their weights.
-
-    Returns:
-        A scalar; 0 with zero gradient if no rank has any mass, where `total` must be 0 too.
-    """
-    mass = all_mean(mass.to(total))
-    return total / mass.masked_fill(mass == 0, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.distributed import Rows
 from distill.errors import require_above, require_at_least
 from distill.functional import taylor_kernel
 from distill.heads.base import Scope
@@ -33,9 +34,9 @@ class CC(FeatureRelation):
         require_at_least(1, order=order)
         self.gamma, self.order = gamma, order
 
-    def relate(self, tokens: Tensor) -> Tensor:
-        """Return K, `[..., L, L]`."""
-        return taylor_kernel(tokens, self.gamma, self.order)
+    def relate_rows(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """Return the rows of K, `[..., R, L]`."""
+        return taylor_kernel(tokens, self.gamma, self.order, rows)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
         """Return the mean squared difference."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from distill.distributed import all_mean, gather
 from distill.errors import UserError, one_of, require_at_least, require_between
 from distill.features import Features, FeatureSpec
+from distill.functional.chunks import rows_per_chunk
 from distill.functional.contrast import noise_contrast
 from distill.functional.labels import hard_labels
 from distill.heads.base import Batch, RunInfo, Scope
@@ -17,6 +19,9 @@ from distill.heads.parts.embedding_head import EmbeddingHead
 from distill.memory import SampleBank, with_gradient_now
 from distill.randomness import random_bits
 from distill.schedules import Number, require_values_above, value_at
+
+DENSE = 32
+"""Rows of the bank per drawn row up to which it is faster to score all of them: one product instead of many reads."""
 
 
 class CRD(EmbeddingHead):
@@ -32,8 +37,10 @@ class CRD(EmbeddingHead):
     code knows all labels from the start, and draws exactly K samples of other classes without replacement; with
     `positives="class"`, called `relax` there, it draws the positive from the whole class.)
 
-    The bank takes `samples` x `width` x 2 numbers, and a step `[B, samples]` more. It is updated once per batch, with
-    the batches of all ranks, and in training only.
+    The bank takes `samples` x `width` x 2 numbers. It is updated once per batch, with the batches of all ranks, and in
+    training only. A step scores all rows, `[B, samples]`, and picks the drawn ones, which is faster, up to `samples` =
+    32 (1 + `negatives`); beyond, it scores the drawn rows only, those of a few images at a time, and its cost does not
+    depend on `samples`.
 
     Args:
         samples: n, the size of the training set; each `index` must be below it. 50,000 as in CIFAR-100.
@@ -44,6 +51,9 @@ class CRD(EmbeddingHead):
         positives: `exact` takes the image itself as its positive, `class` a random image of its class (among those
             drawn; itself if there is none).
         seed: of the draws.
+        bank_device: `cpu` keeps the bank in the host's memory, for a bank that does not fit beside the networks, and
+            sends the device the rows that a step scores; each step then waits for the device once. By default it is on
+            the device. The values are the same.
 
     Raises:
         UserError: an argument out of its range.
@@ -64,6 +74,7 @@ class CRD(EmbeddingHead):
         momentum: float = 0.5,
         positives: Literal["exact", "class"] = "exact",
         seed: int = 0,
+        bank_device: Literal["cpu"] | None = None,
     ) -> None:
         super().__init__(width)
         require_at_least(2, samples=samples)
@@ -74,11 +85,15 @@ class CRD(EmbeddingHead):
         self.positives = one_of("positives", positives, ("exact", "class"))
         self.batch_needs = frozenset({"index"} if positives == "exact" else {"index", "label"})
         self.seed = seed
+        if bank_device is not None:
+            one_of("bank_device", bank_device, ("cpu",))
+        self.bank_device = bank_device
+        self._normalized = -1  # the normalizer's version when it was last seen to be set: no call need ask the device
 
     def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Build the projections and the bank."""
         super().build(student, teacher)
-        self.bank = SampleBank(self.samples, self.width, self.momentum)
+        self.bank = SampleBank(self.samples, self.width, self.momentum, self.bank_device)
         self.register_buffer("normalizer", torch.zeros(2))  # 0 until the first call sets it
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
@@ -99,21 +114,27 @@ class CRD(EmbeddingHead):
         index = batch["index"]
         label = hard_labels(batch["label"]) if "label" in batch else torch.full_like(index, -1)
         rows, weight = self.draw(index, label)
+        places = rows if self._scores_all else self.bank.places(rows)
         temperature = value_at(self.temperature, self.progress)
 
-        def contrast(*queries: Tensor) -> Tensor:
-            banks = self.bank.teacher, self.bank.student  # each network against the other
-            logits = [
-                (query @ bank.T.to(query.dtype)).gather(1, rows) / temperature
-                for query, bank in zip(queries, banks, strict=True)
+        def score(part: slice, *queries: Tensor) -> list[Tensor]:
+            sides: tuple[Literal["teacher", "student"], ...] = ("teacher", "student")  # each network against the other
+            return [
+                self._scores(query, side, rows[part], places[part]) / temperature
+                for query, side in zip(queries, sides, strict=True)
             ]
-            losses = [
-                noise_contrast(scores, normalizer, self.samples, weight.to(scores.dtype))
-                for scores, normalizer in zip(logits, self._normalizers(logits), strict=True)
-            ]
-            return torch.stack(losses).sum(dim=0).mean()
 
-        loss = with_gradient_now(contrast, *queries)
+        parts = self._parts(len(index), index.device)
+        normalizers = self._normalizers(score, queries, parts)
+
+        def contrast(part: slice, *queries: Tensor) -> Tensor:
+            losses = [
+                noise_contrast(scores, normalizer, self.samples, weight[part].to(scores.dtype))
+                for scores, normalizer in zip(score(part, *queries), normalizers, strict=True)
+            ]
+            return torch.stack(losses).sum() / len(index)
+
+        loss = with_gradient_now(contrast, *queries, parts=parts)
         if self.training:
             fresh = (gather(tensor.detach()) for tensor in (index, *queries, label))
             self.bank.update(*fresh)
@@ -145,11 +166,38 @@ class CRD(EmbeddingHead):
         weight = self.negatives / (~same_class).sum(dim=1, keepdim=True).clamp_min(1)
         return torch.cat([positive, drawn], dim=1), weight.masked_fill(same_class, 0.0)
 
-    def _normalizers(self, logits: list[Tensor]) -> Tensor:
+    @property
+    def _scores_all(self) -> bool:
+        return self.samples <= DENSE * (1 + self.negatives)
+
+    def _parts(self, images: int, device: torch.device) -> list[slice]:
+        """Return the images that are scored at a time."""
+        size = images if self._scores_all else rows_per_chunk((1 + self.negatives) * self.width, device)
+        return [slice(first, first + size) for first in range(0, images, size)]
+
+    def _scores(self, query: Tensor, side: Literal["student", "teacher"], rows: Tensor, places: Tensor) -> Tensor:
+        """Return the products of queries `[c, d]` with their drawn rows, `[c, 1 + K]`."""
+        if self._scores_all:
+            bank: Tensor = getattr(self.bank, side)
+            return (query @ bank.to(query).T).gather(1, rows)
+        drawn = self.bank.rows(side, places, query.device).to(query.dtype)
+        return (drawn @ query.unsqueeze(-1)).squeeze(-1)
+
+    @torch.no_grad()
+    def _normalizers(
+        self, score: Callable[..., list[Tensor]], queries: Sequence[Tensor], parts: Sequence[slice]
+    ) -> Tensor:
         """Return Z per direction, `[2]`: n times the mean exponential of the very first call, over all ranks."""
-        first = torch.stack([scores.detach().exp().mean() for scores in logits])
+        if self._normalized == self.normalizer._version:  # not written to since
+            return self.normalizer
+        sums = [
+            torch.stack([scores.exp().sum() for scores in score(part, *(query[part] for query in queries))])
+            for part in parts
+        ]
+        first = torch.stack(sums).sum(dim=0) / (len(queries[0]) * (1 + self.negatives))
         first = all_mean(first) * self.samples
         normalizer = torch.where(self.normalizer == 0, first.to(self.normalizer.dtype), self.normalizer)
         if self.training:
             self.normalizer.copy_(normalizer)
+            self._normalized = self.normalizer._version
         return normalizer

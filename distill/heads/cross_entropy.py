@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.distributed import mean_over_ranks
 from distill.errors import UserError
 from distill.features import Features
-from distill.heads.base import Batch, Head, mean_over_ranks
+from distill.heads.base import Batch, Head
 
 
 class CrossEntropy(Head):

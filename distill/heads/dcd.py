@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from distill.distributed import gather
+from distill.distributed import gather, rows_of_this_rank
 from distill.errors import UserError, require_above
 from distill.features import Features
 from distill.functional.contrast import info_nce
@@ -67,8 +67,10 @@ class DCD(EmbeddingHead):
         """Contrast embeddings `[B, d_s]` with embeddings `[B, d_t]`."""
         anchors = gather(self.student_projection(student["embedding"]))
         keys = gather(self.teacher_projection(teacher["embedding"]))
-        logits = anchors @ keys.T * self._scale().to(anchors.dtype)
-        return (info_nce(logits) + self.consistency * kl_divergence(logits, logits.T)).mean()
+        index, scale = rows_of_this_rank().index, self._scale().to(anchors.dtype)
+        to_teacher, to_student = anchors[index] @ keys.T * scale, keys[index] @ anchors.T * scale
+        positive = torch.arange(len(anchors), device=anchors.device)[index]
+        return (info_nce(to_teacher, positive) + self.consistency * kl_divergence(to_teacher, to_student)).mean()
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return the scale, the inverse of the temperature."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.distributed import Rows
 from distill.functional import relative_squared_distances
 from distill.heads.parts.feature_relation import FeatureRelation
 
@@ -28,9 +29,9 @@ class IRG(FeatureRelation):
         UserError: an unsupported scope.
     """
 
-    def relate(self, tokens: Tensor) -> Tensor:
-        """Return the edges, `[..., L, L]`."""
-        return relative_squared_distances(tokens)
+    def relate_rows(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """Return the rows of the edges, `[..., R, L]`."""
+        return relative_squared_distances(tokens, rows)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
         """Return the mean squared difference."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from distill import functional
-from distill.distributed import gather
+from distill.distributed import ALL_ROWS, gather, rows_of_this_rank
 from distill.errors import one_of
 from distill.features import Features
 from distill.functional.multilevel import TEMPERATURES, Masks
@@ -66,11 +66,12 @@ class MLKD(SoftenedLogitHead):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare logits `[B, K]` with logits `[B, K]`; with V views, both are `[V * B, K]` and `view` `[V * B]`."""
         logits, view = [student["logits"], teacher["logits"]], batch.get("view")
+        rows = ALL_ROWS
         if self.scope == "global":
-            logits = [gather(part) for part in logits]
+            logits, rows = [gather(part) for part in logits], rows_of_this_rank()
             view = None if view is None else gather(view)
         temperatures = (self.temperature_now(), *TEMPERATURES[1:])
-        parts = functional.mlkd(logits[0], logits[1], view, temperatures, self.standardize, self.masks)
+        parts = functional.mlkd(logits[0], logits[1], view, temperatures, self.standardize, self.masks, rows)
         self._parts = {name: part.detach() for name, part in parts._asdict().items()}
         return parts.instances + parts.classes + parts.batch
 

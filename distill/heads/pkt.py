@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from distill.distributed import Rows
 from distill.functional import conditional_probabilities, probability_divergence
 from distill.heads.parts.feature_relation import FeatureRelation
 
@@ -23,9 +24,9 @@ class PKT(FeatureRelation):
         UserError: an unsupported scope.
     """
 
-    def relate(self, tokens: Tensor) -> Tensor:
-        """Return p, `[..., L, L]`."""
-        return conditional_probabilities(tokens)
+    def relate_rows(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """Return the rows of p, `[..., R, L]`."""
+        return conditional_probabilities(tokens, rows=rows)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
         """Return the mean of p_t log(p_t / p_s)."""

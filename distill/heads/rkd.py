@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.distributed import Rows
 from distill.errors import UserError
 from distill.functional import angle_difference, edges, huber, normalized_distances
 from distill.heads.base import Scope
@@ -20,7 +21,9 @@ class RKD(FeatureRelation):
     Distances are divided by their mean over the non-zero pairs. The means run over all L^2 pairs and L^3 triples,
     degenerate ones included as zeros, so that values agree with the public codes for embeddings that all differ. Two
     equal embeddings have distance 0 here and do not count in the mean distance; the public codes give them distance
-    1e-6 and count them. Memory grows with L^2, and time with L^3 unless `angle` is 0.
+    1e-6 and count them. Memory grows with L^2, and time with L^3 unless `angle` is 0. Of W ranks, each computes the
+    distances of its own images to all, and the angles at its own images: a W-th of this time, but for the Gram matrix
+    of all images, which the angles need on every rank.
 
     Args:
         distance: weight of the distances; 25 as in the CRD benchmark.
@@ -47,9 +50,12 @@ class RKD(FeatureRelation):
         if not self.relations:
             raise UserError("RKD compares nothing with distance 0 and angle 0: give at least one of them a weight")
 
-    def relate(self, tokens: Tensor) -> list[Any]:
-        """Return distances `[..., L, L]` and the edges that span the angles, if their weights are not 0."""
-        return [relation(tokens) for _, relation, _ in self.relations]
+    def relate_rows(self, tokens: Tensor, rows: Rows) -> list[Any]:
+        """Return the rows of the distances, `[..., R, L]`, and the edges that span the angles at as many vertices.
+
+        Those of weight 0 are left out.
+        """
+        return [relation(tokens, rows=rows) for _, relation, _ in self.relations]
 
     def compare(self, student_relation: list[Any], teacher_relation: list[Any]) -> Tensor:
         """Return the weighted sum of the Huber losses."""

@@ -57,7 +57,7 @@ class RRD(EmbeddingHead):
             amounts to, and the same in every run; `orthogonal` likewise, with orthonormal rows and no bias; `identity`
             keeps the embedding, whose width is then d.
         dtype: storage type of the queue.
-        chunk: rows scored at a time, to save memory; by default all.
+        chunk: rows scored at a time; by default as many as make 4 million similarities, 32 million on a GPU.
         start: until the queue is full, `filled` scores only its filled rows, a choice of this project; `noise` also
             scores rows of noise in place of the others, as the authors' code does.
         seed: of the noise.

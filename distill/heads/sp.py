@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.distributed import Rows
 from distill.functional import normalized_gram
 from distill.heads.base import Scope
 from distill.heads.parts.feature_relation import FeatureRelation
@@ -30,9 +31,9 @@ class SP(FeatureRelation):
     def __init__(self, of: str = "tokens", scope: Scope = "global") -> None:
         super().__init__(of, scope)
 
-    def relate(self, tokens: Tensor) -> Tensor:
-        """Return G, `[..., L, L]`."""
-        return normalized_gram(tokens)
+    def relate_rows(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """Return the rows of G, `[..., R, L]`."""
+        return normalized_gram(tokens, rows)
 
     def compare(self, student_relation: Tensor, teacher_relation: Tensor) -> Tensor:
         """Return the mean squared difference."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.distributed import gather, rank, world_size
+from distill.distributed import ALL_ROWS, Rows, rank, rows_of_this_rank, world_size
 from distill.errors import UserError, one_of, require_at_least
 from distill.features import Features, FeatureSpec
 from distill.functional import adjacency_divergence, context_difference, neighbor_divergence, node_contrast
@@ -30,8 +30,9 @@ DEFAULT_TEMPERATURE = Cosine(0.5, 0.07)
 class TRG(Head):
     """Comparison of token graphs: each node's neighbors, its place among all nodes, and the context within its image.
 
-    The nodes are m tokens per image of the batch, at the same random positions in both networks. The three parts are
-    independent of each other; a part of weight 0 costs nothing and has no parameters:
+    The nodes are m tokens per image of the batch, at the same random positions in both networks. Each rank computes the
+    first two parts for the nodes of its own images, against those of all ranks. The three parts are independent of each
+    other; a part of weight 0 costs nothing and has no parameters:
 
     - local: KL(teacher || student) between a node's distributions over its k nearest neighbors in the teacher, mean
       over the nodes (`neighbor_divergence`);
@@ -67,7 +68,8 @@ class TRG(Head):
         grid: the grid to which both networks' tokens are averaged; by default, in each direction, the coarser one.
         scope: the nodes are tokens of the images of all ranks, `global`, or of this process, `batch`.
         seed: of the draws.
-        chunk: nodes compared with all others at a time, to save memory; by default all.
+        chunk: nodes compared with all others at a time; by default as many as make 4 million pairs (32 million on a
+            GPU).
 
     Raises:
         UserError: an argument out of its range.
@@ -173,7 +175,7 @@ class TRG(Head):
         student = self._on_common_grid(self.student_grid, student)
         if self._has_graph:
             self._require_nodes(len(student["tokens"]) * (world_size() if self.scope == "global" else 1))
-            losses.append(self._compare_nodes(self.nodes(student, batch), self.nodes(teacher, batch)))
+            losses.append(self._compare_nodes(self.drawn(student, batch), self.drawn(teacher, batch)))
         if self.weights["contextual"] != 0:
             entries = student["tokens"].shape[1] ** 2
             contextual = entries * context_difference(student["tokens"], teacher["tokens"])
@@ -188,16 +190,14 @@ class TRG(Head):
     def _on_common_grid(self, grid: GridTokens, features: Features) -> Features:
         return Features(tokens=averaged(grid(features), self.common), grid=self.common)
 
-    def nodes(self, features: Features, batch: Batch) -> Tensor:
-        """Return the nodes of one network's graph: m tokens of the common grid per image in scope, `[M, d]`."""
+    def drawn(self, features: Features, batch: Batch) -> Tensor:
+        """Return the tokens of one network that become nodes: m of the common grid per image, `[B, m, d]`."""
         tokens = features["tokens"]
         if self.tokens_per_image is not None:
             index = batch["index"] if "index" in batch else _places(tokens)
             positions = self.positions(index).unsqueeze(-1)
             tokens = tokens.gather(1, positions.expand(-1, -1, tokens.shape[-1]))
-        if self.scope == "global":
-            tokens = gather(tokens)
-        return tokens.flatten(0, 1)
+        return tokens
 
     def positions(self, index: Tensor) -> Tensor:
         """Draw tokens of the samples `index` `[B]` at this step: positions on the common grid, `[B, m]`."""
@@ -231,27 +231,32 @@ class TRG(Head):
         return self.weights["local"] != 0 or self.weights["global"] != 0
 
     def _compare_nodes(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the weighted sum of the local and the global part, for the same M nodes in both networks."""
-        losses: list[Tensor] = []
-        for name, part in (("local", self._local), ("global", self._global)):
-            if self.weights[name] != 0:
-                loss = part(student, teacher)
-                self._diagnostics[name] = loss.detach()
-                losses.append(self.weights[name] * loss)
+        """Return the weighted sum of the local and the global part, for tokens `[B, m, d]` of each network."""
+        parts, losses = {}, []
+        rows = rows_of_this_rank() if self.scope == "global" else ALL_ROWS
+        keys = _nodes(rows.gather(teacher))
+        if self.weights["local"] != 0:
+            parts["local"] = self._local(_nodes(rows.gather(student)), keys, rows)
+        if self.weights["global"] != 0:
+            parts["global"] = self._global(_nodes(student), keys, rows)
+        for name, loss in parts.items():
+            self._diagnostics[name] = loss.detach()
+            losses.append(self.weights[name] * loss)
         if self.weights["global"] != 0:
             self._diagnostics["temperature"] = losses[0].new_full((), self._temperature())
         return torch.stack(losses).sum()
 
-    def _local(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _local(self, student: Tensor, teacher: Tensor, rows: Rows) -> Tensor:
         if self.normalize:
             student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
-        if self.mode == "paper":
-            return adjacency_divergence(student, teacher, self.neighbors, self.sigma, self.chunk).sum()
-        return neighbor_divergence(student, teacher, self.neighbors, self.sigma, self.chunk).mean()
+        if self.mode == "paper":  # a sum over the nodes
+            divergence = adjacency_divergence(student, teacher, self.neighbors, self.sigma, self.chunk, rows)
+            return rows.ranks * divergence.sum()
+        return neighbor_divergence(student, teacher, self.neighbors, self.sigma, self.chunk, rows).mean()
 
-    def _global(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _global(self, student: Tensor, teacher: Tensor, rows: Rows) -> Tensor:
         anchors, keys = self.student_projection(student), self.teacher_projection(teacher)
-        return node_contrast(anchors, keys, self._temperature(), self.chunk).mean()
+        return node_contrast(anchors, keys, self._temperature(), self.chunk, rows).mean()
 
     def _temperature(self) -> float:
         if self.temperature is not None:
@@ -262,3 +267,8 @@ class TRG(Head):
 def _places(tokens: Tensor) -> Tensor:
     """Return each image's place in the batch of all ranks, `[B]`, in the order in which samples are dealt."""
     return torch.arange(len(tokens), device=tokens.device) * world_size() + rank()
+
+
+def _nodes(tokens: Tensor) -> Tensor:
+    """Return tokens `[B, m, d]` as the nodes of a graph, `[m B, d]`, where those of a rank's images are its rows."""
+    return tokens.transpose(0, 1).flatten(0, 1)

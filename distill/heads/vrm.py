@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from distill import functional
-from distill.distributed import gather
+from distill.distributed import ALL_ROWS, gather, rows_of_this_rank
 from distill.errors import one_of, require_above, require_at_least, require_between
 from distill.features import Features, FeatureSpec
 from distill.functional.virtual_relations import Classes, Edges, Huber
@@ -28,7 +28,8 @@ class VRM(LogitHead):
     View 0 is real, view 1 virtual. With z the logits, an edge between the samples m and n is (z_m - z_n) / |z_m - z_n|.
     The loss is `sample_weight` times the mean Huber loss over the kept edges between samples and their entries, plus
     `class_weight` times that over all edges between classes. Labels are not read. Both parts are logged, without their
-    weights. The edges of a few vertices exist at a time: memory grows with B^2 + K^2, time with B^2 K + K^2 B.
+    weights. The edges of a few vertices exist at a time: memory grows with B^2 + K^2, time with B^2 K + K^2 B. Each of
+    W ranks computes a W-th of the edges between samples, and all of those between classes.
 
     Args:
         sample_weight: weight of the edges between samples.
@@ -43,7 +44,7 @@ class VRM(LogitHead):
         standardize: whether each sample's logits are standardized before, in both networks; entropies are of the logits
             as they are.
         scope: the samples that a batch consists of: those of this process, `batch`, or of all ranks, `global`.
-        chunk: vertices whose edges are computed at a time; by default as many as give 4 million numbers.
+        chunk: vertices whose edges are computed at a time; by default as many as give 4 million numbers, 32 on a GPU.
 
     Raises:
         UserError: an argument out of its range.
@@ -101,13 +102,14 @@ class VRM(LogitHead):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """Compare logits `[2 B, K]` with logits `[2 B, K]`, view after view."""
         logits = [part["logits"] for part in (student, teacher)]
+        rows = ALL_ROWS
         if self.scope == "global":
-            logits = [gather(part) for part in logits]
+            logits, rows = [gather(part) for part in logits], rows_of_this_rank()
         log_probability = logits[0].detach().log_softmax(-1)
         entropies = both_views(self, -(log_probability.exp() * log_probability).sum(-1))
         scores = [both_views(self, functional.standardize(part) if self.standardize else part) for part in logits]
         samples = functional.sample_edge_difference(
-            scores[0], scores[1], entropies, self.edges, self.prune, self.delta, self.huber, self.chunk
+            scores[0], scores[1], entropies, self.edges, self.prune, self.delta, self.huber, self.chunk, rows
         )
         classes = functional.class_edge_difference(
             scores[0], scores[1], self.classes, self.delta, self.huber, self.chunk

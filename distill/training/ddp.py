@@ -113,8 +113,9 @@ def align_ranks(module: nn.Module, loader: Any) -> None:
         return
     _require_equal_data(loader)
     _require_equal_teachers(module.get_submodule("distiller.teachers"))
+    device = next(module.parameters()).device
     for buffer in module.get_submodule("distiller.objective").buffers():
-        dist.broadcast(buffer, 0)
+        _broadcast(buffer, device)
 
 
 def align_statistics(network: nn.Module) -> None:
@@ -161,6 +162,22 @@ def _require_equal_teachers(teachers: nn.Module) -> None:
                 f"model.teacher: rank 0 and rank {rank} have different weights of {different[0]!r}: load them from a "
                 "file, or seed all ranks alike before the networks are made"
             )
+
+
+def _broadcast(buffer: torch.Tensor, device: torch.device) -> None:
+    """Copy a buffer from rank 0; one that stays on the host goes through the device, where collectives work."""
+    if buffer.device == device:
+        dist.broadcast(buffer, 0)
+        return
+    for start in range(0, len(buffer), _ROWS):
+        part = buffer[start : start + _ROWS]
+        moved = part.to(device)
+        dist.broadcast(moved, 0)
+        part.copy_(moved)
+
+
+_ROWS = 1 << 16
+"""Rows of a memory on the host that pass through the device at a time."""
 
 
 def _has_unused_parameters(distiller: Any, num_classes: int, images: int = 8) -> bool:

@@ -1,4 +1,4 @@
-"""Run the eleven parts one after another, and list the bounds with what was measured.
+"""Run the parts one after another, and list the bounds with what was measured.
 
     python experiments/benchmarks
     python experiments/benchmarks --device cuda
@@ -19,6 +19,8 @@ from timing import CONSOLE, Bound, given_run, print_machine, show_bounds
 PARTS = [
     *("step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint", "startup", "shares"),
     "store",
+    "scale",
+    "ranks",
 ]
 """Parts in the order of their numbers, each a file with a function `measure(run)` that prints and returns bounds."""
 

@@ -1,15 +1,13 @@
-"""Time and peak memory of the relations alone, forward and backward, over batch and width.
+"""Time and peak memory of RKD alone, forward and backward, over batch and width, against torchdistill's.
 
     python experiments/benchmarks/kernels.py
 
-Three tables: RKD against torchdistill's on the same embeddings, whose value and gradient must agree; RRD over the rows
-of its queue; TRG over the nodes of its graph, with the power of the size that the time grows with.
+Both get the same embeddings, and value and gradient must agree.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -28,28 +26,19 @@ from timing import (
 )
 from torch import Tensor
 
-from distill.features import Features, FeatureSpec
-from distill.heads import Head
+from distill.features import Features
 from distill.heads.rkd import RKD
-from distill.heads.rrd import RRD
-from distill.heads.trg import TRG
 
 BATCHES, WIDTHS = [64, 128, 256, 512], [192, 384, 768]
 BOUNDED = 256, 384
 """Batch and width of the bounds on RKD."""
-QUEUES = [4096, 16384, 65536]
-GRAPHS = [512, 1024, 2048, 4096]
 PEER_LIMIT = 1e9
 """Bytes of torchdistill's `[B, B, d]` and `[B, B, B]` tensors above which it is left out on a CPU."""
 Kernel = Callable[[], Tensor]
 
 
 def measure(run: Run) -> list[Bound]:
-    """Print three tables; return the bounds."""
-    return [*_rkd(run), *_rrd(run), *_trg(run)]
-
-
-def _rkd(run: Run) -> list[Bound]:
+    """Print a table; return the bounds."""
     peer = _peer()
     rows: list[list[str]] = []
     bounds: list[Bound] = []
@@ -87,58 +76,6 @@ def _rkd(run: Run) -> list[Bound]:
     return bounds
 
 
-def _rrd(run: Run) -> list[Bound]:
-    batch, widths = (4, (8, 8)) if run.tiny else (64, (192, 384))
-    works = {}
-    for size in [64, 128] if run.tiny else QUEUES:
-        head = RRD(size=size)
-        student, teacher = (
-            Features(embedding=_features([batch, width], run, number)) for number, width in enumerate(widths)
-        )
-        _build(head, student, teacher, run)
-        head.queue.enqueue(torch.nn.functional.normalize(_features([size, head.width], run, 2), dim=1))
-        works[size] = partial(_run_head, head, student, teacher)
-    return _growth("RRD", f"rows, {batch} images", works, run, arithmetic=1)
-
-
-def _trg(run: Run) -> list[Bound]:
-    works = {}
-    for nodes in [16, 32] if run.tiny else GRAPHS:
-        images, grid = nodes // 8, (2, 4)
-        student, teacher = (
-            Features(tokens=_features([images, 8, width], run, number), grid=grid)
-            for number, width in enumerate((192, 384))
-        )
-        head = TRG(contextual_weight=0, tokens_per_image=None)
-        _build(head, student, teacher, run)
-        works[nodes] = partial(_run_head, head, student, teacher)
-    return _growth("TRG", "nodes", works, run, arithmetic=2)
-
-
-def _growth(name: str, what: str, works: Mapping[int, Callable[[], None]], run: Run, arithmetic: int) -> list[Bound]:
-    """Print time and memory over the size; bound the time's power of the size by the arithmetic's.
-
-    The bound leaves a quarter of a power for caches, which large sizes miss.
-    """
-    named = {f"{size}": work for size, work in works.items()}
-    seconds = interleaved(named, run.repeat(5), run, name)
-    sizes = list(works)
-    rows, powers = [], []
-    for size, smaller in zip(sizes, [None, *sizes], strict=False):
-        best, *quarters = spread(seconds[f"{size}"])
-        power = ""
-        if smaller is not None:
-            grown = median_ratio(seconds[f"{size}"], seconds[f"{smaller}"])
-            powers.append(math.log(grown) / math.log(size / smaller))
-            power = f"{powers[-1]:.2f}"
-        memory = megabytes(peak_bytes(works[size], run.device))
-        rows.append([f"{size}", milliseconds(best), " / ".join(map(milliseconds, quarters)), memory, power])
-    head = [what, "ms (best)", "quartiles", "peak MB", "power of the size"]
-    CONSOLE.print(table(f"{name}, forward and backward", head, rows))
-    whole = math.log(median_ratio(seconds[f"{sizes[-1]}"], seconds[f"{sizes[0]}"])) / math.log(sizes[-1] / sizes[0])
-    return [Bound(f"3 {name}: time grows with this power of {what}", whole, at_most=arithmetic + 0.25)]
-
-
 def _rkd_here(student: Tensor, teacher: Tensor) -> Tensor:
     return RKD(distance=1.0, angle=2.0)(Features(embedding=student), Features(embedding=teacher), {})
 
@@ -171,18 +108,6 @@ def _with_gradient(kernel: Kernel, student: Tensor) -> None:
 
 def _features(shape: list[int], run: Run, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(run.device)
-
-
-def _build(head: Head, student: Features, teacher: Features, run: Run) -> None:
-    torch.manual_seed(0)
-    head.build(FeatureSpec.of(student), FeatureSpec.of(teacher))
-    head.to(run.device).train()
-
-
-def _run_head(head: Head, student: Features, teacher: Features) -> None:
-    leaves = student.apply(lambda tensor: tensor.detach().requires_grad_())
-    tensor = next(tensor for tensor in (leaves.embedding, leaves.tokens) if tensor is not None)
-    head(leaves, teacher, {"index": torch.arange(len(tensor), device=tensor.device)}).backward()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import contextlib
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -41,7 +42,7 @@ def measure(run: Run) -> list[Bound]:
     """Print two tables; there are no bounds."""
     run = replace(run, device=torch.device("cpu"), rounds=run.repeat(9))
     pair = pairs(run)[1]
-    steps: dict[int, list[float]] = {count: _in_processes(_steps, count, run)[0] for count in (1, PROCESSES)}
+    steps: dict[int, list[float]] = {count: in_processes(_steps, count, run)[0] for count in (1, PROCESSES)}
     rows = []
     for count, times in steps.items():
         best, *quarters = spread(times)
@@ -50,7 +51,7 @@ def measure(run: Run) -> list[Bound]:
     head = ["processes", "ms per step (best)", "quartiles", "images per second / those of one"]
     CONSOLE.print(table(f"Processes: {pair.title}, {pair.images} images and one thread each, CE + KD", head, rows))
 
-    heads: Times = _in_processes(_heads, PROCESSES, run)[0]
+    heads: Times = in_processes(_heads, PROCESSES, run)[0]
     rows = []
     for name, (times, gathered) in sorted(heads.items()):
         share = 100 * median(gathered) / median(times)
@@ -64,20 +65,20 @@ def measure(run: Run) -> list[Bound]:
     return []
 
 
-def _in_processes(work: Callable[[Run], Any], count: int, run: Run) -> list[Any]:
-    """Run `work` in each process of a group, and return all results."""
+def in_processes(work: Callable[..., Any], count: int, run: Run, *more: Any) -> list[Any]:
+    """Run `work(run, *more)` in each process of a group, and return all results."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, context.Pool(count) as pool:
-        jobs = [(work, run, rank, count, str(Path(folder) / "group")) for rank in range(count)]
+        jobs = [(partial(work, run, *more), rank, count, str(Path(folder) / "group")) for rank in range(count)]
         results: list[Any] = pool.starmap_async(_rank, jobs, chunksize=1).get(PATIENCE)
     return results
 
 
-def _rank(work: Callable[[Run], Any], run: Run, rank: int, count: int, file: str) -> Any:
+def _rank(work: Callable[[], Any], rank: int, count: int, file: str) -> Any:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=count)
     try:
-        return work(run)
+        return work()
     finally:
         dist.barrier()
         dist.destroy_process_group()
@@ -131,36 +132,56 @@ def _heads(run: Run) -> Times:
         for number in range(run.repeat(9) + run.warm_up):
             leaves = student_features.apply(lambda tensor: tensor.detach().requires_grad_())
             dist.barrier()
-            with _gathering() as spent:
+            with collectives() as calls:
                 started = perf_counter()
                 head(leaves, teacher_features, batch).backward()
                 elapsed = perf_counter() - started
             if number >= run.warm_up:
                 times.append(elapsed)
-                gathered.append(sum(spent))
+                gathered.append(sum(call.seconds for call in calls))
         seconds[name] = times, gathered
     return seconds
 
 
-@contextlib.contextmanager
-def _gathering() -> Iterator[list[float]]:
-    """Collect the seconds of each collective that `distill.distributed` calls."""
-    spent: list[float] = []
-    originals = {name: getattr(dist, name) for name in ("all_gather", "all_reduce")}
+@dataclass(frozen=True)
+class Collective:
+    """A collective that was called.
 
-    def timed(collective: Callable[..., Any]) -> Callable[..., Any]:
+    Attributes:
+        kind: its name in `torch.distributed`.
+        bytes: of what this rank put in.
+        seconds: until it returned.
+        is_check: whether it compares the ranks' numbers of samples, which happens on CPUs only.
+    """
+
+    kind: str
+    bytes: int
+    seconds: float
+    is_check: bool
+
+
+@contextlib.contextmanager
+def collectives() -> Iterator[list[Collective]]:
+    """Collect the collectives that `distill.distributed` calls."""
+    calls: list[Collective] = []
+    given = {"all_gather": 1, "all_reduce": 0, "reduce_scatter_tensor": 1}  # the place of what a rank puts in
+    originals = {name: getattr(dist, name) for name in given}
+
+    def recorded(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            tensor = args[given[name]]
             started = perf_counter()
-            result = collective(*args, **kwargs)
-            spent.append(perf_counter() - started)
+            result = originals[name](*args, **kwargs)
+            is_check = name == "all_gather" and tensor.shape == (1,) and tensor.dtype == torch.int64
+            calls.append(Collective(name, tensor.nbytes, perf_counter() - started, is_check))
             return result
 
         return call
 
-    for name, collective in originals.items():
-        setattr(dist, name, timed(collective))
+    for name in originals:
+        setattr(dist, name, recorded(name))
     try:
-        yield spent
+        yield calls
     finally:
         for name, collective in originals.items():
             setattr(dist, name, collective)

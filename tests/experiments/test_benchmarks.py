@@ -15,6 +15,8 @@ BENCHMARKS = ROOT / "experiments" / "benchmarks"
 PARTS = [
     *("step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint", "startup", "shares"),
     "store",
+    "scale",
+    "ranks",
 ]
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 import distill.heads
-from distill.distributed import own_rows, rank
+from distill.distributed import mean_over_ranks, own_rows, rank
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.heads import KD, Batch, Head, RelationHead, shipped
-from distill.heads.base import Scope, mean_over_ranks
+from distill.heads.base import Scope
 from distill.objective import Term
 from distill.schedules import Constant, Linear, Progress
 from distill.testing import check_head

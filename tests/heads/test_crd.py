@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import profile
 
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.heads import RunInfo
+from distill.heads import RunInfo, crd
 from distill.heads.crd import CRD
 from distill.testing import Case, two_ranks_equal_one
 from tests.golden import Q, assert_relative
@@ -180,3 +181,92 @@ def test_a_checkpoint_with_another_number_of_samples_is_refused() -> None:
     state = built().state_dict()
     with pytest.raises(UserError, match=r"CRD: the bank .* is 20 x 4 in the checkpoint and 21 x 4 in the"):
         built(samples=21).load_state_dict(state)
+
+
+LARGE: dict[str, Any] = {"samples": 400, "negatives": 5}
+"""A bank with far more rows than are drawn."""
+
+
+def steps(head: CRD, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Losses and gradients of three steps in which samples come again, and the memory that they leave."""
+    head, found = head.to(dtype), []
+    for number in range(3):
+        student = Q([8, 6], 30 + number).to(dtype).requires_grad_()
+        teacher = Features(embedding=Q([8, 12], 40 + number).to(dtype))
+        index = (torch.arange(8) * (number + 1)) % 20
+        loss = head(Features(embedding=student), teacher, {"index": index, "label": index % 3})
+        found += [loss.detach(), *torch.autograd.grad(loss, [student, *head.parameters()])]
+    return found + list(head.state_dict().values())
+
+
+@pytest.mark.parametrize("numbers", [1, 60, 10_000])
+def test_scoring_the_drawn_rows_in_any_parts_is_scoring_all(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for dense in (10**6, 0):
+        monkeypatch.setattr(crd, "DENSE", dense)
+        monkeypatch.setattr(crd, "rows_per_chunk", lambda row, device: max(1, numbers // row))
+        found.append(steps(built(**LARGE)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("arguments", [{}, LARGE, {**LARGE, "positives": "class"}])
+def test_a_bank_on_the_host_gives_the_same_bits(arguments: dict[str, Any]) -> None:
+    on_device, on_host = (steps(built(**arguments, bank_device=device), torch.float32) for device in (None, "cpu"))
+    for expected, given in zip(on_device, on_host, strict=True):
+        assert torch.equal(given, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_bank_on_the_host_gives_the_same_bits_on_a_gpu() -> None:
+    found = []
+    for bank_device in (None, "cpu"):
+        head = built(**LARGE, bank_device=bank_device).float().cuda()
+        assert head.bank.student.is_cuda == (bank_device is None)
+        index = INDEX.cuda()
+        for number in range(3):
+            student, teacher = (Q([8, width], number).float().cuda() for width in (6, 12))
+            leaf = student.requires_grad_()
+            loss = head(Features(embedding=leaf), Features(embedding=teacher), {"index": index, "label": index % 3})
+            found.append([loss.detach().cpu(), torch.autograd.grad(loss, leaf)[0].cpu()])
+        found[-1] += [head.bank.student.cpu(), head.bank.teacher.cpu()]
+    for expected, given in zip(found[:3], found[3:], strict=True):
+        for one, other in zip(expected, given, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_checkpoint_moves_between_banks_on_the_host_and_on_the_device() -> None:
+    trained = built(**LARGE)
+    call(trained)
+    for device in (None, "cpu"):
+        resumed = built(**LARGE, bank_device=device)
+        resumed.load_state_dict(deepcopy(trained.state_dict()))
+        assert torch.equal(call(resumed), call(deepcopy(trained)))
+
+
+def test_a_step_that_was_undone_leaves_the_normalizer_to_the_next() -> None:
+    head, expected = built(), call(built())
+    before = {name: buffer.clone() for name, buffer in head.named_buffers()}
+    call(head, 2 * Q([8, 6], 9))
+    for name, buffer in head.named_buffers():  # as after a trial step
+        buffer.copy_(before[name])
+    assert torch.equal(call(head), expected)
+
+
+def test_where_few_rows_are_drawn_the_memory_of_a_step_does_not_grow_with_the_bank() -> None:
+    peaks = []
+    for samples in (1_000, 100_000):
+        head = built(samples=samples, negatives=5).float()
+        call(head)
+        with profile(profile_memory=True) as measured:
+            call(head)
+        peaks.append(max(event.self_cpu_memory_usage for event in measured.events()))
+    assert 0 < peaks[1] == peaks[0]
+
+
+def test_two_ranks_equal_one_process_with_a_large_bank_on_the_host(pool: RankPool) -> None:
+    two_ranks_equal_one(Case(partial(CRD, samples=400, negatives=5, width=5, bank_device="cpu")), pool.run)
+
+
+def test_the_bank_is_on_the_host_or_where_the_head_is() -> None:
+    with pytest.raises(UserError, match="bank_device cannot be 'disk'"):
+        CRD(bank_device="disk")  # type: ignore[arg-type]

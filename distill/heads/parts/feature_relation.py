@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Any
+
 from torch import Tensor
 
+from distill.distributed import ALL_ROWS, Rows
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
 from distill.heads.base import Batch, RelationHead, RunInfo, Scope, require_several_images
@@ -12,7 +16,8 @@ from distill.heads.base import Batch, RelationHead, RunInfo, Scope, require_seve
 class FeatureRelation(RelationHead):
     """A relation among images, each as one vector, or among the tokens of each image.
 
-    A subclass defines how they are related and how two relations are compared.
+    A subclass defines how they are related, row by row (`relate_rows`), and how two relations are compared: at scope
+    `global` each rank computes the rows of its own images, against the images of all ranks.
 
     Args:
         of: the features that are related: `embedding`, `logits`, `tokens` or the name of a tap.
@@ -55,3 +60,11 @@ class FeatureRelation(RelationHead):
         """Return one vector per image, `[B, d]`, or at scope `image` its tokens, `[B, N, d]`."""
         tensor = features[self.of]
         return tensor if self.scope == "image" else tensor.flatten(1)
+
+    def relate(self, tokens: Tensor) -> Any:
+        """Return the whole relation, whose last two dimensions are those of the tokens."""
+        return self.relate_rows(tokens, ALL_ROWS)
+
+    @abstractmethod
+    def relate_rows(self, tokens: Tensor, rows: Rows) -> Any:
+        """Return the own rows of the relation among tokens `[..., L, d]`, each against all L columns."""

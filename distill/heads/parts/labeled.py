@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from distill.distributed import mean_over_ranks
 from distill.errors import UserError
 from distill.features import FeatureSpec
 from distill.functional.labels import hard_labels
-from distill.heads.base import Head, mean_over_ranks
+from distill.heads.base import Head
 
 
 def mean_over_labeled(loss: Callable[[Tensor], Tensor], label: Tensor) -> Tensor:
