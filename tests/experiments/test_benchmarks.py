@@ -15,6 +15,7 @@ BENCHMARKS = ROOT / "experiments" / "benchmarks"
 PARTS = [
     *("step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint", "startup", "shares"),
     "store",
+    *("overhead", "compilation"),
 ]
 
 
