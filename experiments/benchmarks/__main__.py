@@ -1,4 +1,4 @@
-"""Run the eleven parts one after another, and list the bounds with what was measured.
+"""Run the parts one after another, and list the bounds with what was measured.
 
     python experiments/benchmarks
     python experiments/benchmarks --device cuda
