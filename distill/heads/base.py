@@ -174,10 +174,11 @@ class Head(Configurable, nn.Module, ABC):
         """
         if self.needs_teacher and teacher is None:
             raise UserError(f"{type(self).__name__} compares with a teacher, but model.teacher is not given")
-        sides: tuple[tuple[Literal["student", "teacher"], FeatureSpec | None], ...]
-        sides = ("student", student), ("teacher", teacher if self.needs_teacher else None)
+        sides: list[tuple[Literal["student", "teacher"], FeatureSpec]] = [("student", student)]
+        if self.needs_teacher and teacher is not None:
+            sides.append(("teacher", teacher))
         for side, spec in sides:
-            for name in () if spec is None else sorted(self.needs_of(side)):
+            for name in sorted(self.needs_of(side)):
                 try:
                     spec[name]
                 except UserError as error:

@@ -46,8 +46,8 @@ def test_nothing_is_compiled_after_the_first_epoch(which: Any) -> None:
     assert len(counted.graphs) == 3
     assert counted.graphs[0] == counted.graphs[-1] >= 4  # train and eval mode of two networks
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert compiled.state.keys() == eager.state.keys()
-    assert all(torch.equal(value, eager.state[name]) for name, value in compiled.state.items())
+    tolerance = 0.0 if which == "both" else 1e-5  # traced heads round differently
+    torch.testing.assert_close(compiled.state, eager.state, rtol=tolerance, atol=tolerance)
     is_compiled = {name: term.head._compiled_call_impl is not None for name, term in model.terms.items()}
     assert is_compiled == {name: which == "all" and name not in ("cooling", "rrd") for name in model.terms}
 
