@@ -289,7 +289,8 @@ DEGENERATE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _first_half(tensor: Tensor) -> Tensor:
-    return (torch.arange(len(tensor)) < len(tensor) // 2).view(-1, *[1] * (tensor.ndim - 1))
+    is_first = torch.arange(len(tensor), device=tensor.device) < len(tensor) // 2
+    return is_first.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def _assert_same(expected: Result, actual: Result, message: str) -> None:
