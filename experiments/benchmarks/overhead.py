@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import wraps
+from importlib import import_module
 from statistics import median
 from time import process_time
 from typing import Any
@@ -23,12 +24,12 @@ from lightning.pytorch.loggers import CSVLogger
 from pairs import CIFAR, TINY, VIT, Pair
 from timing import CONSOLE, Bound, Run, command_line, now, table
 
-import distill.training.base as base
-import distill.training.classification as classification
 from distill.callbacks import ExactResume, RandomState, Results, RunCheckpoint
 from distill.heads import Batch, Head
 from distill.training.distillation import DistillationModule
 
+base: Any = import_module("distill.training.base")  # modules whose functions are wrapped
+classification: Any = import_module("distill.training.classification")
 IMAGES = 8
 SHOWN = 15
 """Number of rows, the longest parts of the step."""
