@@ -1,4 +1,4 @@
-"""What a step in Lightning's Trainer takes beyond forward, backward and optimizer, in microseconds, part by part.
+"""Cost of a step in Lightning's Trainer beyond forward, backward and optimizer, part by part in microseconds.
 
 python experiments/benchmarks/overhead.py
 

@@ -26,7 +26,7 @@ def distance(given, expected):
     return float((given.float() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_matrices_are_halved_and_norms_are_not(name, dtype):
     network = built(name)
