@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo study study-data bench docs test test-all lint format
+.PHONY: help install demo study study-data bench docs test test-all test-cuda lint format
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,7 +48,10 @@ format: install ## format the code and fix what can be fixed
 	$(BIN)/ruff format .
 
 test: lint ## lint, and run the fast tests
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not cuda"
 
-test-all: lint ## lint, and run all tests
-	$(BIN)/python -m pytest -n 2
+test-all: lint ## lint, and run all tests but those of a GPU
+	$(BIN)/python -m pytest -n 2 -m "not cuda"
+
+test-cuda: install ## run the tests that have a meaning on a GPU, there
+	$(BIN)/python -m pytest -m cuda -rs

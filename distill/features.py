@@ -53,9 +53,12 @@ class Features:
     def apply(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Return the features with `function` applied to every tensor."""
         changed: dict[str, Any] = {
-            item.name: function(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
+            name: function(value)
+            for name in ("logits", "embedding", "tokens")
+            if (value := getattr(self, name)) is not None
         }
-        return replace(self, **changed, maps={name: function(value) for name, value in self.maps.items()})
+        maps = {name: function(value) for name, value in self.maps.items()} if self.maps else self.maps
+        return replace(self, **changed, maps=maps)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:

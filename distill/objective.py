@@ -225,8 +225,9 @@ class Objective(nn.Module):
             if name not in teacher.summaries:
                 raise UserError(f"{key_of(name)}: the batch has no stored rows: `attach` them to its data module")
             return term.head.summary(teacher.summaries[name], batch)
+        summary = term.head.summary(teacher, batch)
         dtype = getattr(torch, term.summary_dtype)
-        return term.head.summary(teacher, batch).apply(lambda tensor: rounded(tensor, dtype))
+        return summary if dtype == torch.float32 else summary.apply(lambda tensor: rounded(tensor, dtype))
 
     def forward(self, student: Features, teachers: Teachers, batch: Batch, progress: Progress) -> Losses:
         """Compute all terms and their weighted sum, from arguments as those of `summarize`."""

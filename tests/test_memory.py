@@ -12,6 +12,7 @@ from torch import Tensor
 from distill.distributed import gather, own_rows
 from distill.errors import UserError
 from distill.memory import ClassBank, EmbeddingQueue, SampleBank, with_gradient_now
+from distill.testing import no_waiting
 from tests.golden import Q
 from tests.two_ranks import RankPool
 
@@ -175,3 +176,21 @@ def test_a_bank_on_the_host_stays_there_and_changes_its_type() -> None:
         assert list(bank.state_dict()) == names
         assert [tensor.device.type for tensor in (bank.student, bank.teacher, bank.label)] == [kept, kept, "meta"]
         assert bank.student.dtype == bank.teacher.dtype == torch.float64
+
+
+def test_memories_on_a_device_are_those_of_the_cpu_and_do_not_wait(device: torch.device) -> None:
+    def filled(device: torch.device) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        queue, bank, classes = (memory.to(device) for memory in (EmbeddingQueue(7, 3), SampleBank(6, 3), ClassBank(3)))
+        for count in (2, 9, 4):
+            fresh = Q([count, 3], count).float().to(device)
+            index = (torch.arange(count) % 6).to(device)
+            with no_waiting(device):
+                queue.enqueue(fresh)
+                bank.update(index, fresh, fresh.flip(0), index % 3)
+                classes.enter(F.pad(fresh, (0, 125)), index % 3)
+                assert queue.filled.device.type == device.type
+        memories = (queue, bank, classes)
+        return {f"{type(m).__name__}.{key}": value.cpu() for m in memories for key, value in m.state_dict().items()}
+
+    torch.testing.assert_close(filled(device), filled(torch.device("cpu")))

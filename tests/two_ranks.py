@@ -1,4 +1,4 @@
-"""Pool of processes in one gloo group, started once per session, so that a call takes milliseconds."""
+"""Pool of processes in one group, started once per session, so that a call takes milliseconds."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class RankPool:
     Args:
         ranks: number of processes.
         timeout: seconds that a call may take before it fails, not including the start of the processes.
+        backend: `gloo`, or `nccl` with a CUDA device of its own for each rank.
     """
 
-    def __init__(self, ranks: int = 2, timeout: float = 60.0) -> None:
+    def __init__(self, ranks: int = 2, timeout: float = 60.0, backend: str = "gloo") -> None:
         self.ranks = ranks
         self.timeout = timeout
+        self.backend = backend
         self._pool: Pool | None = None
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -66,7 +68,8 @@ class RankPool:
         for rank in range(self.ranks):
             ranks.put(rank)
         self._directory = tempfile.TemporaryDirectory()  # unlike ports, files cannot collide between pools
-        pool = context.Pool(self.ranks, _join, (ranks, self.ranks, Path(self._directory.name) / "group", self.timeout))
+        file = Path(self._directory.name) / "group"
+        pool = context.Pool(self.ranks, _join, (ranks, self.ranks, file, self.timeout, self.backend))
         try:
             pool.map_async(_ready, range(self.ranks), chunksize=1).get(300)
         except BaseException:
@@ -75,13 +78,16 @@ class RankPool:
         return pool
 
 
-def _join(ranks: Queue[int], world_size: int, file: Path, timeout: float) -> None:
+def _join(ranks: Queue[int], world_size: int, file: Path, timeout: float, backend: str) -> None:
     import distill.heads  # noqa: F401  # here, so that it does not count towards the first call
 
     torch.set_num_threads(1)
     # A rank waiting for a failed one gives up before the caller does, so that the caller gets the actual error.
     give_up = timedelta(seconds=timeout / 2)
-    dist.init_process_group("gloo", f"file://{file}", give_up, world_size=world_size, rank=ranks.get())
+    rank = ranks.get()
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, f"file://{file}", give_up, world_size=world_size, rank=rank)
 
 
 def _ready(_: int) -> None:

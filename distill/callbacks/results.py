@@ -7,7 +7,9 @@ import math
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -122,14 +124,22 @@ class Results(Callback):
             "effective_batch": images and images * trainer.world_size * trainer.accumulate_grad_batches,
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
-            "versions": {"distill": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in _PACKAGES},
+            "versions": {"distill": __version__, "python": platform.python_version(), **versions(_PACKAGES)},
             "git": self._git,
             "configuration": self.configuration,
         }
 
     def _wall_seconds(self) -> float:
         return self._seconds + perf_counter() - self._started
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the version of each package; one that is not installed is left out."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _monitored(trainer: Trainer) -> tuple[str, str]:

@@ -16,14 +16,15 @@ from distill.errors import UserError
 from distill.superpixels import add_segments, slic
 from distill.superpixels.pixels import Backend
 from distill.training.base import DistillerModule
+from distill.training.logged_losses import is_logged
 
 
 class SuperpixelSegments(Callback):
     """Adds SLIC superpixels as `segments` `[B, H, W]` to each batch if a head reads them.
 
     Segments are computed on the device from the images that the networks receive: after augmentation and mixing,
-    before normalization. The time is logged as `train/superpixels_ms`. If no head reads segments, the callback does
-    nothing.
+    before normalization. The time is logged as `train/superpixels_ms`, on the steps that are logged. If no head reads
+    segments, the callback does nothing.
 
     With many CPU cores, the data workers can compute the segments instead, after augmentation. CutMix then pastes
     segments together with the pixels, which can double their number; batches blended by mixup are still segmented on
@@ -108,12 +109,15 @@ class SuperpixelSegments(Callback):
         """Add the segments of a training batch, and log the time."""
         if not self.is_needed or "segments" in batch:
             return
+        # Only on the steps that are shown: on a GPU, Lightning waits for the device to log a number.
+        shown = is_logged(trainer, trainer.global_step + 1)
         if batch["image"].device.type != "cuda":
             started = perf_counter()
             self._add(batch)
-            pl_module.log("train/superpixels_ms", 1e3 * (perf_counter() - started), batch_size=len(batch["image"]))
+            if shown:
+                pl_module.log("train/superpixels_ms", 1e3 * (perf_counter() - started), batch_size=len(batch["image"]))
             return
-        if self._events is not None and self._events[1].query():  # an earlier step has finished: no synchronization
+        if shown and self._events is not None and self._events[1].query():  # an earlier step has finished
             pl_module.log(
                 "train/superpixels_ms", self._events[0].elapsed_time(self._events[1]), batch_size=len(batch["image"])
             )

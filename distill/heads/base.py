@@ -16,7 +16,7 @@ from distill.distributed import ALL_ROWS, Rows, gather, rows_of_this_rank
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads.parts.precision import at_least_float32, full_precision
-from distill.schedules import Progress
+from distill.schedules import Progress, Schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,10 +28,7 @@ With V views of each image, all have V B rows, view after view, and `view` int64
 """
 
 Scope = Literal["image", "batch", "global", "memory"]
-"""The range of a relation: one image, this process's batch, the batch of all ranks, or a memory.
-
-Only with `batch` does the value depend on the number of ranks.
-"""
+"""The range of a relation: one image, this process's batch (whose value depends on the ranks), all ranks', a memory."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,7 @@ class RunInfo:
         batch_size: the smallest training batch per process, in images.
         world_size: number of processes that train together.
         samples: number of training images.
-        class_counts: returns the number of labeled training images per class, int64 `[K]`; called only by heads that
-            need it.
+        class_counts: returns the labeled training images per class, int64 `[K]`; called by heads that need it.
         views: number of views of each image in a training batch, of those that the head gets.
         provides: keys that batches will have: `image`, `label`, `index`, `draw`, `view`, `segments`.
     """
@@ -111,14 +107,19 @@ class Head(Configurable, nn.Module, ABC):
     def summary(self, teacher: Features, batch: Batch) -> Summary:
         """Run `summarize_teacher` in float32 (float64 stays), outside autocast and without gradient.
 
-        A `Summary` is not summarized again. Its tensors are contiguous, as stored ones are: sums over another layout
-        round differently.
+        A `Summary` is not summarized again. Its tensors are contiguous, as stored ones are, so that sums round alike.
         """
         teacher = teacher.apply(lambda tensor: at_least_float32(tensor.detach()))
         if isinstance(teacher, Summary):
             return teacher
         with full_precision(teacher), torch.no_grad():
             return Summary(**vars(self.summarize_teacher(teacher, batch))).apply(Tensor.contiguous)
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether the loss depends on features and batch alone: by default without a memory and without a schedule."""
+        settings = (value for module in self.modules() for value in vars(module).values())
+        return not list(self.buffers()) and not any(isinstance(value, Schedule) for value in settings)
 
     def prepare(self, run: RunInfo) -> None:
         """Check the head against the run, or take from it what the head needs, before step 0. The default does nothing.
@@ -173,11 +174,10 @@ class Head(Configurable, nn.Module, ABC):
         """
         if self.needs_teacher and teacher is None:
             raise UserError(f"{type(self).__name__} compares with a teacher, but model.teacher is not given")
-        sides: tuple[tuple[Literal["student", "teacher"], FeatureSpec | None], ...]
-        sides = ("student", student), ("teacher", teacher if self.needs_teacher else None)
+        sides: list[tuple[Literal["student", "teacher"], FeatureSpec]] = [("student", student)]
+        if self.needs_teacher and teacher is not None:
+            sides.append(("teacher", teacher))
         for side, spec in sides:
-            if spec is None:
-                continue
             for name in sorted(self.needs_of(side)):
                 try:
                     spec[name]

@@ -98,6 +98,11 @@ class FT(MapHead):
         compared, reconstructed = self._compare(maps), self._reconstruct([teacher_map for _, teacher_map in maps])
         return reconstructed + (compared if self.initialization is None else 0 * compared)
 
+    @property
+    def is_pure(self) -> bool:
+        """Never: it keeps a copy of its encoders."""
+        return False
+
     def diagnostics(self) -> dict[str, Tensor]:
         """Return the loss on the factors and, while the autoencoder is trained, its reconstruction error."""
         return self._diagnostics

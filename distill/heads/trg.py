@@ -183,6 +183,11 @@ class TRG(Head):
             losses.append(self.weights["contextual"] * contextual)
         return torch.stack(losses).sum()
 
+    @property
+    def is_pure(self) -> bool:
+        """Never: its nodes are drawn anew at each step."""
+        return False
+
     def on_common_grid(self, student: Features, teacher: Features) -> tuple[Features, Features]:
         """Return the tokens of both networks, `[B, N, d]` each, averaged over the cells of the common grid."""
         return self._on_common_grid(self.student_grid, student), self._on_common_grid(self.teacher_grid, teacher)

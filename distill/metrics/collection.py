@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from distill.metrics.agreement import Agreement, TeacherDivergence
-
-IGNORE_INDEX = -1
-"""The label of samples that are unlabeled or only pad a rank's last batch."""
+from distill.metrics.classification import CalibrationError, TopAccuracy
 
 
 def classification_metrics(num_classes: int, stage: str) -> MetricCollection:
@@ -18,14 +15,9 @@ def classification_metrics(num_classes: int, stage: str) -> MetricCollection:
         num_classes: K; top-5 is reported for more than 5 classes.
         stage: `val` or `test`, the prefix of the names.
     """
-    metrics: dict[str, Metric | MetricCollection] = {
-        "top1": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORE_INDEX, validate_args=False),
-        "calibration_error": MulticlassCalibrationError(num_classes, ignore_index=IGNORE_INDEX, validate_args=False),
-    }
+    metrics: dict[str, Metric | MetricCollection] = {"top1": TopAccuracy(), "calibration_error": CalibrationError()}
     if num_classes > 5:
-        metrics["top5"] = MulticlassAccuracy(
-            num_classes, top_k=5, average="micro", ignore_index=IGNORE_INDEX, validate_args=False
-        )
+        metrics["top5"] = TopAccuracy(5)
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Self
@@ -15,6 +15,7 @@ from torch import Tensor
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Shape
 from distill.networks.base import FeatureSource, Network
+from distill.networks.half_precision import halve
 
 
 class Teacher(FeatureSource):
@@ -68,8 +69,8 @@ class FrozenTeacher(Teacher):
 
     Args:
         network: the teacher, built.
-        dtype: of its weights and its forward pass, which then runs outside autocast; `None` follows the trainer's
-            precision, unless the network computes in one dtype only.
+        dtype: of its weights and its forward pass, whatever the trainer's precision; `None` follows the latter, unless
+            the network computes in one dtype only. In half precision, norms and sums stay in float32, see `halve`.
 
     Attributes:
         fingerprint: sha256 of the weights as they were loaded, before the cast to `dtype`.
@@ -88,7 +89,10 @@ class FrozenTeacher(Teacher):
         self._fingerprint = fingerprint(network.model.state_dict())
         # In a tuple, so that nn.Module does not register the network as a submodule.
         self._unregistered = (network.eval().requires_grad_(False),)
-        if self.dtype is not None:
+        self._is_mixed = False
+        if network.dtype is None and self.dtype in (torch.float16, torch.bfloat16):
+            self._is_mixed = halve(network, self.dtype)
+        elif self.dtype is not None:
             network.model.to(self.dtype)  # the mean and std of the images keep their dtype
         self.train(False)
 
@@ -115,8 +119,12 @@ class FrozenTeacher(Teacher):
     @torch.no_grad()
     def forward(self, image: Tensor) -> Features:
         """Compute the teacher's features of `image` `[B, C, H, W]`, in [0, 1] and not normalized."""
-        has_dtype = self.dtype is not None
-        with torch.autocast(image.device.type, enabled=False) if has_dtype else nullcontext():
+        if self.dtype is None:
+            precision: AbstractContextManager[object] = nullcontext()
+        else:
+            dtype = self.dtype if self._is_mixed else None
+            precision = torch.autocast(image.device.type, dtype, enabled=self._is_mixed)
+        with precision:
             features: Features = self.network(image)
         return features
 

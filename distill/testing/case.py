@@ -21,6 +21,7 @@ from distill.schedules import Progress
 STUDENT = FeatureSpec(logits=(5,), embedding=(6,), tokens=(16, 6), grid=(4, 4))
 TEACHER = FeatureSpec(logits=(5,), embedding=(9,), tokens=(36, 9), grid=(6, 6))
 
+CPU = torch.device("cpu")
 Make = Callable[[], Head]
 
 
@@ -37,6 +38,11 @@ class Sample:
         teacher = None if self.teacher is None else self.teacher.apply(function)
         return replace(self, student=self.student.apply(function), teacher=teacher)
 
+    def to(self, device: torch.device) -> Sample:
+        """Return the sample on a device."""
+        moved = self.apply(lambda tensor: tensor.to(device))
+        return replace(moved, batch={key: value.to(device) for key, value in self.batch.items()})
+
     def __getitem__(self, rows: Tensor | slice) -> Sample:
         picked = self.apply(lambda tensor: tensor[rows])
         return replace(picked, batch={key: value[rows] for key, value in self.batch.items()})
@@ -50,6 +56,15 @@ class Result:
     student: dict[str, Tensor]
     parameters: dict[str, Tensor]
     state: dict[str, Tensor]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Result:
+        """Return the result on a device, its floating-point numbers in another type if one is given."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+        named = (self.student, self.parameters, self.state)
+        return Result(moved(self.loss), *({key: moved(value) for key, value in each.items()} for each in named))
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,7 @@ class Case:
         ordered: whether the value is meant to depend on the order of the batch.
         same_widths: whether the teacher gets the student's channels.
         progress: the progress of training at which the head is called.
+        device: the device that the head runs on.
     """
 
     make: Make
@@ -75,6 +91,7 @@ class Case:
     ordered: bool = False
     same_widths: bool = False
     progress: Progress = field(default_factory=Progress)
+    device: torch.device = CPU
 
     @property
     def name(self) -> str:
@@ -88,7 +105,7 @@ class Case:
             student, teacher = self._specs(head)
             head.check(student, teacher)
             head.build(student, teacher)
-        head.to(dtype)
+        head.to(self.device, dtype)
         head.progress = self.progress
         for number in range(calls):
             sample = self.sample(number + 1, dtype)
@@ -127,13 +144,13 @@ class Case:
             features(teacher, head.needs_of("teacher")) if head.needs_teacher else None,
             batch,
         )
-        return sample[slice(rank(), None, world_size())]
+        return sample[slice(rank(), None, world_size())].to(self.device)
 
     def order(self, batch: Batch) -> Tensor:
         """Return the rows of a batch in another order of its images, the same in every view."""
         views = 2 if "view" in batch else 1
         images = torch.randperm(self.size // views, generator=torch.Generator().manual_seed(0))
-        return torch.cat([images + view * len(images) for view in range(views)])
+        return torch.cat([images + view * len(images) for view in range(views)]).to(self.device)
 
     def _specs(self, head: Head) -> tuple[FeatureSpec, FeatureSpec]:
         """Return the shapes of the features that the head needs, and of those that come with a classifier it calls."""
@@ -148,7 +165,7 @@ def evaluate(head: Head, sample: Sample, autocast: torch.dtype | None = None) ->
     """Run forward and backward pass of a copy of the head, under autocast to a type if given."""
     head = deepcopy(head)
     student = sample.student.apply(lambda tensor: tensor.detach().clone().requires_grad_())
-    with nullcontext() if autocast is None else torch.autocast("cpu", autocast):
+    with nullcontext() if autocast is None else torch.autocast(sample.batch["image"].device.type, autocast):
         loss = head(student, sample.teacher, sample.batch)
     name = type(head).__name__
     assert loss.ndim == 0, f"{name} returns a tensor of shape {tuple(loss.shape)} instead of a scalar"

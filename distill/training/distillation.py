@@ -28,12 +28,12 @@ from distill.training.comparison import (
     distillation_terms,
     neighbor_metrics,
 )
+from distill.training.compilation import Compiled, compile_parts
 from distill.training.lightning_internals import trainer_of
 from distill.training.stored import attach, segment_settings, stored_teachers
 from distill.training.verification import verify
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Compiled = Literal["none", "student", "teacher", "both"]
 
 
 class DistillationModule(ClassificationModule):
@@ -48,8 +48,9 @@ class DistillationModule(ClassificationModule):
         heads: terms by name, each a head with its weight; `null` or weight 0 removes a term.
         teacher_dtype: dtype that the teachers' networks compute in, or a dtype by the teacher's name; defaults to the
             trainer's precision.
-        compile: networks to compile with `torch.compile`: `student`, `teacher` (all of them) or `both`. Heads are not
-            compiled, and the names in checkpoints stay the same.
+        compile: what to compile with `torch.compile`: the network of the `student`, those of the `teacher` (all of
+            them), `both`, or `all`, which are the networks that there are and the heads that are pure functions (see
+            `Head.is_pure`). The names in checkpoints stay the same.
         training: arguments of `ClassificationModule`.
 
     Raises:
@@ -74,7 +75,7 @@ class DistillationModule(ClassificationModule):
         self._teacher_dtype = teacher_dtype
         self._heads = heads or {}
         super().__init__(**training)
-        self._compile(compile)
+        compile_parts(self.distiller, compile)
         self.teacher_metrics = nn.ModuleDict()
         for name, each in self.teachers.items():
             if each.spec.logits is not None and each.spec.logits == self.student.spec.logits:
@@ -191,18 +192,6 @@ class DistillationModule(ClassificationModule):
                     f"{teacher_key(name)}: the checkpoint was trained with {network} (weights {fingerprint[:12]}), "
                     f"given {teacher.name} (weights {teacher.fingerprint[:12]}): resume with the same teacher"
                 )
-
-    def _compile(self, which: Compiled) -> None:
-        """Compile in place, so that the names in checkpoints stay the same; compilation runs in the first pass."""
-        if which in ("student", "both"):
-            self.student.compile()
-        if which in ("teacher", "both"):
-            networks = [teacher.network for teacher in self.teachers.values() if isinstance(teacher, FrozenTeacher)]
-            if not networks:
-                reason = "the teacher is stored, so that no network runs" if self.teachers else "there is no teacher"
-                raise UserError(f"model.compile is {which!r}, but {reason}")
-            for network in networks:
-                network.compile()
 
     def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> tuple[Features, Tensor]:
         student, counted = super()._evaluate(batch, stage)

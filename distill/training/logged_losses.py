@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from distill.distributed import all_mean, world_size
 from distill.objective import Losses
@@ -24,7 +25,9 @@ def log_losses(module: LightningModule, losses: Losses, images: int) -> None:
     if trainer is not None and is_logged(trainer, module.global_step + 1):
         figures = figures_of(losses) | {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
         loss = figures.pop("loss")
-        module.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=images)
+        module.log_dict(
+            {f"train/{name}": _on(loss.device, value) for name, value in figures.items()}, batch_size=images
+        )
     elif world_size() > 1:
         return  # this rank's own loss is another on each rank, and so would be what depends on it
     module.log("train/loss", loss, prog_bar=True, batch_size=images)
@@ -64,3 +67,8 @@ def figures_of(losses: Losses) -> dict[str, Any]:
         if name in figures:  # else its teacher did not run
             figures[f"{name}_weighted"] = weight * figures[name]
     return figures
+
+
+def _on(device: torch.device, value: Tensor | float) -> Tensor:
+    """Return a number as a tensor on a device, filled there: Lightning would copy it, and wait for the copy."""
+    return value if isinstance(value, Tensor) else torch.full((), value, device=device)

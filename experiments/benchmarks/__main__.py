@@ -18,9 +18,7 @@ from timing import CONSOLE, Bound, given_run, print_machine, show_bounds
 
 PARTS = [
     *("step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint", "startup", "shares"),
-    "store",
-    "scale",
-    "ranks",
+    *("store", "scale", "ranks", "overhead", "compilation"),
 ]
 """Parts in the order of their numbers, each a file with a function `measure(run)` that prints and returns bounds."""
 

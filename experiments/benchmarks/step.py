@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import quantiles
 
+import torch
 from contenders import Setting, Step, make_steps, this_project
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from pairs import Pair, pairs
-from timing import Bound, Run, Seconds, command_line, comparison, median_ratio, megabytes, now, peak_bytes, ratios
+from timing import Bound, Run, Seconds, command_line, comparison, median_ratio, now, peak_bytes, ratios, start_of_peak
 
 from distill.heads import Batch
 
@@ -64,7 +65,7 @@ class Turns:
     def __init__(self, batch: Batch, peers: dict[str, Step], run: Run, rounds: int) -> None:
         self.batch, self.peers, self.run = batch, peers, run
         self.counted = range(run.warm_up, run.warm_up + rounds)
-        self.seconds: Seconds = {name: [] for name in (BASE, OURS, *peers)}
+        self.seconds = Seconds((BASE, OURS, *peers))
         self.losses: dict[str, float] = {}
 
     def __len__(self) -> int:
@@ -76,9 +77,13 @@ class Turns:
             turns = order.sample([OURS, *self.peers], len(self.peers) + 1)
             turn = turns.index(OURS)
             self._run_peers(turns[:turn], number)
+            is_measured = self.run.on_gpu and number == self.counted.stop - 1
+            before = start_of_peak(self.run.device) if is_measured else 0
             started = now(self.run.device)
             yield self.batch
             self._note(OURS, number, now(self.run.device) - started)
+            if is_measured:
+                self.seconds.peaks[OURS] = torch.cuda.max_memory_allocated(self.run.device) - before
             if number == 0:
                 self.losses[OURS] = float(self.trainer.callback_metrics["train/loss"])
             self._run_peers(turns[turn + 1 :], number)
@@ -122,11 +127,12 @@ def _race(setting: Setting, rounds: int, against_plain: bool) -> list[Bound]:
         turns.trainer = trainer_for(setting, Path(folder), len(turns))
         turns.trainer.fit(module, turns)
     _require_agreement(turns.losses, AGREEMENT[setting.bfloat16])
-    memory = {name: megabytes(peak_bytes(step, run.device)) for name, step in peers.items()} if run.on_gpu else {}
+    if run.on_gpu:
+        turns.seconds.peaks |= {name: peak_bytes(step, run.device) for name, step in peers.items()}
     kinds = f"{'bfloat16' if setting.bfloat16 else 'float32'}, {'compiled' if setting.compiled else 'eager'}"
     title = f"The step: {pair.title}, {len(setting.batch['image'])} images, {kinds}, CE + KD"
     columns = {"first loss": {name: f"{loss:.5f}" for name, loss in turns.losses.items()}}
-    comparison(title, turns.seconds, BASE, {**columns, **({"peak MB": memory} if memory else {})}, failed)
+    comparison(title, turns.seconds, BASE, columns, failed)
     return _bounds(pair, kinds, turns.seconds, against_plain)
 
 

@@ -21,8 +21,18 @@ from torch.profiler import ProfilerActivity, profile
 
 CONSOLE = Console(width=120, record=True)
 PACKAGES = ("torch", "lightning", "timm", "torchdistill", "nvidia-modelopt", "scikit-image")
-Seconds = dict[str, list[float]]
-"""Seconds of each call of each contender, round by round."""
+
+
+class Seconds(dict[str, list[float]]):
+    """Seconds of each call of each contender, round by round.
+
+    Attributes:
+        peaks: on a GPU, bytes that a call of each allocates at most, beyond those from before.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__((name, []) for name in names)
+        self.peaks: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, run
     Other load on the machine then falls on all of them alike.
     """
     clock = process_time if run.processor and not run.on_gpu else partial(now, run.device)
-    seconds: Seconds = {name: [] for name in contenders}
+    seconds = Seconds(contenders)
     order = random.Random(0)
     for number in track(range(rounds + run.warm_up), description=title, console=CONSOLE, transient=True):
         for name in order.sample(list(contenders), len(contenders)):
@@ -113,6 +123,8 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, run
             contenders[name]()
             if number >= run.warm_up:
                 seconds[name].append(clock() - started)
+    if run.on_gpu:
+        seconds.peaks = {name: peak_bytes(work, run.device) for name, work in contenders.items()}
     return seconds
 
 
@@ -126,9 +138,7 @@ def now(device: torch.device) -> float:
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """Return the peak bytes of tensors that `work` allocates, beyond those from before."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = start_of_peak(device)
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
@@ -141,6 +151,13 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         allocated += event.nbytes()
         peak = max(peak, allocated)
     return peak
+
+
+def start_of_peak(device: torch.device) -> int:
+    """Let CUDA's peak memory begin anew, and return the bytes allocated now."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
 def spread(seconds: Sequence[float]) -> tuple[float, float, float, float]:
@@ -177,6 +194,8 @@ def comparison(
         more: further columns, with a text per contender.
         failed: reasons of contenders that could not run.
     """
+    if seconds.peaks:
+        more = {**(more or {}), "peak MB": {name: megabytes(peak) for name, peak in seconds.peaks.items()}}
     head = ["", "ms (best)", "quartiles", "ratio (best)", "ratio (median)", *(more or {})]
     rows = []
     for name, times in seconds.items():

@@ -14,9 +14,7 @@ from tests.program import ROOT
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
 PARTS = [
     *("step", "heads", "kernels", "superpixels", "teacher", "data", "scaling", "checkpoint", "startup", "shares"),
-    "store",
-    "scale",
-    "ranks",
+    *("store", "scale", "ranks", "overhead", "compilation"),
 ]
 
 

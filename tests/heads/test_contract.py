@@ -46,19 +46,24 @@ EXPECTED: dict[type[Head], dict[str, Any]] = {
 """Arguments of the contract for the heads that need any."""
 
 
-def case_of(make: type[Head]) -> Case:
-    return Case(make, **EXPECTED.get(make, {}))
+def case_of(make: type[Head], device: str = "cpu") -> Case:
+    return Case(make, **EXPECTED.get(make, {}), device=torch.device(device))
 
 
 @every_head
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_shipped_head(make: type[Head], check: Callable[[Case], None]) -> None:
-    check(case_of(make))
+def test_shipped_head(make: type[Head], check: Callable[[Case], None], device: torch.device) -> None:
+    check(case_of(make, device.type))
 
 
 @every_head
 def test_shipped_head_on_two_ranks_equals_one_process(make: type[Head], pool: RankPool) -> None:
     two_ranks_equal_one(case_of(make), pool.run)
+
+
+@every_head
+def test_shipped_head_on_two_devices_equals_one_process(make: type[Head], cuda_pool: RankPool) -> None:
+    two_ranks_equal_one(case_of(make, "cuda"), cuda_pool.run)
 
 
 class Good(Head):

@@ -150,9 +150,9 @@ class Run:
 
 def trainer(callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
     return Trainer(
-        accelerator="cpu",
         callbacks=[*callbacks],
         **{
+            "accelerator": "cpu",
             "max_epochs": 3,
             "logger": False,
             "enable_checkpointing": False,

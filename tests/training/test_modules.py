@@ -91,7 +91,8 @@ def test_ddp_does_not_broadcast_the_teacher():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_teacher_computes_in_its_own_dtype(dtype, tmp_path):
     module = distillation(teacher_dtype=dtype)
-    assert {parameter.dtype for parameter in module.teacher.network.parameters()} == {getattr(torch, dtype)}
+    matrices = (parameter for parameter in module.teacher.network.parameters() if parameter.ndim > 1)
+    assert {parameter.dtype for parameter in matrices} == {getattr(torch, dtype)}
     assert fit(module, tmp_path).global_step == 3
 
 
