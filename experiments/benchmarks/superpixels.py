@@ -76,9 +76,9 @@ def _engines(images: Tensor, segments: int, run: Run) -> list[Bound]:
     )
     if run.on_gpu or images.shape[-1] < 224:
         return []
-    own, other = (min(seconds[_threads(name, 1)]) for name in ("torch SLIC", "scikit-image"))
+    here, reference = (min(seconds[_threads(name, 1)]) for name in ("torch SLIC", "scikit-image"))
     what = f"4 superpixels, {images.shape[-1]} pixels, {segments} segments: torch SLIC's speed / scikit-image's"
-    return [Bound(what, other / own, at_least=SPEED)]
+    return [Bound(what, reference / here, at_least=SPEED)]
 
 
 def _step(run: Run) -> None:
