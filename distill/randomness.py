@@ -25,21 +25,32 @@ def seeded_by(*key: object) -> Iterator[None]:
         key: numbers and strings, such as seed, epoch and sample index.
     """
     with unchanged_states():
-        seed = derive_seed(*key)
-        random.seed(seed)
-        numpy.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
+        seed_states(*key)
         yield
+
+
+def seed_states(*key: object) -> None:
+    """Seed Python, NumPy and torch (on the CPU) by `key`.
+
+    Args:
+        key: as for `seeded_by`, which also restores the states: that takes ten times as long.
+    """
+    seed = derive_seed(*key)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
 def unchanged_states() -> Iterator[None]:
     """Restore the random states of Python, NumPy and torch (on the CPU) after the context."""
-    before = get_states(devices=False)
+    of_python, of_numpy, of_torch = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
     try:
         yield
     finally:
-        set_states(before)
+        random.setstate(of_python)
+        numpy.random.set_state(of_numpy)
+        torch.default_generator.set_state(of_torch)
 
 
 def derive_seed(*key: object) -> int:

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 from torch.utils.data import DataLoader
 
 from distill.configurable import Configurable
-from distill.data.augmentation import Interpolation
+from distill.data.augmentation import Interpolation, in_unit_range
 from distill.data.dataset import ExtraFields, ImageDataset, Sample, Split, StoredRows, ViewKey, run_seed
 from distill.data.longtail import LongTail
 from distill.data.mixing import Mixing, mix
@@ -28,6 +29,8 @@ from distill.data.sources import (
 )
 from distill.data.views import RandAugment, View, require_views
 from distill.errors import UserError, require_at_least
+
+_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class ImageData(Configurable, LightningDataModule, ABC):
@@ -180,7 +183,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
             draws=self.draws,
         )
         self._train_loader = ResumableLoader(
-            samples,
+            self._served(samples),
             mixed=self.mixing is not None,
             sampler=sampler,
             drop_last=self.drop_last,
@@ -228,7 +231,9 @@ class ImageData(Configurable, LightningDataModule, ABC):
         self._resumed = state_dict
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Mix training batches on the device."""
+        """Turn bytes into floats on the device, and mix training batches there."""
+        if isinstance(batch, dict) and isinstance(batch.get("image"), torch.Tensor):
+            batch["image"] = in_unit_range(batch["image"]) if batch["image"].dtype == torch.uint8 else batch["image"]
         if self.mixing is None or "mixing_seed" not in batch:
             return batch
         seed = batch.pop("mixing_seed")
@@ -236,7 +241,20 @@ class ImageData(Configurable, LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
         samples = self._cached(split)
-        return DataLoader(samples, sampler=EvaluationSampler(samples, *self._ranks()), **self._settings())
+        sampler = EvaluationSampler(samples, *self._ranks())
+        return DataLoader(self._served(samples), sampler=sampler, **self._settings())
+
+    def _served(self, samples: ImageDataset) -> ImageDataset:
+        """Return samples as the loaders serve them: in bytes while a trainer runs, whose hooks make floats of them.
+
+        Other hooks, which may see the images before, expect floats.
+        """
+        if self.trainer is None or self.trainer.state.stage is None:
+            return samples
+        overridden = any(getattr(type(self), name) is not getattr(ImageData, name) for name in _TRANSFER_HOOKS)
+        if overridden or is_overridden(_TRANSFER_HOOKS[0], self.trainer.lightning_module):
+            return samples
+        return samples.as_bytes()
 
     def _cached(self, split: Split) -> ImageDataset:
         if split not in self._samples:

@@ -13,8 +13,9 @@ TO_XYZ = (
 )
 
 
+@torch.no_grad()
 def rgb_to_lab(images: Tensor) -> Tensor:
-    """Convert sRGB images to CIELAB, for illuminant D65 and the 2 degree observer.
+    """Convert sRGB images to CIELAB, for illuminant D65 and the 2 degree observer, without a gradient.
 
     Args:
         images: `[B, 3, H, W]` in [0, 1], or gray, `[B, 1, H, W]`.
@@ -22,11 +23,20 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     Returns:
         `[B, 3, H, W]`, L from 0 to 100, in float32 (float64 stays).
     """
-    images = images.to(torch.promote_types(images.dtype, torch.float32)).expand(-1, 3, -1, -1)
-    linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055).clamp_min(0) ** 2.4, images / 12.92)
-    red, green, blue = linear.unbind(dim=1)
+    images = images.to(torch.promote_types(images.dtype, torch.float32)).contiguous()
+    linear = _curved(images, 0.04045, (images + 0.055).mul_(1 / 1.055), 2.4, images * (1 / 12.92))
+    red, green, blue = linear.expand(-1, 3, -1, -1).unbind(dim=1)
     # Sums instead of a matrix product, which may use reduced precision and would copy the matrix to the device.
-    xyz = torch.stack([r * red + g * green + b * blue for r, g, b in TO_XYZ], dim=1)
-    curved = torch.where(xyz > 0.008856, xyz.clamp_min(0) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    x, y, z = curved.unbind(dim=1)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+    xyz = torch.stack([(r * red).add_(green, alpha=g).add_(blue, alpha=b) for r, g, b in TO_XYZ], dim=1)
+    x, y, z = _curved(xyz, 0.008856, xyz.clone(), 1 / 3, (7.787 * xyz).add_(16 / 116)).unbind(dim=1)
+    return torch.stack([(116 * y).sub_(16), (x - y).mul_(500), (y - z).mul_(200)], dim=1)
+
+
+def _curved(values: Tensor, threshold: float, base: Tensor, exponent: float, line: Tensor) -> Tensor:
+    """Return `base` to the power of `exponent` where `values` are above the threshold, and `line` elsewhere.
+
+    On a CPU, `exp2` and `log2` take half the time of `pow`, and `lerp` a tenth of that of `where`. Overwrites `base`
+    and `line`.
+    """
+    power = base.clamp_min_(0).log2_().mul_(exponent).exp2_()
+    return torch.lerp(line, power, values.clone().gt_(threshold), out=line)

@@ -1,40 +1,135 @@
-"""Throughput of the loader alone, and the time that a step waits for it.
+"""Throughput of the loader alone, of photos beside torchvision's own recipe, and the time that a step waits for it.
 
     python experiments/benchmarks/data.py
 
-The images are noise in CIFAR-100's own files, 32 x 32, shifted and flipped as in training.
+The small images are noise in CIFAR-100's own files, 32 x 32, shifted and flipped as in training; the photos are crops
+of scikit-image's as JPEG files of 500 x 375.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import skimage.data
+import torch
+import torchvision
 from heads import Bench
 from pairs import pairs
-from timing import CONSOLE, Bound, Run, command_line, milliseconds, now, spread, table
+from PIL import Image
+from timing import CONSOLE, Bound, Run, command_line, interleaved, median_ratio, milliseconds, now, spread, table
+from torch.utils.data import DataLoader, default_collate
+from torchvision.transforms import v2
 
+from distill.data import ArraySource, ImageDataset, ImageFolder, small_image_transform
+from distill.data.augmentation import in_unit_range
 from distill.data.cifar import CIFAR100
 from distill.heads.kd import KD
 
 IMAGES, BATCH = 4096, 64
-WORKERS = [0, 1, 2]
-WAITED = 2
-"""Number of workers for which the bound says that the step never waits."""
+WORKERS = sorted({0, 1, max(os.cpu_count() or 1, 1)})
+WAITED = max(os.cpu_count() or 1, 1)
+"""Number of workers for which the bound says that the step never waits: one for each core."""
+PHOTOS, SIDES = 64, [224, 128]
 
 
 def measure(run: Run) -> list[Bound]:
-    """Print two tables; return the bound on waiting."""
+    """Print the tables; return the bounds on photos, small images and waiting."""
     images = 512 if run.tiny else IMAGES
+    bounds = _small_images(run)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_photos(Path(folder), 8 if run.tiny else PHOTOS)
+        for side in SIDES[:1] if run.tiny else SIDES:
+            bounds += _photos(run, folder, side)
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), images)
         _alone(run, folder)
-        return _beside_the_step(run, folder)
+        return bounds + _beside_the_step(run, folder)
+
+
+def _small_images(run: Run) -> list[Bound]:
+    """Print a table of one process's samples of 32 x 32, keyed, beside torchvision's transforms without keys."""
+    arrays = np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
+    samples = ImageDataset(ArraySource(arrays, [0] * BATCH), small_image_transform(32, augment=True)).as_bytes()
+    keys = [(0, index) for index in range(BATCH)]
+    plain = v2.Compose([v2.ToImage(), v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToPureTensor()])
+    contenders: dict[str, Callable[[], object]] = {
+        "this project, keyed": lambda: default_collate(samples.__getitems__(keys)),
+        "torchvision's transforms, without keys": lambda: default_collate([(plain(array), 0) for array in arrays]),
+    }
+    return _samples_table(run, contenders, BATCH, "Samples of 32 x 32 in one process, shifted and flipped", 1.0)
+
+
+def _write_photos(folder: Path, count: int) -> None:
+    """Write photos as JPEG files in class folders."""
+    sources = [Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "coffee", "rocket", "chelsea")]
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (folder / split / "class").mkdir(parents=True)
+    for number in range(count):
+        source = sources[number % len(sources)]
+        height = random.integers(200, source.height)
+        width = min(height * 4 // 3, source.width)
+        left, top = random.integers(0, source.width - width + 1), random.integers(0, source.height - height + 1)
+        photo = source.crop((left, top, left + width, top + height)).resize((500, 375))
+        photo.save(folder / "train" / "class" / f"{number}.jpg", quality=90)
+    photo.save(folder / "val" / "class" / "0.jpg")
+
+
+def _photos(run: Run, folder: str, side: int) -> list[Bound]:
+    """Print a table of photos decoded, cropped and flipped in one process: what a worker does, all cores alike."""
+    crops = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
+    transform = v2.Compose([*crops, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+    reference = torchvision.datasets.ImageFolder(f"{folder}/train", transform)
+    count = len(reference)
+    contenders: dict[str, Callable[[], object]] = {
+        "torchvision's recipe": partial(_first, DataLoader(reference, batch_size=count))
+    }
+    for decoder in ("pil", "torchvision"):
+        data = ImageFolder(folder, image_size=side, decoder=decoder, batch_size=count, num_workers=0)
+        samples = data.samples("train").as_bytes()
+        keys = [(0, index) for index in range(count)]
+        contenders[f"this project, decoder {decoder}"] = partial(_on_device, samples, keys)
+    return _samples_table(run, contenders, count, f"Photos of 500 x 375 to {side} x {side} in one process", 1.05)
+
+
+def _first(loader: DataLoader[Any]) -> object:
+    return next(iter(loader))
+
+
+def _on_device(samples: ImageDataset, keys: list[tuple[int, int]]) -> object:
+    """Return floats like the other contenders, whose conversion is otherwise the device's."""
+    return in_unit_range(default_collate(samples.__getitems__(keys))["image"])
+
+
+def _samples_table(
+    run: Run, contenders: dict[str, Callable[[], object]], count: int, title: str, at_most: float
+) -> list[Bound]:
+    """Print images per second on one thread; return the bounds on this project's time relative to torchvision's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
+    seconds = interleaved(contenders, run.repeat(9), run, title)
+    torch.set_num_threads(threads)
+    (baseline,) = (name for name in contenders if name.startswith("torchvision"))
+    rows, bounds = [], []
+    for name, times in seconds.items():
+        ratio = median_ratio(times, seconds[baseline])
+        best, middle = (1e3 * figure / count for figure in (min(times), median(times)))
+        rows.append([name, f"{1e3 / best:,.0f}", f"{best:.3f}", f"{middle:.3f}", f"{ratio:.2f}"])
+        if name != baseline:
+            what = f"6 data, {title.split(' in ')[0]}, {name}: time / torchvision's"
+            bounds.append(Bound(what, min(times) / min(seconds[baseline]), at_most=at_most))
+    head = ["", "images per second and worker", "ms per image (best)", "ms (median)", "time / torchvision's"]
+    CONSOLE.print(table(title, head, rows))
+    return bounds
 
 
 def _write(folder: Path, images: int) -> None:

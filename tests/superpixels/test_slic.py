@@ -13,6 +13,7 @@ from distill.superpixels import slic
 from distill.superpixels.clustering import cell_grid
 from distill.superpixels.color import rgb_to_lab
 from distill.superpixels.fast_slic import is_installed
+from distill.superpixels.pixels import _PART
 from distill.superpixels.quality import compactness, connectivity, explained_variation
 from tests.superpixels.photos import photos
 
@@ -77,12 +78,52 @@ def test_labels_are_those_of_the_algorithm_pixel_by_pixel(size: Any, segments: i
     assert (labels == torch.from_numpy(np.stack(expected))).double().mean().item() >= 0.999
 
 
-@pytest.mark.slow
-def test_labels_at_full_size_are_those_of_the_algorithm_pixel_by_pixel() -> None:
-    images = photos(224)[[0, 5]]
+def of_all_pixels(image: Tensor, grid: tuple[int, int], weight: float, iterations: int) -> Any:
+    """The same algorithm in float64, the distances of all pixels to one neighbor after another."""
+    from skimage.color import rgb2lab
+
+    (height, width), (rows, columns) = image.shape[1:], grid
+    y, x = (each.ravel() for each in np.mgrid[:height, :width])
+    colors = rgb2lab(image.permute(1, 2, 0).double().numpy()).reshape(-1, 3)
+    features = np.column_stack([colors, weight * y * rows / height, weight * x * columns / width])
+    down, right = y * rows // height, x * columns // width
+    labels = down * columns + right
+    centers = np.zeros((rows * columns, 5))
+    for _ in range(iterations):
+        count = np.bincount(labels, minlength=len(centers))
+        sums = np.stack([np.bincount(labels, each, len(centers)) for each in features.T], axis=1)
+        centers = np.where(count[:, None] > 0, sums / np.maximum(count, 1)[:, None], centers)
+        least = np.full(len(labels), np.inf)
+        for a in (-1, 0, 1):
+            for b in (-1, 0, 1):
+                row, column = down + a, right + b
+                there = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+                candidate = np.where(there, row * columns + column, 0)
+                distance = np.where(there, ((features - centers[candidate]) ** 2).sum(1), np.inf)
+                labels = np.where(distance < least, candidate, labels)
+                least = np.minimum(distance, least)
+    return labels.reshape(height, width)
+
+
+@pytest.mark.parametrize("chosen", [[0, 5], pytest.param(list(range(12)), marks=pytest.mark.slow)])
+def test_labels_at_full_size_are_those_of_the_algorithm_in_double_precision(chosen: list[int]) -> None:
+    images = photos(224)[chosen]
     labels = in_torch(images, 196)
-    expected = [by_pixel(image, (14, 14), 10.0, 10) for image in images]
+    expected = [of_all_pixels(image, (14, 14), 10.0, 10) for image in images]
     assert (labels == torch.from_numpy(np.stack(expected))).double().mean().item() >= 0.999
+
+
+def test_images_in_several_parts_have_the_labels_of_each_alone() -> None:
+    images = photos(224)[:3]
+    assert len(images) * images[0, 0].numel() > _PART
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        together = in_torch(images, 100, connected=True, iterations=3)
+        alone = [in_torch(image.unsqueeze(0), 100, connected=True, iterations=3) for image in images]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(together, torch.cat(alone))
 
 
 @pytest.mark.parametrize(("size", "segments"), SIZES)
