@@ -85,7 +85,7 @@ class ImageDataset(Dataset[Sample]):
 
     def _augmented(self, keys: Sequence[int | SampleKey | ViewKey]) -> list[list[tuple[SampleKey, Sample]]]:
         """Return the views of each image, each with its place among what is stored."""
-        full = [(*key, None)[:3] if isinstance(key, tuple) else (0, key, None) for key in keys]
+        full: list[Any] = [(*key, None)[:3] if isinstance(key, tuple) else (0, key, None) for key in keys]
         pairs = [self.source[position % len(self)] for _, position, _ in full]
         with unchanged_states():
             found = [self._views(*key, *pair) for key, pair in zip(full, pairs, strict=True)]

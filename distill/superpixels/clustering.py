@@ -110,7 +110,7 @@ class Clustering:
             colors = _taken(colors, self._columns.members.flatten(), dim=3)
         (p, q), (height, width) = self._grid, self._cell
         features = self._pixels[: len(colors), :, :, :3]
-        features.copy_(colors.unflatten(3, (q, width)).unflatten(2, (p, height)).permute(0, 2, 4, 1, 3, 5))
+        features.copy_(colors.reshape(len(colors), 3, p, height, q, width).permute(0, 2, 4, 1, 3, 5))
         is_padded = not (self._rows.is_even and self._columns.is_even)
         if is_padded:
             features *= self._present.unsqueeze(2)

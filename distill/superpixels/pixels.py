@@ -63,7 +63,7 @@ def slic(
 
 
 def _segments(images: Tensor, segments: int, compactness: float, iterations: int, connected: bool) -> Tensor:
-    size, parts = images.shape[2:], _parts(images)
+    size, parts = (images.shape[2], images.shape[3]), _parts(images)
     dtype = torch.promote_types(images.dtype, torch.float32)
     like = images.new_empty((), dtype=dtype)
     cluster = Clustering(size, cell_grid(segments, *size), compactness, iterations, len(parts[0]), like)
@@ -79,7 +79,7 @@ def _parts(images: Tensor) -> tuple[Tensor, ...]:
     """Divide images on a CPU into parts that fit its caches."""
     if images.device.type != "cpu" or torch.compiler.is_compiling():
         return (images,)
-    return images.split(max(_PART * torch.get_num_threads() // images[0, 0].numel(), 1))
+    return torch.split(images, max(_PART * torch.get_num_threads() // images[0, 0].numel(), 1))
 
 
 def _takes_fast_slic(images: Tensor, segments: int, backend: Backend) -> bool:
