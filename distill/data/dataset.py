@@ -88,7 +88,10 @@ class ImageDataset(Dataset[Sample]):
         full: list[Any] = [(*key, None)[:3] if isinstance(key, tuple) else (0, key, None) for key in keys]
         pairs = [self.source[position % len(self)] for _, position, _ in full]
         with unchanged_states():
-            found = [self._views(*key, *pair) for key, pair in zip(full, pairs, strict=True)]
+            found = [
+                self._views(draw, position, view, image, label)
+                for (draw, position, view), (image, label) in zip(full, pairs, strict=True)
+            ]
         if self.extra_fields is not None:
             for _, sample in (view for views in found for view in views):
                 sample |= self.extra_fields(in_unit_range(sample["image"]))

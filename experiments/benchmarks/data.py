@@ -76,9 +76,9 @@ def _write_photos(folder: Path, count: int) -> None:
         (folder / split / "class").mkdir(parents=True)
     for number in range(count):
         source = sources[number % len(sources)]
-        height = random.integers(200, source.height)
+        height = int(random.integers(200, source.height))
         width = min(height * 4 // 3, source.width)
-        left, top = random.integers(0, source.width - width + 1), random.integers(0, source.height - height + 1)
+        left, top = (int(random.integers(0, room + 1)) for room in (source.width - width, source.height - height))
         photo = source.crop((left, top, left + width, top + height)).resize((500, 375))
         photo.save(folder / "train" / "class" / f"{number}.jpg", quality=90)
     photo.save(folder / "val" / "class" / "0.jpg")
