@@ -42,7 +42,8 @@ def built(name: str, shape: tuple[int, int, int] = SHAPE, **arguments) -> Timm:
 )
 def test_two_sizes_show_the_axes(channels, stride, size, number, order):
     other = other_sizes(*size)[number]
-    assume(number < 2 or order.index(2) < order.index(3))  # equal growth does not show which axis holds the rows
+    # Equal growth does not show which axis holds the rows, nor do a few cells, whose numbers are rounded.
+    assume(order.index(2) < order.index(3) or (number < 2 and min(size) >= 4 * stride))
     shapes = [(n, channels, math.ceil(h / stride), math.ceil(w / stride)) for n, (h, w) in ((2, size), (3, other))]
     given = [tuple(shape[axis] for axis in (0, *order)) for shape in shapes]
     axes = axes_that_move(given[0], given[1], (other[0] / size[0], other[1] / size[1]))
