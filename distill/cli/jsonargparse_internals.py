@@ -24,6 +24,7 @@ _check_type = ActionTypeHint._check_type
 _instantiate = ActionTypeHint.instantiate_classes
 _resolve = _typehints.resolve_class_path_by_name
 _get_class_instantiator = _typehints.get_class_instantiator
+_sort_types = _typehints.sort_subtypes_for_union
 _instantiate_group = _signatures.group_instantiate_class
 _is_checking: ContextVar[bool] = ContextVar("is_checking", default=False)
 
@@ -38,8 +39,11 @@ def adapted_jsonargparse() -> Iterator[None]:
       weight decay set for AdamW would reach SGD.
     - Of classes with the same short name, the one that derives from the others is taken.
     - A term may be given as its head's name alone.
+    - A whole number stays one where a type allows both: Python keeps one order of equal unions, that of whatever was
+      imported first, and jsonargparse takes the first type that fits.
     """
     replaced = [
+        (_typehints, "sort_subtypes_for_union", _sorted_with_int_before_float),
         (_typehints, "discard_init_args_on_class_path_change", _drop_arguments),
         (_typehints, "resolve_class_path_by_name", _resolve_most_derived),
         (_typehints, "get_class_instantiator", _instantiator_with_key),
@@ -65,6 +69,14 @@ def instantiating() -> Iterator[None]:
         yield
     except Escape as escape:
         raise escape.error from escape.error.__cause__
+
+
+def _sorted_with_int_before_float(subtypes: Any, *given: Any) -> list[Any]:
+    found = list(_sort_types(subtypes, *given))
+    if int in found and float in found and found.index(float) < found.index(int):
+        found.remove(int)
+        found.insert(found.index(float), int)
+    return found
 
 
 def _check_type_with_key(self: Any, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:

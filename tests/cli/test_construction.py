@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 import distill.heads
 from distill.__main__ import main
 from distill.cli.construction import construction
+from distill.cli.jsonargparse_internals import adapted_jsonargparse
 from distill.errors import ConstructionError, UserError, under
 from distill.networks.timm import Timm
 from distill.training.classification import ClassificationModule
@@ -89,3 +91,11 @@ def test_the_traceback_is_shown_on_demand(debug, monkeypatch, capsys, tmp_path):
     assert ("MisconfigurationException" in error) == ("Traceback" in error) == (debug == "1")
     assert ("DISTILL_DEBUG=1 shows the traceback" in error) == (debug == "")
     assert "distill: checkpoint.mode: `mode` can be min, max but got best" in error
+
+
+def test_a_whole_number_stays_one_whatever_the_order_of_the_types():
+    with adapted_jsonargparse():
+        parser = ArgumentParser()
+        parser.add_argument("--batches", type=float | int | None)
+        values = [parser.parse_args([f"--batches={given}"]).batches for given in ("2", "2.0", "0.5", "null")]
+    assert [(value, type(value)) for value in values] == [(2, int), (2.0, float), (0.5, float), (None, type(None))]
