@@ -217,3 +217,13 @@ def test_a_grid_tunes_tests_once_and_goes_on_where_it_was(grid, tmp_path, capfd)
     capfd.readouterr()
     assert main(command) == 2
     assert "the configurations of kd, kd_rkd have changed since" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(file.parent for file in HERE.glob("**/table.md")), ids=lambda folder: folder.name
+)
+def test_the_table_of_a_readme_is_that_of_the_committed_rows(folder, tmp_path, capsys):
+    write(Rows(folder / "runs.csv"), Plan.read(folder).comparisons, tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert table == (folder / "table.md").read_text()
+    assert table in (folder / "README.md").read_text()
