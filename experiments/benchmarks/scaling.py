@@ -115,7 +115,9 @@ def _heads(run: Run) -> Times:
     """Time each head's forward and backward pass, and the collectives in it."""
     pair = pairs(run)[1]
     batch = pair.batch(run)
-    batch["index"] = batch["index"] + dist.get_rank() * len(batch["index"])
+    images = len(batch["index"])
+    batch["index"] = batch["index"] + dist.get_rank() * images
+    batch["view"] = torch.arange(images, device=run.device) * 2 // images  # for heads that compare two views
     student, teacher = pair.networks()
     student_features: Features = student(batch["image"]).apply(Tensor.detach)
     teacher_features: Features = FrozenTeacher(teacher)(batch["image"])
