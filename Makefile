@@ -25,7 +25,7 @@ study: install ## smoke test of all heads on digits over 5 seeds, two runs at a 
 study-data: install ## data of the studies on real images: install them, or say what is missing
 	$(BIN)/python experiments/study_data.py
 
-bench: .venv-bench/.installed ## measure time and memory beside other libraries (10 minutes, idle machine; BENCH="--device cuda" on a GPU)
+bench: .venv-bench/.installed ## measure time and memory beside other libraries (half an hour, idle machine; BENCH="--device cuda" on a GPU)
 	KINETO_LOG_LEVEL=99 .venv-bench/bin/python experiments/benchmarks $(BENCH)
 
 .venv-bench/.installed: pyproject.toml | install
