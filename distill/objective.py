@@ -230,7 +230,7 @@ class Objective(nn.Module):
         return summary if dtype == torch.float32 else summary.apply(lambda tensor: rounded(tensor, dtype))
 
     def forward(self, student: Features, teachers: Teachers, batch: Batch, progress: Progress) -> Losses:
-        """Compute all terms and their weighted sum, from arguments as those of `summarize`."""
+        """Compute all terms and their weighted sum; the other arguments are those of `summarize`."""
         summaries = self.summarize(teachers, batch, progress)
         weights = {name: self._weight(name, progress) for name in self.terms}
         values: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Fair comparison of methods: every method's weight is tuned alike, then all methods run with the same seeds.
+"""Comparison of methods: the weight of each is tuned, then all methods run with the same seeds.
 
     python experiments/grid.py fashion_mnist/cnn --jobs 2
 

@@ -222,8 +222,8 @@ class RelationHead(Head):
             def compare(self, student_relation, teacher_relation):
                 return mse_loss(student_relation, teacher_relation)
 
-    At scope `global` every rank then computes the same relation among the images of all. A head whose relation can be
-    computed row by row overrides `relate_rows` too, so that each rank computes the rows of its own images only.
+    At scope `global` every rank then computes the whole relation among the images of all ranks. A head whose relation
+    can be computed row by row overrides `relate_rows` too, so that each rank computes the rows of its own images only.
 
     Args:
         scope: `image` and `batch` relate the tokens of this process; `global` first gathers the tokens of all ranks,
@@ -251,7 +251,7 @@ class RelationHead(Head):
         """Return the relation among one network's tokens: a tensor or several."""
 
     def relate_rows(self, tokens: Tensor, rows: Rows) -> Any:
-        """Return the own rows of the relation among tokens `[W B, d]` of W ranks; by default, all rows.
+        """Return this rank's rows of the relation among the tokens `[W B, d]` of all W ranks; by default, all rows.
 
         The mean over the ranks of `compare` of these rows must be `compare` of all.
         """

@@ -4,7 +4,7 @@
     python experiments/benchmarks --device cuda
     python experiments/benchmarks --only step heads
 
-The output is written to `runs/benchmark.txt` too.
+The output is written to `runs/benchmark.txt` too, after each part.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark.txt"), help="file for the tables")
     run, given = given_run(parser)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     print_machine(run.device)
     bounds: list[Bound] = []
     failed: list[str] = []
@@ -43,8 +44,8 @@ def main() -> None:
             CONSOLE.print(f"{part} failed: {type(error).__name__}: {error}", markup=False)
             failed.append(part)
         CONSOLE.print(f"({part}: {perf_counter() - started:.0f} s)")
+        CONSOLE.save_text(str(given.output), clear=False)
     show_bounds(bounds)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
     CONSOLE.save_text(str(given.output))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
