@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 
 from distill.files import write_atomic
 
@@ -82,29 +83,47 @@ class ResumableCSVLogger(CSVLogger):
             return
         self._is_restored = True
         path = self.folder / ExperimentWriter.NAME_METRICS_FILE
-        names: list[str] = []
-        rows: list[dict[str, Any]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                table = csv.DictReader(file)
-                rows = list(table)[: self._resumed["rows"]]
-                names = list(table.fieldnames or [])
+        names, rows = _read(path) if path.exists() else ([], [])
+        logged = self._resumed["rows"]
+        if len(rows) < logged:
+            rank_zero_warn(
+                f"{path} has {len(rows)} of the {logged} rows that the run had logged at its checkpoint: the others "
+                "are lost, and the curves begin after them; weights and results are not affected"
+            )
         pending = self._resumed["pending"]
+        rows = [*rows[:logged], *pending]
         names = sorted({*names, *(name for row in pending for name in row)})
-        self._rows = len(rows) + len(pending)
-        if self._rows:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, names)
-            writer.writeheader()
-            writer.writerows([*rows, *pending])
-            write_atomic(path, text.getvalue().encode())
+        self._rows = len(rows)
+        if rows:
+            _write(path, names, rows)
         else:
             path.unlink(missing_ok=True)
         self.experiment.metrics_keys = names if self._rows else []
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's writer, without the removal of an existing file."""
+    """Lightning's writer, without the removal of an existing file, and with new columns added atomically."""
 
     def _check_log_dir_exists(self) -> None:
         pass
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        _write(path, fieldnames, _read(path)[1])
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the names of the columns, and the rows."""
+    with path.open(newline="") as file:
+        table = csv.DictReader(file)
+        rows = list(table)
+    return list(table.fieldnames or []), rows
+
+
+def _write(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the file by the rows, or leave it as it is."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())
