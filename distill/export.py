@@ -122,12 +122,14 @@ def _write_new(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         _give_name(part, path)
-    except OSError as error:
+    except BaseException as error:  # an interrupt, too
         with suppress(OSError):
             part.unlink(missing_ok=True)
         with suppress(OSError):  # a folder that another process uses by now stays
             for folder in missing:
                 folder.rmdir()
+        if not isinstance(error, OSError):
+            raise
         if isinstance(error, FileExistsError) and os.path.lexists(path):
             raise _exists(path) from None
         if (inside := next((str(folder) for folder in path.parents if folder.is_file()), None)) is not None:

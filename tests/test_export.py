@@ -106,6 +106,16 @@ def test_a_full_disk_leaves_nothing_and_a_file_has_ordinary_permissions(format, 
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
+def test_an_interrupt_leaves_nothing(trained, tmp_path, monkeypatch):
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["export", f"--ckpt_path={trained[0]}", f"--output={tmp_path}/new/student.safetensors"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_appears_in_the_meantime_is_not_overwritten(trained, tmp_path, monkeypatch, capsys):
     def save(*arguments, **options):
         (tmp_path / "a").write_text("mine")
