@@ -58,28 +58,28 @@ def derive_seed(*key: object) -> int:
     return int.from_bytes(sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
 
-def get_states(devices: bool = True) -> dict[str, Any]:
-    """Return the global random states as plain data and tensors, including those of CUDA devices if `devices`."""
+def get_states() -> dict[str, Any]:
+    """Return the global random states as plain data and tensors, with that of the process's CUDA device."""
     name, words, *rest = cast(tuple[Any, ...], numpy.random.get_state())
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(words.astype("int64")), *rest),
         "torch": torch.get_rng_state(),
     }
-    if devices and torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
 def set_states(states: dict[str, Any]) -> None:
-    """Restore the global random states that `get_states` returned."""
+    """Restore the global random states that `get_states` returned, in this process or in another."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, numpy_words, *rest = states["numpy"]
     numpy.random.set_state((name, numpy_words.numpy().astype("uint32"), *rest))
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def random_bits(index: Tensor, count: int, *keys: int | Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from distill.randomness import get_states, set_states
 class RandomState(Callback):
     """Saves the global random states of Python, NumPy and torch, and restores them before a resumed run's first step.
 
-    Dropout and drop-path depend on these states; data order and augmentation do not (see `distill.data`).
+    Dropout and drop-path depend on these states; data order and augmentation do not (see `distill.data`). All ranks
+    begin with equal states and draw alike, each on its own device: those of rank 0, which are saved, are those of all.
     """
 
     def __init__(self) -> None:
