@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from distill.configurable import Configurable
 from distill.distributed import ALL_ROWS, Rows, gather, rows_of_this_rank
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Summary
-from distill.heads.parts.precision import at_least_float32, full_precision
+from distill.heads.parts.precision import at_least_float32, at_least_float32_after, full_precision
 from distill.schedules import Progress, Schedule
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Head(Configurable, nn.Module, ABC):
     """One loss term, comparing the student's features with the teacher's or with labels.
 
     A subclass names the features it reads in `needs`, builds its projections and memory in `build`, and returns a
-    scalar from `forward`. It is called with tensors of at least float32, outside autocast, and with teacher features
-    that carry no gradient. Every argument of its `__init__` has a default.
+    scalar from `forward`. It has and gets tensors of at least float32, outside autocast, and teacher features without
+    gradient. Every argument of its `__init__` has a default.
 
     Attributes:
         needs: names of the `Features` it reads from both networks (`logits`, `embedding`, `tokens` or a tap's name),
@@ -118,8 +118,17 @@ class Head(Configurable, nn.Module, ABC):
     @property
     def is_pure(self) -> bool:
         """Whether the loss depends on features and batch alone: by default without a memory and without a schedule."""
-        settings = (value for module in self.modules() for value in vars(module).values())
-        return not list(self.buffers()) and not any(isinstance(value, Schedule) for value in settings)
+        return not list(self.buffers()) and not self.is_scheduled
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the loss changes with the progress of training, by a schedule of the head."""
+        return any(isinstance(value, Schedule) for module in self.modules() for value in vars(module).values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the head or change its type as torch does, but keep float32 where half precision is asked for."""
+        super()._apply(at_least_float32_after(fn), recurse)  # type: ignore[no-untyped-call]  # torch has no types there
+        return self
 
     def prepare(self, run: RunInfo) -> None:
         """Check the head against the run, or take from it what the head needs, before step 0. The default does nothing.
@@ -144,10 +153,7 @@ class Head(Configurable, nn.Module, ABC):
         return {}
 
     def summary_state(self) -> Mapping[str, Tensor]:
-        """Return the head's own tensors that the summary depends on, such as a fixed projection; the default has none.
-
-        They are stored with the summaries, and restored in place.
-        """
+        """Return the head's tensors that the summary depends on, by default none; a store keeps and restores them."""
         return {}
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -174,10 +180,10 @@ class Head(Configurable, nn.Module, ABC):
         """
         if self.needs_teacher and teacher is None:
             raise UserError(f"{type(self).__name__} compares with a teacher, but model.teacher is not given")
-        sides: list[tuple[Literal["student", "teacher"], FeatureSpec]] = [("student", student)]
+        sides: dict[Literal["student", "teacher"], FeatureSpec] = {"student": student}
         if self.needs_teacher and teacher is not None:
-            sides.append(("teacher", teacher))
-        for side, spec in sides:
+            sides["teacher"] = teacher
+        for side, spec in sides.items():
             for name in sorted(self.needs_of(side)):
                 try:
                     spec[name]
@@ -267,8 +273,7 @@ class RelationHead(Head):
         rows = rows_of_this_rank() if self.scope == "global" else ALL_ROWS
         if rows.ranks == 1:
             return self.compare(self.relate(tokens[0]), self.relate(tokens[1]))
-        gathered = [gather(part) for part in tokens]
-        return self.compare(self.relate_rows(gathered[0], rows), self.relate_rows(gathered[1], rows))
+        return self.compare(*(self.relate_rows(gather(part), rows) for part in tokens))
 
 
 def require_scope(head: Head, scope: Scope, supported: Sequence[Scope]) -> Scope:

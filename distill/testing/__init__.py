@@ -192,11 +192,11 @@ def degenerate_inputs_stay_finite(case: Case) -> None:
 
 
 def half_precision_computes_in_float32(case: Case) -> None:
-    """Check that half-precision features under autocast give the float32 result of the same rounded features."""
+    """Check that head and features in half precision, under autocast, give the float32 result of these features."""
     for dtype in (torch.bfloat16, torch.float16):
         half = case.sample(dtype=torch.float32).apply(lambda tensor, dtype=dtype: tensor.to(dtype))  # type: ignore[misc]
         expected = evaluate(case.head(torch.float32), half.apply(Tensor.float))
-        result = evaluate(case.head(torch.float32), half, autocast=dtype)
+        result = evaluate(case.head(torch.float32).to(dtype), half, autocast=dtype)
         rounded = {key: value.to(dtype) for key, value in expected.student.items()}
         _assert_same(
             replace(expected, student=rounded), result, f"{case.name} does not compute in float32 for {dtype} features"

@@ -129,6 +129,30 @@ def test_a_weight_is_a_number_or_a_schedule_and_only_a_constant_zero_is_off() ->
     assert Term(head, Linear(0, 2)).weight_at(Progress(step=5, steps=10)) == 1.0
 
 
+class Projected(Head):
+    """A head of a user with plain modules of torch, a buffer of its own type among them."""
+
+    needs = frozenset({"embedding"})
+
+    def build(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        self.project = torch.nn.Linear(*student["embedding"], *teacher["embedding"])  # type: ignore[misc]
+        self.register_buffer("kept", torch.zeros(2, dtype=torch.bfloat16))
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        return mse_loss(self.project(student["embedding"]), teacher["embedding"])
+
+
+def test_a_head_keeps_float32_in_a_module_of_half_precision_and_follows_to_float64() -> None:
+    head = Projected()
+    head.build(FeatureSpec(embedding=(4,)), FeatureSpec(embedding=(3,)))
+    before = head.project.weight.clone()
+    torch.nn.Sequential(head).bfloat16()
+    assert torch.equal(head.project.weight, before)
+    assert head.kept.dtype == torch.bfloat16
+    torch.nn.Sequential(head).double()
+    assert head.project.weight.dtype == torch.float64
+
+
 def test_a_temperature_is_a_constant_above_zero_or_a_schedule() -> None:
     schedule = Linear(4, 1)
     assert KD(0.5).temperature == 0.5

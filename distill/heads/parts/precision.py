@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from distill.features import Features
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
@@ -22,7 +24,18 @@ def full_precision(features: Features) -> Iterator[None]:
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return half-precision tensors as float32, and others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in _HALF else tensor
+
+
+def at_least_float32_after(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a function that does the same, but does not turn a wider type into half precision."""
+
+    def applied(tensor: Tensor) -> Tensor:
+        result = function(tensor)
+        is_rounded = result.dtype in _HALF and tensor.dtype not in _HALF
+        return tensor.to(result.device) if is_rounded else result
+
+    return applied
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
