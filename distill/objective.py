@@ -252,7 +252,8 @@ class Objective(nn.Module):
     def _zero(self, head: Head, student: Features) -> Tensor:
         """Return 0 with a gradient of 0 for all that a head reads, so that DDP and the optimizer miss no parameter."""
         read = [*(student[name] for name in sorted(head.needs_of("student"))), *head.parameters()]
-        return 0 * sum((tensor.sum() for tensor in read), self.factors.new_zeros((), dtype=torch.float32))
+        zero = self.factors.new_zeros((), dtype=torch.float32)
+        return sum(((0 * tensor).sum() for tensor in read), zero)  # first times 0, as a sum of float16 may overflow
 
     def _weight(self, name: str, progress: Progress) -> float:
         return self.terms[name].weight_at(progress) * self._factors[name]

@@ -1,6 +1,7 @@
 """The objective in any loop: what a LightningModule trains, a plain loop trains with the same losses."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from distill.features import Features, FeatureSpec, Summary
 from distill.heads import KD, RKD, RRD, TRG, CrossEntropy, Head, RunInfo, SeRKD
 from distill.networks import FrozenTeacher, Timm
 from distill.objective import Objective, Term
-from distill.schedules import Linear, Progress, Schedule, Until
+from distill.schedules import After, Linear, Progress, Schedule, Until
 from distill.superpixels import add_segments
 from distill.training.distillation import DistillationModule
 
@@ -145,6 +146,17 @@ def test_factors_multiply_the_weights_and_are_in_the_state():
 def test_terms_of_weight_0_and_removed_terms_are_left_out():
     objective = Objective({"kd": Term(KD(), 0.0), "trg": None, "rkd": Term(RKD())}, SPEC, SPEC)
     assert list(objective.terms) == list(objective.heads) == ["rkd"]
+
+
+def test_the_total_is_finite_in_half_precision_while_a_term_is_skipped():
+    objective = Objective({"task": Term(CrossEntropy()), "rkd": Term(RKD(), After(epochs=5))}, SPEC, SPEC)
+    embedding = torch.full_like(features()["embedding"], 60000.0, dtype=torch.float16).requires_grad_()
+    student = replace(features(), embedding=embedding)
+    losses = objective(student, features(1), BATCH, Progress())
+    losses.total.backward()
+    assert losses.values.keys() == {"task"}
+    assert losses.total.item() == pytest.approx(losses.values["task"].item())
+    assert not embedding.grad.any()
 
 
 def test_summaries_by_term_give_the_losses_of_the_features_they_were_made_of():

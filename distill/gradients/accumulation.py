@@ -75,6 +75,8 @@ class TermGradients:
 
     def measure(self) -> Measurement:
         """Average over batches and ranks, and copy the result to the host; waits for the device."""
+        if not self._values:  # all terms have weight 0
+            return Measurement({}, {}, {})
         count = self._batches * world_size()
         names = list(dict.fromkeys((*self._flat, *(name for name, _ in self._products))))
         values = all_sum(torch.stack(list(self._values.values()))) / count

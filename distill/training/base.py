@@ -71,8 +71,10 @@ class DistillerModule(LightningModule):
         return converted(batch, self.batch_names, trainer_of(self))
 
     def _progress(self) -> Progress:
+        """Return the progress of the training; outside of one, that of its first step."""
         trainer = trainer_of(self)
-        return Progress() if trainer is None else progress_of(trainer, self.global_step)
+        in_training = trainer is not None and trainer.state.fn == "fit"
+        return progress_of(trainer, self.global_step) if trainer is not None and in_training else Progress()
 
 
 def build(network: Network, key: str, num_classes: int, image_shape: tuple[int, int, int], learns: bool = True) -> None:

@@ -14,7 +14,7 @@ from distill.features import Features
 from distill.heads import Batch, Head
 from distill.metrics import NeighborAgreement
 from distill.objective import TEACHER, Objective
-from distill.schedules import Progress
+from distill.schedules import Progress, Schedule
 from distill.store import StoredTeacher
 
 NEIGHBORS = "neighbor_agreement"
@@ -45,6 +45,12 @@ def distillation_terms(objective: Objective) -> list[str]:
     A relation over all ranks would depend on how the batches are dealt, and a memory belongs to the training.
     """
     return [name for name, term in objective.terms.items() if _is_compared(term.head)]
+
+
+def distillation_is_scheduled(objective: Objective) -> bool:
+    """Return True if the value of such a term changes with the progress of a training."""
+    terms = [objective.terms[name] for name in distillation_terms(objective)]
+    return any(isinstance(term.weight, Schedule) or term.head.is_scheduled for term in terms)
 
 
 def distillation_is_known(distiller: Distiller, split: str) -> bool:
@@ -86,7 +92,6 @@ class DistillationMean(MeanMetric):
         self._size = max(self._size, len(counted))
         if len(counted) < self._size:
             return
-        names = list(objective.terms)
         total = torch.zeros((), device=counted.device)
         for name in distillation_terms(objective):
             term = objective.terms[name]
@@ -94,9 +99,9 @@ class DistillationMean(MeanMetric):
             if teacher is None or not term.head.batch_needs <= batch.keys():
                 continue
             term.head.progress = progress
-            factor = objective.factors[names.index(name)]
             summary = objective.summary(name, teachers[teacher], batch)
-            total = total + term.weight_at(progress) * factor * term.head(student, summary, batch).detach()
+            weight = term.weight_at(progress) * objective.factor(name)
+            total = total + weight * term.head(student, summary, batch).detach()
         full = counted.all()
         self.update(torch.where(full, total.float(), 0.0), full.float())
 

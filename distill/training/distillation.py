@@ -25,6 +25,7 @@ from distill.training.comparison import (
     DISTILLATION,
     DistillationMean,
     distillation_is_known,
+    distillation_is_scheduled,
     distillation_terms,
     neighbor_metrics,
 )
@@ -199,6 +200,8 @@ class DistillationModule(ClassificationModule):
         neighbors: Any = self.neighbor_metrics[stage]
         objective = self.distiller.objective
         is_compared = stage == "val" and self.distillation_mean is not None
+        if self.trainer.state.fn != "fit" and distillation_is_scheduled(objective):
+            is_compared = False  # at no step of a training
         compared = [objective.teacher_of(name) for name in distillation_terms(objective)] if is_compared else []
         given_here = [name for name, stages in metrics.items() if stage in stages]
         read = dict.fromkeys([*given_here, *neighbors, *(name for name in compared if name is not None)])

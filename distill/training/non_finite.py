@@ -38,13 +38,14 @@ class NonFiniteGuard:
         Raises:
             NonFiniteLossError: a term was not finite in this or an earlier step.
         """
-        finite = torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))
-        arrived = None
-        if finite.device.type == "cuda":
-            finite = finite.to("cpu", non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types there
-            arrived.record()
-        self._pending.append(_Result(step, list(values), finite, arrived))
+        if values:  # none while all terms have weight 0
+            finite = torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))
+            arrived = None
+            if finite.device.type == "cuda":
+                finite = finite.to("cpu", non_blocking=True)
+                arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types there
+                arrived.record()
+            self._pending.append(_Result(step, list(values), finite, arrived))
         self._read(wait=False)
 
     def flush(self) -> None:

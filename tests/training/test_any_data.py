@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-from distill.callbacks import RunCheckpoint, SuperpixelSegments
+from distill.callbacks import GradientShares, RunCheckpoint, SuperpixelSegments
 from distill.errors import UserError
 from distill.heads.crd import CRD
 from distill.heads.cross_entropy import CrossEntropy
@@ -19,9 +19,11 @@ from distill.heads.kd import KD
 from distill.heads.rkd import RKD
 from distill.heads.rrd import RRD
 from distill.heads.serkd import SeRKD
+from distill.heads.sp import SP
 from distill.heads.trg import TRG
 from distill.networks import Timm
 from distill.objective import Term
+from distill.schedules import Warmup
 from distill.training.distillation import DistillationModule
 from tests.own_data import OwnData, OwnOnDevice, Pairs, SameImages, images_of
 
@@ -248,3 +250,42 @@ def test_trg_draws_by_the_place_in_the_batch_without_an_index():
     heads = {"trg": Term(TRG(tokens_per_image=2, neighbors=4))}
     first, second = (fit(module(heads=heads), OwnData(labels=True))[0].values for _ in range(2))
     assert first == second
+
+
+class WithoutTraining(OwnData):
+    """A data module of a user that reads the training images only for a training."""
+
+    def setup(self, stage: str) -> None:
+        """Read the images of the stage."""
+        splits = ("train", "val") if stage == "fit" else ("val",)
+        for split in splits:
+            setattr(self, split, Pairs(split, self.labels, self.kind))
+
+
+def validated(model, data):
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (figures,) = trainer.validate(model, data, verbose=False)
+    return figures
+
+
+def test_a_validation_reads_no_training_images_and_has_the_distillation_of_the_training():
+    heads = {"kd": Term(KD(), 2.0), "rkd": Term(RKD(scope="batch"))}
+    model = module(heads=heads)
+    _, metrics = fit(model, WithoutTraining(), num_sanity_val_steps=0, limit_train_batches=2)
+    figures = validated(model, WithoutTraining())
+    assert figures["val/distillation"] == pytest.approx(metrics["val/distillation"])
+    loader = DataLoader(Pairs("val", labels=True), batch_size=8)
+    assert validated(model, loader)["val/distillation"] == figures["val/distillation"]
+
+
+def test_a_validation_leaves_out_what_follows_the_progress_of_a_training():
+    model = module(heads={"kd": Term(KD(), Warmup(epochs=2))})
+    assert "val/distillation" not in validated(model, WithoutTraining())
+
+
+@pytest.mark.parametrize("callbacks", [[], [GradientShares(every=1)]])
+def test_a_run_without_labels_begins_with_terms_of_weight_0(callbacks):
+    model = module(classes=0, heads={"rkd": Term(RKD(), Warmup(epochs=1)), "sp": Term(SP(), Warmup(epochs=1))})
+    losses, _ = fit(model, OwnData(labels=False), callbacks=callbacks)
+    assert losses.values[0] == 0
+    assert min(losses.values[1:]) > 0

@@ -13,6 +13,12 @@ def test_finite_values_pass_without_a_wait(device):
     guard.flush()
 
 
+def test_a_step_in_which_all_terms_have_weight_0_passes():
+    guard = NonFiniteGuard()
+    guard.check(0, {})
+    guard.flush()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_the_term_and_the_step_are_named(bad, device):
     guard = NonFiniteGuard()
