@@ -171,7 +171,7 @@ class Grid:
     def run(self, method: Method, stage: str, seed: int, rate: float, weight: float | None) -> Run:
         """Return a run of a method."""
         heads = self.heads(method)
-        weights = {term: self.tuned_weight(term) for term in method.terms[:-1] if term in heads}
+        weights = self.other_weights(method)
         if weight is not None:
             weights[method.terms[-1]] = weight
         stored = "--model.teacher=StoredTeacher", f"--model.teacher.path={self.store}"
@@ -191,10 +191,22 @@ class Grid:
         name = f"{method.name} {given} seed {seed}"
         return Run(name, folder, arguments, (*arguments, "--trainer.logger=false"), tested)
 
-    def tuned_weight(self, method: str) -> float | None:
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate with which the student validated best; `None` as long as none is tuned."""
+        best = self.rows.best("learning rate", STUDENT)
+        return None if best is None else best.learning_rate
+
+    def tuned_weight(self, method: Method) -> float | None:
         """Return the weight of a method that validated best; `None` for a method without weight."""
-        best = self.rows.best("weight", method)
+        settings = {"learning_rate": self.learning_rate, "others": _listed(self.other_weights(method))}
+        best = self.rows.best("weight", method.name, **settings)
         return None if best is None else best.weight
+
+    def other_weights(self, method: Method) -> dict[str, float | None]:
+        """Return the tuned weights of a method's terms but the last, by name; a term without a head has none."""
+        heads = self.heads(method) if len(method.terms) > 1 else {}
+        return {term: self.tuned_weight(Method(term, (term,))) for term in method.terms[:-1] if term in heads}
 
     def perform(self, stage: str, runs: Mapping[Row, Run], jobs: int) -> list[str]:
         """Finish the runs without a row, and add their rows."""
@@ -229,7 +241,7 @@ def run_grid(given: argparse.Namespace, more: Sequence[str]) -> list[str]:
     plan = Plan.read(folder)
     root = given.root or Path("runs") / given.grid
     grid = Grid(given.grid, folder, root, plan, Rows(folder / "runs.csv"), tuple(more))
-    recipes = {name: digest(grid.configs(method)) for name, method in plan.methods.items()}
+    recipes = {name: digest(grid.configs(method), more) for name, method in plan.methods.items()}
     grid.rows.require_recipes(recipes)
     if not given.table and (problems := _stages(grid, recipes, given.jobs)):
         return problems
@@ -242,7 +254,7 @@ def _stages(grid: Grid, recipes: Mapping[str, str], jobs: int) -> list[str]:
     student = plan.methods[STUDENT]
 
     def row(stage: str, name: str, seed: int, rate: float, weight: float | None) -> Row:
-        return Row(stage, name, seed, rate, weight, recipes[name])
+        return Row(stage, name, seed, rate, weight, recipes[name], _listed(grid.other_weights(plan.methods[name])))
 
     _store(grid)
     runs = {
@@ -253,9 +265,8 @@ def _stages(grid: Grid, recipes: Mapping[str, str], jobs: int) -> list[str]:
     }
     if problems := grid.perform("learning rate", runs, jobs):
         return problems
-    best = grid.rows.best("learning rate", STUDENT)
-    assert best is not None
-    rate = best.learning_rate
+    rate = grid.learning_rate
+    assert rate is not None
     for count in sorted({len(method.terms) for method in plan.methods.values() if method.weights}):
         runs = {
             row("weight", method.name, plan.tuning_seed, rate, weight): grid.run(
@@ -270,9 +281,13 @@ def _stages(grid: Grid, recipes: Mapping[str, str], jobs: int) -> list[str]:
     runs = {}
     for seed in plan.seeds:  # the outermost, so that a grid that is stopped has all methods, with fewer seeds
         for method in plan.methods.values():
-            weight = grid.tuned_weight(method.name)
+            weight = grid.tuned_weight(method)
             runs[row("final", method.name, seed, rate, weight)] = grid.run(method, "final", seed, rate, weight)
     return grid.perform("final", runs, jobs)
+
+
+def _listed(weights: Mapping[str, float | None]) -> str:
+    return " ".join(f"{term}={weight:g}" for term, weight in weights.items() if weight is not None)
 
 
 def _store(grid: Grid) -> None:

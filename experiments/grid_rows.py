@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import yaml
 from runner import Result
@@ -28,7 +31,8 @@ class Row:
         seed: of the run.
         learning_rate: of the run.
         weight: of the method's last term, `None` for the student.
-        recipe: digest of the configurations behind it.
+        recipe: digest of the configurations behind it, and of further arguments that change its figures.
+        others: weights of the method's other terms, which were tuned before, such as `kd=5.4`.
         validation: top-1 of the last validation, a share.
         test: top-1 of the test after the last epoch, a share; only of final runs.
         agreement: share of the test images for which student and teacher give the same class.
@@ -45,6 +49,7 @@ class Row:
     learning_rate: float
     weight: float | None
     recipe: str
+    others: str = ""
     validation: float | None = field(default=None, compare=False)
     test: float | None = field(default=None, compare=False)
     agreement: float | None = field(default=None, compare=False)
@@ -74,7 +79,7 @@ _FIGURES = [item.name for item in fields(Row) if not item.compare]
 
 
 class Rows:
-    """The rows in a file, which is appended to.
+    """The rows in a file, which several processes may add to.
 
     Args:
         file: `runs.csv`; it need not exist.
@@ -86,17 +91,7 @@ class Rows:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._rows: dict[Row, Row] = {}
-        self._columns: Sequence[str] = ()
-        if file.exists():
-            with file.open(newline="") as lines:
-                reader = csv.DictReader(lines)
-                self._columns = list(reader.fieldnames or ())
-                for number, values in enumerate(reader, start=2):
-                    try:
-                        row = _parsed(values)
-                    except (TypeError, ValueError, KeyError) as error:
-                        raise UserError(f"{file}: line {number} is no row of a grid ({error})") from None
-                    self._rows[row] = row
+        self._read()
 
     def __contains__(self, row: Row) -> bool:
         return row in self._rows
@@ -105,31 +100,42 @@ class Rows:
         return iter(self._rows.values())
 
     def add(self, row: Row) -> None:
-        """Append a row to the file, which is written anew if it does not exist or lacks a column."""
-        names = [item.name for item in fields(Row)]
-        self._rows[row] = row
-        with StringIO(newline="") as text:
-            writer = csv.DictWriter(text, names, lineterminator="\n")
-            if self._columns != names:
-                self._columns = names
-                writer.writeheader()
-                writer.writerows(map(_written, self))
-                write_atomic(self.file, text.getvalue().encode())
-                return
-            writer.writerow(_written(row))
-            with self.file.open("a", newline="") as file:
-                file.write(text.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
+        """Add a row to those in the file, which other processes may have added to."""
+        with _alone_in(self.file.parent), StringIO(newline="") as text:
+            self._read()
+            self._rows[row] = row
+            writer = csv.DictWriter(text, [item.name for item in fields(Row)], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(_written, self))
+            write_atomic(self.file, text.getvalue().encode())
 
-    def best(self, stage: str, method: str) -> Row | None:
-        """Return the row of a stage with the best validation of a method, the first of several; `None` without one."""
-        rows = [row for row in self if row.stage == stage and row.method == method and row.validation is not None]
+    def _read(self) -> None:
+        if not self.file.exists():
+            return
+        with self.file.open(newline="") as lines:
+            for number, values in enumerate(csv.DictReader(lines), start=2):
+                try:
+                    row = _parsed(values)
+                except (TypeError, ValueError, KeyError) as error:
+                    raise UserError(f"{self.file}: line {number} is no row of a grid ({error})") from None
+                self._rows[row] = row
+
+    def best(self, stage: str, method: str, **settings: object) -> Row | None:
+        """Return the row with the best validation of a method, the first of several; `None` without one.
+
+        Args:
+            stage: of the row.
+            method: of the row.
+            settings: values that its other fields have.
+        """
+        wanted = {"stage": stage, "method": method, **settings}
+        rows = [row for row in self if row.validation is not None and vars(row) | wanted == vars(row)]
         return max(rows, key=lambda row: row.validation or 0.0, default=None)
 
     def final(self, method: str) -> dict[int, Row]:
-        """Return the final runs of a method, by seed."""
-        return {row.seed: row for row in self if row.stage == "final" and row.method == method}
+        """Return the final runs of a method by seed, those with the settings of the last: earlier ones were retuned."""
+        rows = [row for row in self if row.stage == "final" and row.method == method]
+        return {row.seed: row for row in rows if _settings(row) == _settings(rows[-1])}
 
     @property
     def methods(self) -> list[str]:
@@ -150,10 +156,40 @@ class Rows:
             )
 
 
-def digest(files: Sequence[Path]) -> str:
-    """Return 12 hexadecimal digits that depend on the content of configurations, not on comments or layout."""
+def digest(files: Sequence[Path], arguments: Sequence[str] = ()) -> str:
+    """Return 12 hexadecimal digits that depend on what a run does.
+
+    Args:
+        files: its configurations, whose comments and layout do not count.
+        arguments: of the command line beside them; those that say where it runs do not count.
+    """
     contents = [yaml.safe_load(file.read_text()) for file in files]
-    return sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
+    words = " ".join(arguments).replace(" --", "\n--").splitlines()
+    given = [word for word in words if word.lstrip("-").replace(" ", "=").split("=")[0] not in _WHERE]
+    return sha256(json.dumps([*contents, *given], sort_keys=True).encode()).hexdigest()[:12]
+
+
+_WHERE = {
+    *("trainer.accelerator", "trainer.devices", "data.root", "data.init_args.root"),
+    *("data.num_workers", "data.init_args.num_workers"),
+}
+"""Keys that change no figure but by rounding."""
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is within this context for the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _settings(row: Row) -> tuple[object, ...]:
+    return row.learning_rate, row.weight, row.others
 
 
 def _parsed(values: Mapping[str, str]) -> Row:
@@ -163,10 +199,9 @@ def _parsed(values: Mapping[str, str]) -> Row:
     rate = number("learning_rate")
     if rate is None:
         raise ValueError("it has no learning_rate")
-    figures = {name: number(name) for name in _FIGURES if name in values}  # an older file has fewer columns
-    return Row(
-        values["stage"], values["method"], int(values["seed"]), rate, number("weight"), values["recipe"], **figures
-    )
+    figures: dict[str, Any] = {name: number(name) for name in _FIGURES if name in values}  # fewer in an older file
+    row = Row(values["stage"], values["method"], int(values["seed"]), rate, number("weight"), values["recipe"])
+    return replace(row, others=values.get("others") or "", **figures)
 
 
 def _written(row: Row) -> dict[str, object]:

@@ -17,7 +17,7 @@ from tests.program import ROOT
 sys.path.insert(0, str(ROOT / "experiments"))
 
 from grid import HERE, Grid, Method, Plan, main
-from grid_rows import Row, Rows
+from grid_rows import Row, Rows, digest
 from grid_table import holm, paired, write
 
 FIRST = {0: 85.1, 1: 84.2, 2: 86.0, 3: 85.5, 4: 84.9}
@@ -67,9 +67,9 @@ def test_holm_is_bonferroni_for_the_smallest():
 def test_rows_survive_writing_and_reading(tmp_path):
     rows = Rows(tmp_path / "runs.csv")
     made = [
-        Row("weight", "rkd", 100, 0.1, 3.0, "abc", 0.71),
-        Row("weight", "rkd", 100, 0.1, 9.0, "abc", 0.74),
-        Row("final", "student", 0, 0.1, None, "def", 0.5, 0.51, None, 0.02, seconds=12.5),
+        Row("weight", "rkd", 100, 0.1, 3.0, "abc", validation=0.71),
+        Row("weight", "rkd", 100, 0.1, 9.0, "abc", validation=0.74),
+        Row("final", "kd_rkd", 0, 0.1, 9.0, "def", "kd=3", validation=0.5, test=0.51, calibration=0.02, seconds=12.5),
     ]
     for row in made:
         rows.add(row)
@@ -78,7 +78,7 @@ def test_rows_survive_writing_and_reading(tmp_path):
     assert again.best("weight", "rkd").weight == 9.0
     assert Row("weight", "rkd", 100, 0.1, 9.0, "abc") in again
     assert Row("weight", "rkd", 100, 0.1, 27.0, "abc") not in again
-    (tmp_path / "runs.csv").write_text((tmp_path / "runs.csv").read_text() + "final,student,x,,,,,,,,\n")
+    (tmp_path / "runs.csv").write_text((tmp_path / "runs.csv").read_text() + "final,student,x,,,,,,,,,\n")
     with pytest.raises(UserError, match=r"runs.csv: line 5 is no row of a grid"):
         Rows(tmp_path / "runs.csv")
 
@@ -93,6 +93,30 @@ def test_a_tuning_seed_is_not_used_again_and_comparisons_name_methods(tmp_path):
         Plan.read(tmp_path)
     with pytest.raises(UserError, match="is no grid: it has no grid.yaml; there are .*fashion_mnist/cnn"):
         Plan.read(tmp_path / "nowhere")
+
+
+def test_two_processes_add_their_rows_to_one_file(tmp_path):
+    first, second = (Rows(tmp_path / "runs.csv") for _ in range(2))
+    first.add(Row("final", "student", 0, 0.1, None, "abc", test=0.5))
+    second.add(Row("final", "student", 1, 0.1, None, "abc", test=0.6))
+    assert [row.seed for row in Rows(tmp_path / "runs.csv")] == [0, 1]
+
+
+def test_figures_of_an_earlier_weight_are_not_mixed_with_those_of_a_new_one(tmp_path):
+    rows = Rows(tmp_path / "runs.csv")
+    for seed in (0, 1, 2):
+        rows.add(Row("final", "kd", seed, 0.1, 1.0, "abc", test=0.5))
+    rows.add(Row("final", "kd", 1, 0.1, 3.0, "abc", test=0.9))
+    assert {seed: row.test for seed, row in rows.final("kd").items()} == {1: 0.9}
+
+
+def test_arguments_that_change_what_a_run_does_are_part_of_its_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: {task: null}\n")
+    files = [tmp_path / "recipe.yaml"]
+    same = ["--trainer.accelerator=gpu", "--data.num_workers", "4", "--data.root=/where/it/is"]
+    assert digest(files, same) == digest(files)
+    other = {digest(files, [*same, *more]) for more in (["--trainer.max_epochs=1"], ["--trainer.max_epochs", "2"])}
+    assert len(other | {digest(files)}) == 3
 
 
 GRIDS = sorted(str(file.parent.relative_to(HERE)) for file in HERE.rglob("grid.yaml"))
@@ -120,7 +144,9 @@ def test_a_part_without_heads_changes_the_recipe_and_has_no_weight(grid, tmp_pat
     task = {"model": {"task": {"head": {"class_path": "LogitAdjustment"}, "weight": 1.0}}}
     (grid / "methods" / "balanced.yaml").write_text(yaml.safe_dump(task))
     rows = Rows(tmp_path / "runs.csv")
-    rows.add(Row("weight", "kd", 9, 0.1, 3.0, "abc", 0.7))
+    rows.add(Row("learning rate", "student", 9, 0.1, None, "abc", validation=0.6))
+    rows.add(Row("weight", "kd", 9, 0.1, 3.0, "abc", validation=0.7))
+    rows.add(Row("weight", "kd", 9, 0.3, 9.0, "abc", validation=0.8))  # of another learning rate
     made = Grid("grid", grid, tmp_path, Plan.read(grid), rows)
     alone = made.run(Method("balanced", ("balanced",)), "final", 0, 0.1, None).fit
     assert f"--config={grid / 'methods' / 'balanced.yaml'}" in alone
