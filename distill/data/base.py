@@ -120,6 +120,7 @@ class ImageData(Configurable, LightningDataModule, ABC):
         """Check the training images against batch size, classes and sampling before a run writes anything."""
         if stage != "fit":
             return
+        self._resumed = {}  # of an earlier run; a checkpoint of this one is loaded later
         ranks, _ = self._ranks()
         count = len(self._cached("train"))
         if self.drop_last and count // ranks < self.batch_size:
@@ -267,10 +268,10 @@ class ImageData(Configurable, LightningDataModule, ABC):
                 self._told.add(note)
             if split == "train" and self.longtail is not None:
                 samples.source = Subset(samples.source, self.longtail.positions(samples.source, self.num_classes))
-            samples.seed = samples.seed if self.seed is None else self.seed
             if split == "train" and self.train_views != ("weak",):
                 samples.views = self._view_transforms(samples)
             self._samples[split] = samples
+        self._samples[split].seed = run_seed() if self.seed is None else self.seed
         self._samples[split].extra_fields = self.extra_fields
         self._samples[split].stored = self.stored.get(split)
         return self._samples[split]

@@ -77,3 +77,22 @@ def test_mixing_blends_labels_as_it_blends_images():
 def test_an_unlabeled_image_adds_no_label_mass():
     mixed = mix({"image": torch.rand(4, 3, 8, 8), "label": torch.full((4,), -1)}, 10, Mixing(mixup=1.0), 0)
     assert mixed["label"].abs().sum() == 0
+
+
+def first_batch(data):
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(0)
+    return next(iter(loader))
+
+
+def test_an_object_that_serves_two_runs_has_the_images_of_a_new_one(monkeypatch):
+    used = Digits(batch_size=8)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    used.setup("fit")
+    first_batch(used)
+    used.load_state_dict({**used.state_dict(), "epoch": 0, "batches": 3})  # of a resumed run
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    used.setup("fit")
+    again, fresh = first_batch(used), first_batch(Digits(batch_size=8))
+    assert torch.equal(again["index"], fresh["index"])
+    assert torch.equal(again["image"], fresh["image"])
