@@ -13,6 +13,7 @@ from distill.data import ImageData, Split
 from distill.errors import UserError, require_above, require_at_least
 from distill.functional import neighbor_votes
 from distill.networks import Network
+from distill.networks.modes import eval_mode
 
 _CHUNK = 2**26
 """Number of similarities in memory at a time: 256 MiB."""
@@ -75,12 +76,12 @@ def probe(
     require_above(0, temperature=temperature)
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student = student.to(device).eval()
     data.prepare_data()
-    memory, labels = _embeddings(student, data, "train", device)
-    if neighbors > len(labels):
-        raise UserError(f"neighbors is {neighbors}, more than the {len(labels)} labeled training images")
-    embeddings, targets = _embeddings(student, data, queries, device)
+    with eval_mode(student.to(device)):
+        memory, labels = _embeddings(student, data, "train", device)
+        if neighbors > len(labels):
+            raise UserError(f"neighbors is {neighbors}, more than the {len(labels)} labeled training images")
+        embeddings, targets = _embeddings(student, data, queries, device)
     chunk = max(1, _CHUNK // len(memory))
     votes = neighbor_votes(embeddings, memory, labels, data.num_classes, neighbors, temperature, chunk)
     correct = int((votes.argmax(dim=1) == targets).sum())

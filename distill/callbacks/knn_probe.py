@@ -64,10 +64,5 @@ class KNNProbe(Callback):
         assert isinstance(pl_module, ClassificationModule)
         data: Any = copy(self.data or trainer.datamodule)  # type: ignore[attr-defined]  # Lightning's Trainer has it
         data.augment = False
-        modes = {layer: layer.training for layer in pl_module.student.modules()}
-        try:
-            result = probe(pl_module.student, data, self.neighbors, self.temperature, "val", pl_module.device)
-        finally:
-            for layer, mode in modes.items():
-                layer.training = mode
+        result = probe(pl_module.student, data, self.neighbors, self.temperature, "val", pl_module.device)
         pl_module.log("val/knn_top1", result.top1, sync_dist=True)
