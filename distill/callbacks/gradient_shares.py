@@ -16,6 +16,7 @@ from distill.errors import did_you_mean, require_above, require_at_least
 from distill.gradients import Measurement, Share
 from distill.objective import TASK, Objective
 from distill.plotting.curves import Section, draw_sections
+from distill.plotting.saving import save_figure
 from distill.training.classification import ClassificationModule
 
 FACTORS = (1e-3, 1e3)
@@ -138,9 +139,7 @@ class GradientShares(GradientMeter):
         checkpoint = run_checkpoint(trainer)
         checkpoints = None if checkpoint is None else checkpoint.dirpath
         folder = Path(checkpoints).parent if checkpoints else Path(trainer.default_root_dir)
-        path = folder / "pictures" / "gradient_shares.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._figure().savefig(path, dpi=100)
+        path = save_figure(self._figure(), folder / "pictures" / "gradient_shares.png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("pictures/gradient_shares", [str(path)], step=trainer.global_step)
