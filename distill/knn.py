@@ -50,7 +50,8 @@ def probe(
     """Classify the test images of `data` by a weighted vote of the nearest training images.
 
     Images are resized to the size that the student was trained with. Training images are augmented as `data` is
-    configured: use `augment=False` for the plain images. Images without a label are left out.
+    configured: use `augment=False` for the plain images. They are those that a run on `data` trains on, after any
+    `longtail`, in one view, with the labels that `data` gives them; images without a label are left out.
 
     Args:
         student: a built network with an embedding; it runs in eval mode, on the GPU if there is one.
@@ -95,7 +96,7 @@ def _embeddings(student: Network, data: ImageData, split: Split, device: torch.d
     embeddings, labels = [], []
     generator = torch.Generator().manual_seed(0)  # a training goes on afterwards
     for batch in DataLoader(
-        data.samples(split), batch_size=data.batch_size, num_workers=data.num_workers, generator=generator
+        data.used_samples(split), batch_size=data.batch_size, num_workers=data.num_workers, generator=generator
     ):
         image = batch["image"].to(device)
         if image.shape[-2:] != size:

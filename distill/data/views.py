@@ -71,6 +71,17 @@ def require_views(given: Sequence[View] | None) -> tuple[View, ...]:
     return tuple(given)
 
 
+def view_transforms(
+    views: Sequence[View], weak: Callable[[Any], Tensor], side: int, interpolation: Interpolation, gray: bool
+) -> list[Callable[[Any], Tensor]]:
+    """Return the transform of each view, given the data's own; see `Augmentation.view_transform`."""
+    augmentations: list[View] = [RandAugment() if view == "strong" else view for view in views]
+    return [
+        weak if isinstance(view, str) else view.view_transform(weak, side, interpolation, gray)
+        for view in augmentations
+    ]
+
+
 @dataclass(frozen=True)
 class _Strong:
     """The weak transform followed by RandAugment, which takes bytes; an object, so that workers can unpickle it."""
