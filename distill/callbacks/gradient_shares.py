@@ -47,7 +47,8 @@ class GradientShares(GradientMeter):
     balanced term can switch it on and off, but not change its share.
 
     It costs a backward pass per term at each measurement, and holds a copy of the student's parameters per term in it.
-    At `embedding` or `tokens` the backward pass ends there, but terms that read other layers are not measured.
+    At `embedding` or `tokens` the backward pass ends there, but terms that read other layers are not measured. With
+    several views of the images, the gradient is that at all of them.
 
     Args:
         every: number of optimizer steps from one measurement to the next; the first is at step 0.
