@@ -13,6 +13,7 @@ from distill.data import ImageData, Split
 from distill.errors import UserError, require_above, require_at_least
 from distill.functional import neighbor_votes
 from distill.networks import Network
+from distill.networks.modes import eval_mode
 
 _CHUNK = 2**26
 """Number of similarities in memory at a time: 256 MiB."""
@@ -49,7 +50,8 @@ def probe(
     """Classify the test images of `data` by a weighted vote of the nearest training images.
 
     Images are resized to the size that the student was trained with. Training images are augmented as `data` is
-    configured: use `augment=False` for the plain images. Images without a label are left out.
+    configured: use `augment=False` for the plain images. They are those that a run on `data` trains on, after any
+    `longtail`, in one view, with the labels that `data` gives them; images without a label are left out.
 
     Args:
         student: a built network with an embedding; it runs in eval mode, on the GPU if there is one.
@@ -75,12 +77,12 @@ def probe(
     require_above(0, temperature=temperature)
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student = student.to(device).eval()
     data.prepare_data()
-    memory, labels = _embeddings(student, data, "train", device)
-    if neighbors > len(labels):
-        raise UserError(f"neighbors is {neighbors}, more than the {len(labels)} labeled training images")
-    embeddings, targets = _embeddings(student, data, queries, device)
+    with eval_mode(student.to(device)):
+        memory, labels = _embeddings(student, data, "train", device)
+        if neighbors > len(labels):
+            raise UserError(f"neighbors is {neighbors}, more than the {len(labels)} labeled training images")
+        embeddings, targets = _embeddings(student, data, queries, device)
     chunk = max(1, _CHUNK // len(memory))
     votes = neighbor_votes(embeddings, memory, labels, data.num_classes, neighbors, temperature, chunk)
     correct = int((votes.argmax(dim=1) == targets).sum())
@@ -94,7 +96,7 @@ def _embeddings(student: Network, data: ImageData, split: Split, device: torch.d
     embeddings, labels = [], []
     generator = torch.Generator().manual_seed(0)  # a training goes on afterwards
     for batch in DataLoader(
-        data.samples(split), batch_size=data.batch_size, num_workers=data.num_workers, generator=generator
+        data.used_samples(split), batch_size=data.batch_size, num_workers=data.num_workers, generator=generator
     ):
         image = batch["image"].to(device)
         if image.shape[-2:] != size:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cross_entropy, mse_loss
 
+from distill.distiller import Distiller, ViewPasses
 from distill.distributed import rank, world_size
 from distill.errors import UserError
 from distill.features import Features, FeatureSpec
-from distill.gradients import TermGradients, allow_retained_graphs, gradient_shares, shared_parameters
-from distill.heads import RKD, Batch, CrossEntropy, Head
+from distill.gradients import Share, TermGradients, allow_retained_graphs, gradient_shares, shared_parameters
+from distill.heads import RKD, Batch, CrossEntropy, EmbeddingRegression, Head, TokenRegression
 from distill.networks import Timm
 from distill.networks.torch_module import TorchModule
 from distill.objective import Losses, Objective, Term
@@ -244,6 +246,51 @@ def test_the_shared_parameters_are_those_below_the_classifier() -> None:
     network.model.layers[1].requires_grad_(False)
     with pytest.raises(UserError, match="no trainable parameter below its classifier"):
         shared_parameters(network)
+
+
+def of_two_views(passes: ViewPasses, with_norm: bool, at: str) -> tuple[Distiller, Batch, Mapping[str, Share]]:
+    """Measure a student that runs on two views of two images."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4) if with_norm else nn.Tanh()
+    layers = nn.Conv2d(3, 4, 3, 2), norm, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    network = TorchModule(nn.Sequential(*layers), tokens="2")
+    network.build(3, (3, 8, 8))
+    network.double()
+    terms = {"task": Term(CrossEntropy()), "embedding": Term(EmbeddingRegression()), "tokens": Term(TokenRegression())}
+    distiller = Distiller(network, None, Objective(terms, network.spec, network.spec), passes).double()
+    distiller.objective.views = 2
+    inputs = {"image": Q([4, 3, 8, 8], 1), "label": torch.tensor([0, 1] * 2), "view": torch.tensor([0, 0, 1, 1])}
+    student = distiller.student_features(inputs)
+    teacher = Features(Q([4, 3], 2), Q([4, 16], 3), Q([4, 4, 4], 4), student.grid)
+    losses = distiller.objective(student, teacher, inputs, Progress())
+    return distiller, inputs, gradient_shares(losses, "task", [student[at]])
+
+
+@pytest.mark.parametrize("at", ["embedding", "tokens"])
+def test_separate_passes_of_the_views_have_the_shares_of_a_joint_one(at: str) -> None:
+    (*_, separate), (*_, joint) = (of_two_views(passes, False, at) for passes in ("separate", "joint"))
+    assert separate.keys() == joint.keys() == {"task", "embedding", "tokens"}
+    for name, share in separate.items():
+        assert share.norm == pytest.approx(joint[name].norm, rel=1e-9)
+        assert share.cosines == pytest.approx(joint[name].cosines, rel=1e-9)
+
+
+def test_the_gradient_at_the_views_of_a_student_with_batch_norm_is_that_of_their_passes() -> None:
+    distiller, inputs, shares = of_two_views("separate", True, "embedding")
+    passes = [distiller.student(view) for view in inputs["image"].chunk(2)]
+    loss = cross_entropy(torch.cat([features["logits"] for features in passes]), inputs["label"])
+    parts = torch.autograd.grad(loss, [features["embedding"] for features in passes])
+    assert shares["task"].norm == pytest.approx(float(torch.cat(parts).norm()), rel=1e-9)
+
+
+def test_columns_that_are_joined_stay_whole() -> None:
+    left, right = (torch.rand(2, 3, dtype=torch.float64).requires_grad_() * 1 for _ in range(2))
+    joined = torch.cat([left, right], dim=1)
+    values = {"task": joined.sum(), "left": left.sum()}
+    losses = Losses(sum(values.values()), values, dict.fromkeys(values, 1.0), {})
+    shares = gradient_shares(losses, "task", [joined])
+    assert shares.keys() == {"task"}
+    assert shares["task"].norm == pytest.approx(12**0.5)
 
 
 @pytest.mark.slow

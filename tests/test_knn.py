@@ -9,6 +9,7 @@ from distill import knn as probing
 from distill.__main__ import main
 from distill.cli.program import run
 from distill.data import STL10, Digits
+from distill.data.longtail import ExponentialTail
 from distill.errors import UserError
 from distill.export import load_student
 from distill.knn import probe
@@ -69,6 +70,16 @@ def test_the_figure_is_that_of_a_literal_count(checkpoint, few_digits, monkeypat
     assert (found.memory_size, found.tested) == (remembered, 60) == (40, 60), "images without a label are left out"
     assert found.top1 == pytest.approx(expected)
     assert found.top1 > 0.3, "even two steps of training tell digits apart"
+
+
+def test_the_memory_is_what_a_run_on_the_data_trains_on(checkpoint):
+    student = load_student(checkpoint)
+    settings = {"augment": False, "batch_size": 512, "train_views": ["weak", "strong"]}
+    tailed = Digits(longtail=ExponentialTail(0.1), **settings)
+    counts = tailed.class_counts()
+    found = probe(student, tailed, neighbors=1, queries="val")
+    assert found.memory_size == sum(counts) < 1078
+    assert found.tested == 270, "validation images are all there"
 
 
 def test_the_command_prints_the_figure_of_unchanged_images(checkpoint, capsys):

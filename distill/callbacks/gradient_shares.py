@@ -16,6 +16,7 @@ from distill.errors import did_you_mean, require_above, require_at_least
 from distill.gradients import Measurement, Share
 from distill.objective import TASK, Objective
 from distill.plotting.curves import Section, draw_sections
+from distill.plotting.saving import save_figure
 from distill.training.classification import ClassificationModule
 
 FACTORS = (1e-3, 1e3)
@@ -46,7 +47,8 @@ class GradientShares(GradientMeter):
     balanced term can switch it on and off, but not change its share.
 
     It costs a backward pass per term at each measurement, and holds a copy of the student's parameters per term in it.
-    At `embedding` or `tokens` the backward pass ends there, but terms that read other layers are not measured.
+    At `embedding` or `tokens` the backward pass ends there, but terms that read other layers are not measured. With
+    several views of the images, the gradient is that at all of them.
 
     Args:
         every: number of optimizer steps from one measurement to the next; the first is at step 0.
@@ -138,9 +140,7 @@ class GradientShares(GradientMeter):
         checkpoint = run_checkpoint(trainer)
         checkpoints = None if checkpoint is None else checkpoint.dirpath
         folder = Path(checkpoints).parent if checkpoints else Path(trainer.default_root_dir)
-        path = folder / "pictures" / "gradient_shares.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._figure().savefig(path, dpi=100)
+        path = save_figure(self._figure(), folder / "pictures" / "gradient_shares.png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("pictures/gradient_shares", [str(path)], step=trainer.global_step)

@@ -6,6 +6,7 @@ from copy import copy
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 
 from distill.data import ImageData
 from distill.errors import UserError, require_at_least
@@ -16,14 +17,17 @@ from distill.training.classification import ClassificationModule
 class KNNProbe(Callback):
     """Classifies validation images by the nearest training images in the student's embedding, every few epochs.
 
-    The top-1 accuracy is logged as `val/knn_top1` with the other figures of a validation, see `distill probe`. Training
-    images are embedded without augmentation. Every rank computes it over all images.
+    The top-1 accuracy is logged as `val/knn_top1` with the other figures of a validation, see `distill probe`, and is
+    that of the same weights: in a run with a weight average, of those that `model.evaluation_weights` chooses. A
+    validation without a batch has none. Training images are embedded without augmentation. Every rank computes it over
+    all images.
 
     Args:
         every_n_epochs: number of epochs between two probes.
         neighbors: number of training images that vote.
         temperature: of a vote's weight, exp(cosine / temperature).
-        data: labeled images to probe on, such as those of another task; by default those of the run.
+        data: labeled images to probe on, such as those of another task or with more labels; by default those that the
+            run trains on (after any `longtail`, `labels_per_class` or `train_size`), with the labels that it has.
 
     Raises:
         UserError: a number is out of range; the student has no embedding; the images have no labels, or are not those
@@ -44,6 +48,7 @@ class KNNProbe(Callback):
         self.neighbors = neighbors
         self.temperature = temperature
         self.data = data
+        self._top1: float | None = None  # of the validation in progress
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that there are labels and an embedding."""
@@ -57,17 +62,32 @@ class KNNProbe(Callback):
         if pl_module.student.spec.embedding is None:
             raise UserError(f"trainer.callbacks: KNNProbe needs an embedding, but {pl_module.student.name} gives none")
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe the student, which is in eval mode."""
-        if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the result of a validation that was interrupted."""
+        self._top1 = None
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Probe the student before the first batch.
+
+        Between the beginning and the end of a validation, other callbacks have exchanged the weights, whatever their
+        order in the trainer.
+        """
+        if self._top1 is not None or not self._is_due(trainer):
             return
         assert isinstance(pl_module, ClassificationModule)
         data: Any = copy(self.data or trainer.datamodule)  # type: ignore[attr-defined]  # Lightning's Trainer has it
         data.augment = False
-        modes = {layer: layer.training for layer in pl_module.student.modules()}
-        try:
-            result = probe(pl_module.student, data, self.neighbors, self.temperature, "val", pl_module.device)
-        finally:
-            for layer, mode in modes.items():
-                layer.training = mode
-        pl_module.log("val/knn_top1", result.top1, sync_dist=True)
+        result = probe(pl_module.student, data, self.neighbors, self.temperature, "val", pl_module.device)
+        self._top1 = result.top1
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the result."""
+        if self._top1 is not None:
+            pl_module.log("val/knn_top1", self._top1, sync_dist=True)
+        elif self._is_due(trainer):
+            rank_zero_warn("KNNProbe: the validation had no batch, so there is no val/knn_top1")
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every_n_epochs == 0

@@ -15,6 +15,8 @@ from torch import Tensor
 from distill.callbacks.checkpoint import run_checkpoint
 from distill.errors import UserError
 from distill.heads import Head
+from distill.networks.modes import eval_mode
+from distill.plotting.saving import save_figure
 from distill.store import StoredFeatures
 from distill.training.classification import ClassificationModule
 
@@ -56,7 +58,7 @@ class HeadPictures(Callback):
         checkpoints = None if checkpoint is None else checkpoint.dirpath
         folder = (Path(checkpoints).parent if checkpoints else Path(trainer.default_root_dir)) / "pictures"
         for name, figure in _pictures(pl_module, batch):
-            path = _write(figure, folder / f"{name}-epoch-{trainer.current_epoch}.png")
+            path = save_figure(figure, folder / f"{name}-epoch-{trainer.current_epoch}.png")
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"pictures/{name}", [str(path)], step=trainer.global_step)
@@ -90,7 +92,7 @@ class PicturesOnce(Callback):
         """Plot the first batch."""
         if not self.written and trainer.is_global_zero:
             for name, figure in _pictures(pl_module, batch, images=self.images):
-                self.written.append(_write(figure, self.folder / f"{name}.png"))
+                self.written.append(save_figure(figure, self.folder / f"{name}.png"))
 
 
 def can_plot(head: Head) -> bool:
@@ -102,10 +104,8 @@ def can_plot(head: Head) -> bool:
 def _pictures(module: LightningModule, batch: dict[str, Any], **options: int) -> Iterator[tuple[str, Figure]]:
     """Yield the name and figure of each term whose head can plot, without any effect on training."""
     assert isinstance(module, ClassificationModule)
-    was_training = module.student.training
-    module.student.eval()
-    student, teachers = module.extract_features(batch)
-    module.student.train(was_training)
+    with eval_mode(module.student):
+        student, teachers = module.extract_features(batch)
     student = student.apply(Tensor.float)
     for name, term in module.terms.items():
         teacher = module.distiller.objective.teacher_of(name)
@@ -119,9 +119,3 @@ def _pictures(module: LightningModule, batch: dict[str, Any], **options: int) ->
         figure = term.head.plot(student, teachers[teacher].apply(Tensor.float), batch, **options)
         if figure is not None:
             yield name, figure
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    return path

@@ -10,6 +10,7 @@ from distill.cli.parser import command_parser
 from distill.errors import UserError
 from distill.files import write_atomic
 from distill.plotting.curves import Curve, Section, draw_sections
+from distill.plotting.saving import save_figure
 from distill.runs.logged import LoggedRun, read_runs
 
 PICTURES = ("png", "svg", "pdf")
@@ -47,8 +48,7 @@ def run_curves(args: list[str]) -> None:
     if kind == "html":
         write_atomic(output, page(runs, figure).encode())
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=110)
+        save_figure(figure, output, dpi=110)
     print(output)
 
 

@@ -17,6 +17,7 @@ from distill.cli.monitors import refuse_unknown_monitors
 from distill.errors import UserError, under
 from distill.features import Features
 from distill.heads import Head
+from distill.networks.modes import eval_mode
 from distill.objective import key_of
 from distill.schedules import Schedule
 from distill.store import StoredFeatures
@@ -155,10 +156,5 @@ def _repeat(copies: int) -> Any:
 @contextmanager
 def _unchanged(module: ClassificationModule) -> Iterator[None]:
     """Context in which the student is in eval mode, and after which the random numbers go on as before it."""
-    was_training = module.student.training
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        module.student.eval()
-        try:
-            yield
-        finally:
-            module.student.train(was_training)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), eval_mode(module.student):
+        yield

@@ -89,6 +89,9 @@ def find_run_to_resume(
             f"resume: the run of {str(path)!r} had a different configuration: {shown}; give the same, or start a "
             "new run from this checkpoint with --ckpt_path instead of --resume"
         )
+    heads = config.model.get("heads")
+    if heads:  # as they were, since optimizers know parameters by their place
+        config.model.heads = {name: heads[name] for name in previous["model"]["heads"]}
     config.ckpt_path = str(path)
     return content
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, floor, isinf
+from math import ceil, floor
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from distill.configurable import Configurable
-from distill.errors import UserError, require_at_least, require_between
+from distill.errors import UserError, require_at_least, require_between, require_finite, under
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -58,10 +58,9 @@ class TimmAugmentation(Augmentation):
     erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
 
     def __post_init__(self) -> None:
-        require_between(0, 1, **{"data.augment.erasing": self.erasing})
-        require_at_least(0, **{"data.augment.color_jitter": self.color_jitter})
-        if isinf(self.color_jitter):
-            raise UserError("data.augment.color_jitter must be finite, given inf")
+        require_between(0, 1, erasing=self.erasing)
+        require_at_least(0, color_jitter=self.color_jitter)
+        require_finite(color_jitter=self.color_jitter)
 
     def view_transform(
         self, weak: Callable[[Any], Tensor], side: int, interpolation: Interpolation, gray: bool
@@ -95,7 +94,7 @@ class TimmAugmentation(Augmentation):
                 re_mode=self.erasing_mode,
             )
         except (AssertionError, KeyError, ValueError) as error:
-            raise UserError(f"data.augment.auto_augment: timm knows no policy {self.auto_augment!r}: {error}") from None
+            raise UserError(f"auto_augment: timm knows no policy {self.auto_augment!r}: {error}") from None
         # timm erases in normalized colors, but here the networks normalize: undo timm's normalization.
         mean = [-mean / std for mean, std in zip(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, strict=True)]
         return v2.Compose([v2.ToPILImage(), transform, v2.Normalize(mean, [1 / std for std in IMAGENET_DEFAULT_STD])])
@@ -147,11 +146,15 @@ def photo_transform(side: int, augment: bool | TimmAugmentation, interpolation: 
         augment: random resized crops and flips, or these and the augmentation of a `TimmAugmentation`; `False` takes
             the center crop of the image resized to 8/7 of the side.
         interpolation: for resizing.
+
+    Raises:
+        UserError: timm does not know the policy.
     """
     from torchvision.transforms import v2
 
     if isinstance(augment, TimmAugmentation):
-        return augment.transform(side, interpolation)
+        with under("data.augment"):
+            return augment.transform(side, interpolation)
     mode = v2.InterpolationMode(interpolation)
     if augment:
         crop = [v2.RandomResizedCrop(side, interpolation=mode, antialias=True), v2.RandomHorizontalFlip()]

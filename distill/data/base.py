@@ -27,7 +27,7 @@ from distill.data.sources import (
     require_classes,
     require_images_of_every_class,
 )
-from distill.data.views import RandAugment, View, require_views
+from distill.data.views import View, require_views, view_transforms
 from distill.errors import UserError, require_at_least
 
 _TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -146,12 +146,25 @@ class ImageData(Configurable, LightningDataModule, ABC):
     def samples(self, split: Split) -> ImageDataset:
         """Return the samples of a split, before any `longtail`; the training split with its augmentation."""
 
-    def used_source(self, split: Split) -> Source:
-        """Return the images of a split as the loaders serve them, before their transform and after any `longtail`.
+    def used_samples(self, split: Split) -> ImageDataset:
+        """Return the samples of a split after any `longtail`, in one view; the training split with its augmentation.
 
         Raises:
             UserError: a label is no class.
         """
+        samples = self.samples(split)
+        if self.num_classes:
+            require_classes(samples.source, split, self.num_classes)
+        for note in getattr(samples.source, "notes", ()):
+            if note not in self._told:
+                rank_zero_warn(note)
+            self._told.add(note)
+        if split == "train" and self.longtail is not None:
+            samples.source = Subset(samples.source, self.longtail.positions(samples.source, self.num_classes))
+        return samples
+
+    def used_source(self, split: Split) -> Source:
+        """Return the images of a split as the loaders serve them, before their transform and after any `longtail`."""
         return self._cached(split).source
 
     @property
@@ -259,32 +272,17 @@ class ImageData(Configurable, LightningDataModule, ABC):
 
     def _cached(self, split: Split) -> ImageDataset:
         if split not in self._samples:
-            samples = self.samples(split)
-            if self.num_classes:
-                require_classes(samples.source, split, self.num_classes)
-            for note in getattr(samples.source, "notes", ()):
-                if note not in self._told:
-                    rank_zero_warn(note)
-                self._told.add(note)
-            if split == "train" and self.longtail is not None:
-                samples.source = Subset(samples.source, self.longtail.positions(samples.source, self.num_classes))
+            samples = self.used_samples(split)
             if split == "train" and self.train_views != ("weak",):
-                samples.views = self._view_transforms(samples)
+                channels, side, _ = self.image_shape
+                interpolation: Interpolation = getattr(self, "interpolation", "bilinear")
+                gray = self.gray or channels == 1
+                samples.views = view_transforms(self.train_views, samples.transform, side, interpolation, gray)
             self._samples[split] = samples
         self._samples[split].seed = run_seed() if self.seed is None else self.seed
         self._samples[split].extra_fields = self.extra_fields
         self._samples[split].stored = self.stored.get(split)
         return self._samples[split]
-
-    def _view_transforms(self, samples: ImageDataset) -> list[Any]:
-        channels, side, _ = self.image_shape
-        weak, gray = samples.transform, self.gray or channels == 1
-        interpolation: Interpolation = getattr(self, "interpolation", "bilinear")
-        augmentations: list[View] = [RandAugment() if view == "strong" else view for view in self.train_views]
-        return [
-            weak if isinstance(view, str) else view.view_transform(weak, side, interpolation, gray)
-            for view in augmentations
-        ]
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.data.augmentation import Augmentation, Interpolation
-from distill.errors import UserError, did_you_mean, require_at_least
+from distill.errors import UserError, did_you_mean, require_at_least, under
 
 NamedView = Literal["weak", "strong"]
 
@@ -40,9 +40,9 @@ class RandAugment(Augmentation):
     geometric: bool | None = None
 
     def __post_init__(self) -> None:
-        require_at_least(1, **{"data.train_views: operations": self.operations})
+        require_at_least(1, operations=self.operations)
         if not 0 <= self.magnitude < _BINS:
-            raise UserError(f"data.train_views: magnitude must be from 0 to {_BINS - 1}, given {self.magnitude}")
+            raise UserError(f"magnitude must be from 0 to {_BINS - 1}, given {self.magnitude}")
 
     def view_transform(
         self, weak: Callable[[Any], Tensor], side: int, interpolation: Interpolation, gray: bool
@@ -69,6 +69,22 @@ def require_views(given: Sequence[View] | None) -> tuple[View, ...]:
         if not isinstance(view, Augmentation) and view not in names:
             raise UserError(f"data.train_views: there is no view {view!r}: {did_you_mean(str(view), names)}")
     return tuple(given)
+
+
+def view_transforms(
+    views: Sequence[View], weak: Callable[[Any], Tensor], side: int, interpolation: Interpolation, gray: bool
+) -> list[Callable[[Any], Tensor]]:
+    """Return the transform of each view, given the data's own; see `Augmentation.view_transform`.
+
+    Raises:
+        UserError: a view cannot be made.
+    """
+    augmentations: list[View] = [RandAugment() if view == "strong" else view for view in views]
+    with under("data.train_views"):
+        return [
+            weak if isinstance(view, str) else view.view_transform(weak, side, interpolation, gray)
+            for view in augmentations
+        ]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ def gradient_shares(
         losses: the losses of a step, before its backward pass.
         reference: name of the term to compare with.
         at: tensors of the step's graph: parameters, see `shared_parameters`, or activations such as an embedding. An
-            activation that is a view or a copy of another one stands for that one.
+            activation that is a view or a copy of another one stands for that one, and one that joins the rows of
+            several (`torch.cat`) for these.
         scale: factor of the losses in the backward pass, that of a `GradScaler`; it is divided out again.
 
     Returns:

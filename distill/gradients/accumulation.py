@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from distill.distributed import all_sum, rank, world_size
 from distill.errors import UserError
@@ -49,7 +49,9 @@ class TermGradients:
         """
         if not at or not all(tensor.requires_grad for tensor in at):
             raise UserError("gradients are compared at tensors that require one, given none: the terms share no layer")
-        inputs = [get_gradient_edge(tensor) if tensor.is_leaf else _source(tensor) for tensor in at]
+        leaves = [tensor for tensor in at if tensor.is_leaf]
+        inputs = [get_gradient_edge(leaf) for leaf in leaves]
+        inputs += [source for tensor in at if not tensor.is_leaf for source in _sources(tensor)]
         found: dict[str, Sequence[Tensor | None]] = {}
         for name, value in losses.values.items():
             self._values[name] = self._values[name] + value.detach() if self._batches else value.detach().clone()
@@ -62,9 +64,12 @@ class TermGradients:
                     found[name] = [
                         None if gradient is None else _wide_flat(gradient) / factor for gradient in gradients
                     ]
-        for name, row in _rows(found, [index for index, tensor in enumerate(at) if tensor.is_leaf], at).items():
+        # Another batch may reach a parameter that this one does not.
+        at_leaves = {name: row[: len(leaves)] for name, row in found.items()}
+        for name, row in _rows(at_leaves, [_wide_flat(leaf) for leaf in leaves]).items():
             self._flat[name] = self._flat[name] + row if name in self._flat else row
-        rows = _rows(found, [index for index, tensor in enumerate(at) if not tensor.is_leaf], at)
+        elsewhere = {name: row[len(leaves) :] for name, row in found.items()}
+        rows = _rows(elsewhere, [None] * (len(inputs) - len(leaves)))
         if rows:
             products = _inner_products(list(rows.values()))
             for i, name in enumerate(rows):
@@ -122,18 +127,29 @@ def allow_retained_graphs() -> None:
     options.donated_buffer = False
 
 
-def _source(tensor: Tensor) -> GradientEdge:
-    """Return the place in the graph that `tensor` is a view or a copy of.
+def _sources(tensor: Tensor) -> list[GradientEdge]:
+    """Return the places in the graph that `tensor` is a view or a copy of, or whose rows it joins.
 
     A network's tokens, say, are a view of a map that the classifier reads, too: only at the map do all terms meet.
+    Likewise, a student that runs once for each view of the images has its features joined afterwards: each view's
+    logits come from its own part.
     """
-    edge = get_gradient_edge(tensor)
-    while edge.node.name() in _VIEWS:
-        node, number = edge.node.next_functions[0]
-        if node is None:
-            break
-        edge = GradientEdge(node, number)
-    return edge
+    found: dict[tuple[object, int], GradientEdge] = {}
+    pending = [get_gradient_edge(tensor)]
+    while pending:
+        edge = pending.pop()
+        inputs = edge.node.next_functions
+        if not _joins_rows(edge.node):
+            inputs = inputs[:1] if edge.node.name() in _VIEWS else ()
+        sources = [GradientEdge(node, number) for node, number in inputs if node is not None]
+        pending += reversed(sources)
+        if not sources:
+            found[edge.node, edge.output_nr] = edge
+    return list(found.values())
+
+
+def _joins_rows(node: Node) -> bool:
+    return node.name() == "CatBackward0" and getattr(node, "_saved_dim", None) == 0
 
 
 def _wide_flat(gradient: Tensor) -> Tensor:
@@ -141,22 +157,21 @@ def _wide_flat(gradient: Tensor) -> Tensor:
     return gradient.detach().flatten().to(torch.promote_types(gradient.dtype, torch.float32))
 
 
-def _rows(
-    found: Mapping[str, Sequence[Tensor | None]], indices: Sequence[int], at: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """Concatenate each term's gradients at some of the tensors; 0 where a term does not reach one that others do."""
-    like: list[tuple[int, Tensor]] = []
-    for index in indices:
-        gradient = next((row[index] for row in found.values() if row[index] is not None), None)
-        if gradient is not None:
-            like.append((index, gradient))
-        elif at[index].is_leaf:  # another batch may reach it
-            like.append((index, _wide_flat(at[index])))
+def _rows(found: Mapping[str, Sequence[Tensor | None]], unreached: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """Concatenate each term's gradients, with 0 where a term does not reach what others do.
+
+    Args:
+        found: gradients at the same places, by term.
+        unreached: for each place a tensor like its gradient, for zeros where no term reaches it; `None` for nothing.
+    """
+    like = list(unreached)
+    for row in found.values():
+        like = [part if zero is None else zero for part, zero in zip(row, like, strict=True)]
     rows = {}
     for name, row in found.items():
-        if any(row[index] is not None for index in indices):
-            parts = [torch.zeros_like(zero) if row[index] is None else row[index] for index, zero in like]
-            rows[name] = torch.cat([part for part in parts if part is not None])
+        if any(part is not None for part in row):
+            pairs = [(part, zero) for part, zero in zip(row, like, strict=True) if zero is not None]
+            rows[name] = torch.cat([torch.zeros_like(zero) if part is None else part for part, zero in pairs])
     return rows
 
 

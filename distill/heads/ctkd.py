@@ -31,6 +31,8 @@ class CTKD(KD):
         UserError: `start` or `span` not above 0, or a number that is not finite.
     """
 
+    learned_temperature_key = ""  # its settings are the head's own
+
     def __init__(
         self,
         start: float = 1.0,

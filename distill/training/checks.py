@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.errors import UserError
 from distill.heads import RunInfo
 from distill.networks import Network
+from distill.networks.modes import eval_mode
 from distill.objective import TASK, Term, key_of
 
 
@@ -39,21 +40,17 @@ def require_batch_statistics(student: Network, run: RunInfo) -> None:
 
         return hook
 
-    modes = {layer: layer.training for layer in student.modules()}
     handles = [
         layer.register_forward_pre_hook(observe(name))
         for name, layer in student.model.named_modules()
         if _normalizes_by_batch(layer, run.world_size)
     ]
     try:
-        student.eval()
-        with torch.no_grad():
+        with eval_mode(student), torch.no_grad():
             student(student.dummy_images()[:1])
     finally:
         for handle in handles:
             handle.remove()
-        for layer, mode in modes.items():
-            layer.training = mode
     if single:
         raise UserError(
             f"data.batch_size: with a batch of 1 image, the BatchNorm {single[0]!r} of {student.name} gets a single "

@@ -24,6 +24,7 @@ from distill.networks import Network
 from distill.objective import TASK, Losses, Objective, Term
 from distill.schedules import Schedule, bounds_of
 from distill.training.base import DistillerModule, build
+from distill.training.batch_size_search import require_valid_search
 from distill.training.batches import counted_images
 from distill.training.checks import require_batch_statistics, require_labels, require_same_classes, told_by
 from distill.training.continuation import Continuation
@@ -68,7 +69,7 @@ class ClassificationModule(DistillerModule):
             (biases, norms) and those that the network itself exempts, as in timm.
         lr_scaling: rule that scales the optimizer's learning rate to the effective batch: `linear` multiplies it by
             effective batch / `lr_base_size`, `sqrt` by the square root of that ratio. Learning rates set in the
-            scheduler are not scaled.
+            scheduler are not scaled. Lightning's `BatchSizeFinder`, which changes the batch afterwards, is refused.
         lr_base_size: effective batch that the learning rate was chosen for.
         view_passes: whether the student runs once for each view of the images (`data.train_views`), `separate`, or once
             for all, `joint`; by default `separate` if it has BatchNorm.
@@ -174,6 +175,7 @@ class ClassificationModule(DistillerModule):
         prepare_ranks(self, self.trainer)
         if stage == "fit":
             require_trainable(self.trainer)
+            require_valid_search(self.trainer, self.lr_scaling, self.terms)
             choose_unused_parameter_detection(self, self.num_classes, self.trainer)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
         self.longtail_metrics = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import BatchSizeFinder, WeightAveraging
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.utilities import _parse_loop_limits
@@ -277,6 +277,11 @@ def layer_sync(strategy: Strategy) -> LayerSync | None:
 def set_layer_sync(strategy: Any, sync: LayerSync) -> None:
     """Set the plugin that replaces layers by synchronized ones."""
     strategy._layer_sync = sync
+
+
+def ends_with_search(callback: BatchSizeFinder) -> bool:
+    """Return True if a run ends once the batch size is found, as Lightning's `Tuner` has it."""
+    return callback._early_exit
 
 
 def weights_average(callback: WeightAveraging) -> AveragedModel | None:

@@ -1,18 +1,24 @@
 """The kNN probe during training."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from distill.callbacks import KNNProbe
 from distill.data import Digits
+from distill.data.longtail import ExponentialTail
 from distill.errors import UserError
 from distill.heads.rkd import RKD
 from distill.knn import probe
-from distill.networks import Timm
+from distill.networks import Timm, TorchModule
 from distill.objective import Term
+from distill.training.classification import ClassificationModule
 from distill.training.distillation import DistillationModule
 from tests.own_data import OwnData, SameImages
 
@@ -69,3 +75,70 @@ def test_the_probe_logs_the_accuracy_of_distill_probe_and_changes_nothing():
 def test_a_probe_without_labels_is_refused(data):
     with pytest.raises(UserError, match="KNNProbe needs a data module of distill with labels"):
         fit(data, KNNProbe())
+
+
+class Trained(Callback):
+    """Keeps a copy of the student after the last step."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.student = deepcopy(pl_module.student)
+
+
+def fit_convolutions(data, *callbacks, val=None, **settings):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)
+    module = ClassificationModule(
+        TorchModule(nn.Sequential(*layers)), partial(torch.optim.SGD, lr=1.0), data=data, **settings
+    )
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=list(callbacks), **options, **quiet)
+    if val is None:
+        trainer.fit(module, datamodule=data)
+    else:
+        trainer.fit(module, data.train_dataloader(), val)
+    return module, trainer.callback_metrics.get("val/knn_top1")
+
+
+@pytest.mark.parametrize("choice", ["averaged", "current"])
+@pytest.mark.parametrize("first", ["average", pytest.param("probe", marks=pytest.mark.slow)])
+def test_the_probed_weights_are_those_that_validation_evaluates(choice, first):
+    callbacks = [KNNProbe(neighbors=1), EMAWeightAveraging(decay=0.9)]
+    trained = Trained()
+    data = Digits(batch_size=32, image_size=8)
+    ordered = callbacks if first == "probe" else callbacks[::-1]
+    module, figure = fit_convolutions(data, *ordered, trained, evaluation_weights=choice)
+    plain = Digits(batch_size=512, image_size=8, augment=False)
+    of = {
+        name: probe(student, plain, 1, queries="val").top1
+        for name, student in (("averaged", module.student), ("current", trained.student))
+    }
+    assert of["averaged"] != of["current"]
+    assert float(figure) == pytest.approx(of[choice])
+
+
+@pytest.mark.parametrize("setting", [{"longtail": ExponentialTail(0.1)}, {"labels_per_class": 3}])
+def test_only_images_and_labels_of_the_run_vote(setting):
+    data = Digits(batch_size=16, image_size=8, **setting)
+    module, figure = fit_convolutions(data, KNNProbe(neighbors=1))
+    seen = data.train_dataloader().dataset.source
+    memory = torch.stack([seen[index][0] for index in range(len(seen)) if seen[index][1] >= 0])
+    labels = torch.tensor([label for label in seen.labels if label >= 0])
+    val = data.used_source("val")
+    with torch.no_grad():
+        rows, queries = (module.student(images).embedding for images in (memory, val.images))
+    nearest = torch.cosine_similarity(queries[:, None], rows, dim=-1).argmax(dim=1)
+    assert float(figure) == pytest.approx((labels[nearest] == torch.tensor(val.labels)).double().mean().item())
+    assert len(memory) < 1078
+
+
+class NoBatch(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+def test_a_validation_without_a_batch_has_no_probe_and_says_so():
+    data = Digits(batch_size=16, image_size=8)
+    with pytest.warns(UserWarning, match="KNNProbe: the validation had no batch"):
+        _, figure = fit_convolutions(data, KNNProbe(data=data), val=DataLoader(NoBatch()))
+    assert figure is None

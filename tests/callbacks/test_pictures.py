@@ -1,10 +1,20 @@
 """Plots of the heads through the real command line."""
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch import nn
 
 from distill.__main__ import main
+from distill.callbacks.pictures import HeadPictures
 from distill.cli.program import run
+from distill.heads import SeRKD
+from distill.networks import TorchModule
+from distill.objective import Term
+from distill.training.distillation import DistillationModule
 from tests.program import KD, TEACHER, TINY
 
 HEADS = [*TEACHER, *KD, "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.size=32"]
@@ -20,6 +30,35 @@ def test_heads_are_plotted_without_an_effect_on_training(tmp_path):
     assert pictures[0].read_bytes().startswith(b"\x89PNG")
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(plotted.model.state_dict()[name], tensor), name
+
+
+def network():
+    layers = nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
+    return TorchModule(nn.Sequential(*layers, nn.Linear(64, 10)), tokens="0")
+
+
+def test_a_picture_leaves_frozen_layers_frozen_and_trained_ones_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = DistillationModule(
+        student=network(),
+        teacher=network(),
+        heads={"serkd": Term(SeRKD())},
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        num_classes=10,
+        image_shape=(3, 16, 16),
+    )
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    callback = HeadPictures()
+    module.student.train()
+    module.student.model[1].eval()
+    callback.on_train_batch_start(trainer, module, {"image": torch.rand(2, 3, 16, 16)}, 0)
+    callback.on_train_epoch_end(trainer, module)
+    assert [path.name for path in Path("pictures").iterdir()] == ["serkd-epoch-0.png"]
+    assert [layer.training for layer in module.student.model] == [True, False, True, True, True, True]
+    callback.on_train_batch_start(trainer, module, {"image": torch.rand(2, 5, 16, 16)}, 0)
+    with pytest.raises(RuntimeError):
+        callback.on_train_epoch_end(trainer, module)
+    assert module.student.training, "after an error, too"
 
 
 SERKD = ["--model.heads.serkd.head=SeRKD", "--model.student.name=test_vit", "--model.student.options={patch_size: 4}"]

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import resource
 from base64 import b64decode
 from html.parser import HTMLParser
 
@@ -49,6 +50,18 @@ def write_run(folder, lr=0.1, terms=("task", "kd"), steps=6, shares=True, result
         last = {"epoch": 0, "step": steps, "val/top1": 0.5}
         content = {"last": last, "best": last, "epochs": 1, "steps": steps, "configuration": configuration}
         (folder / "results.json").write_text(json.dumps(content))
+
+
+def test_a_full_disk_leaves_nothing_of_a_picture(tmp_path):
+    write_run(tmp_path / "run")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            main(["curves", "run", "--output=new/curves.svg"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_picture_shows_every_curve_of_every_run(tmp_path, capsys):

@@ -68,8 +68,12 @@ def test_erased_pixels_are_noise_about_the_mean_color(root):
 
 
 def test_a_policy_that_timm_does_not_know_is_refused(root):
-    with pytest.raises(UserError, match="timm knows no policy 'magic'"):
-        ImageFolder(str(root), augment=TimmAugmentation(auto_augment="magic")).samples("train")
+    magic = TimmAugmentation(auto_augment="magic")
+    message = r"auto_augment: timm knows no policy 'magic'"
+    with pytest.raises(UserError, match=rf"^data\.augment: {message}"):
+        ImageFolder(str(root), augment=magic).samples("train")
+    with pytest.raises(UserError, match=rf"^data\.train_views: {message}"):
+        ImageFolder(str(root), train_views=["weak", magic]).used_source("train")
 
 
 def write(root, split, name, count=2, value=0.5, extension="png"):

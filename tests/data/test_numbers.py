@@ -31,9 +31,9 @@ NAN, INF = math.nan, math.inf
         ),
         (lambda root: Mixing(mixup=NAN), "data.mixing.mixup must be at least 0, given nan"),
         (lambda root: Mixing(cutmix=INF), "data.mixing.cutmix must be finite, given inf"),
-        (lambda root: TimmAugmentation(color_jitter=-0.1), "data.augment.color_jitter must be at least 0, given -0.1"),
-        (lambda root: TimmAugmentation(color_jitter=INF), "data.augment.color_jitter must be finite, given inf"),
-        (lambda root: TimmAugmentation(erasing=NAN), "data.augment.erasing must be between 0 and 1, given nan"),
+        (lambda root: TimmAugmentation(color_jitter=-0.1), "color_jitter must be at least 0, given -0.1"),
+        (lambda root: TimmAugmentation(color_jitter=INF), "color_jitter must be finite, given inf"),
+        (lambda root: TimmAugmentation(erasing=NAN), "erasing must be between 0 and 1, given nan"),
         (lambda root: StepTail(many=-1, few=-2), "many must be at least 0, given -1"),
     ],
 )

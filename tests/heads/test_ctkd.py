@@ -140,11 +140,13 @@ class Broken(Constant):
     ("schedule", "message"),
     [(Broken(1.0), "Broken gives nan at step 0"), (Cosine(0, -1), "Cosine over a run without an end needs")],
 )
-@pytest.mark.parametrize("make", [CTKD, CurriculumTemperature])
+@pytest.mark.parametrize(
+    ("make", "key"), [(CTKD, "gradient_scale"), (CurriculumTemperature, r"temperature\.gradient_scale")]
+)
 def test_a_scale_that_does_not_fit_the_run_is_refused_with_its_key(
-    schedule: Schedule, message: str, make: type[CTKD | CurriculumTemperature]
+    schedule: Schedule, message: str, make: type[CTKD | CurriculumTemperature], key: str
 ) -> None:
     made, classes = make(gradient_scale=schedule), FeatureSpec(logits=(10,))
     objective = Objective({"a": Term(made if isinstance(made, CTKD) else DIST(temperature=made))}, classes, classes)
-    with pytest.raises(UserError, match=rf"^model\.heads\.a\.head: gradient_scale: {message}"):
+    with pytest.raises(UserError, match=rf"^model\.heads\.a\.head: {key}: {message}"):
         objective.prepare(RunInfo())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from distill import functional
@@ -25,6 +27,8 @@ class SoftenedLogitHead(LogitHead):
 
     temperature: Temperature
     standardize: bool
+    learned_temperature_key: ClassVar[str] = "temperature."
+    """What the key of a learned temperature's setting begins with, below the head's own."""
 
     def soften(self, temperature: Temperature, standardize: bool) -> None:
         """Set the temperature, and whether logits are standardized.
@@ -60,7 +64,7 @@ class SoftenedLogitHead(LogitHead):
         if isinstance(self.temperature, LearnedTemperature):
             for name, schedule in vars(self.temperature).items():
                 if isinstance(schedule, Schedule):
-                    with under(name):
+                    with under(f"{self.learned_temperature_key}{name}"):
                         require_finite_values(schedule, run.progress)
 
     def class_scores(self, features: Features) -> Tensor:
