@@ -44,6 +44,7 @@ def load_student(
     checkpoint = read_checkpoint(ckpt_path)
     network = student if isinstance(student, Network) else _configured(checkpoint, str(ckpt_path), student)
     network.build(checkpoint["distill"]["num_classes"], tuple(checkpoint["distill"]["image_shape"]))
+    network.restore_facts(checkpoint["distill"].get("student", {}))
     tensors = {
         name.removeprefix(STUDENT): tensor
         for name, tensor in evaluated_weights(checkpoint, weights, "weights").items()

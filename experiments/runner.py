@@ -235,7 +235,7 @@ def fit_and_test(run: Run, verbose: bool) -> Result:
         figures["last"] = {name: float(figure) for name, figure in program.trainer.callback_metrics.items()}
     if "best" in run.tested:
         figures["best"] = figures["last"]
-        if results["best"] is None or results["best"]["step"] != results["last"]["step"]:
+        if results["best"] is not None and results["best"]["step"] != results["last"]["step"]:
             (best,) = program.trainer.test(program.model, program.datamodule, ckpt_path=str(run.best), verbose=False)
             figures["best"] = dict(best)
     return {

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +194,13 @@ class Network(FeatureSource):
     def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """Return the mean and standard deviation that the model expects; the default changes nothing."""
         return (0.0,), (1.0,)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what only the loading of pretrained weights tells, as data for a checkpoint; by default nothing."""
+        return {}
+
+    def restore_facts(self, facts: Mapping[str, Any]) -> None:
+        """Take over the `facts` of the network that this one is rebuilt after, without its pretrained weights."""
 
     def forward(self, image: Tensor) -> Features:
         """Compute the features of `image` `[B, C, H, W]`, in [0, 1] and not normalized."""

@@ -14,7 +14,10 @@ from distill.errors import UserError
 from distill.features import Features
 from distill.networks.base import NamedTaps, Network, Size, map_to_tokens, pool_embedding
 from distill.networks.hugging_face_config import (
+    HUB_OPTIONS,
+    PROCESSOR_FILES,
     check_size,
+    classifiers_of,
     count_prefix_tokens,
     find_grid,
     first_line,
@@ -54,7 +57,8 @@ class HuggingFace(Network):
             theirs if it has none.
         mean: of each channel; `None` takes the image processor's.
         std: of each channel; `None` takes the image processor's.
-        options: further arguments of `from_pretrained`, such as `revision` or `attn_implementation`.
+        options: further arguments of `from_pretrained`, such as `revision` or `attn_implementation`; those of the hub
+            hold for configuration and image processor, too.
         layout: axes of the tapped outputs, see `Network`.
 
     Raises:
@@ -98,10 +102,10 @@ class HuggingFace(Network):
         """
         transformers = import_transformers()
         require_folder(self.source)
-        self.processor = self._load("image processor", processor_settings, optional=True) or {}
+        self.processor = self._load_processor()
         if self.image_size is None:
             self.image_size = processor_size(self.processor)
-        config = self._load("model", transformers.AutoConfig.from_pretrained)
+        config = self._load("model", transformers.AutoConfig.from_pretrained, **self._hub_options)
         self.config = config
         check_size(self.name, config, self.input_shape)
         kind = self.auto_class or saved_class(config)
@@ -112,7 +116,7 @@ class HuggingFace(Network):
             config.num_labels = count
         model = self._make(transformers, kind, config, count)
         self.kind = kind
-        self.pooled = _classifiers(model, config.num_labels) if classifies else []
+        self.pooled = classifiers_of(model, config.num_labels) if classifies else []
         if self.weights is not None:
             load_weights(model, self.weights, self.drop_classifier or not count, self.pooled)
         self.has_logits = count > 0 and (self.learns or not self.drop_classifier)
@@ -128,6 +132,8 @@ class HuggingFace(Network):
 
     def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """Return the mean and standard deviation of the image processor; without one, images stay as they are."""
+        if not self.processor.get("do_normalize", True):
+            return (0.0,), (1.0,)
         return self.processor.get("image_mean", (0.0,)), self.processor.get("image_std", (1.0,))
 
     def feature_layers(self, image: Tensor) -> tuple[dict[str, str], dict[str, str]]:
@@ -150,7 +156,17 @@ class HuggingFace(Network):
         """Run the model."""
         return self._output(image)
 
+    def facts(self) -> dict[str, Any]:
+        """Return whether the pooling has trained weights."""
+        return {"has_pooler": self.has_pooler}
+
+    def restore_facts(self, facts: Mapping[str, Any]) -> None:
+        """Take over whether the pooling has trained weights."""
+        self.has_pooler = bool(facts.get("has_pooler", True))
+
     def _output(self, image: Tensor, **arguments: Any) -> Any:
+        if self.processor.get("do_flip_channel_order"):  # the model wants blue first
+            image = image.flip(1)
         arguments |= size_arguments(self.model, self.config, (image.shape[1], image.shape[2], image.shape[3]))
         return self.model(pixel_values=image, **arguments)
 
@@ -187,9 +203,11 @@ class HuggingFace(Network):
         auto = getattr(transformers, kind)
         if not self.pretrained:
             try:
-                model: nn.Module = auto.from_config(config)
+                options = {name: value for name, value in self.options.items() if name not in HUB_OPTIONS}
+                model: nn.Module = auto.from_config(config, **options)
             except (TypeError, ValueError) as error:
-                raise UserError(f"auto_class: {self.name!r} has no {kind} ({first_line(error)})") from None
+                key, problem = ("options", "does not fit") if options else ("auto_class", f"has no {kind}")
+                raise UserError(f"{key}: {self.name!r} {problem} ({first_line(error)})") from None
             return model
         if kind == "AutoBackbone":  # whose own from_pretrained looks on the hub, even for a folder
             mapping = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
@@ -206,7 +224,7 @@ class HuggingFace(Network):
             **self.options,
         )
         new = {name for name, *_ in info["mismatched_keys"]}
-        names = _classifiers(model, config.num_labels) if kind == "AutoModelForImageClassification" else []
+        names = classifiers_of(model, config.num_labels) if kind == "AutoModelForImageClassification" else []
         classifier = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
         missing = sorted((set(info["missing_keys"]) | new) - classifier)
         if random := sorted((set(info["missing_keys"]) | new) & classifier) if count and not self.learns else []:
@@ -223,13 +241,27 @@ class HuggingFace(Network):
             )
         return model
 
-    def _load(self, what: str, load: Any, optional: bool = False, **arguments: Any) -> Any:
+    @property
+    def _hub_options(self) -> dict[str, Any]:
+        return {name: value for name, value in self.options.items() if name in HUB_OPTIONS}
+
+    def _load_processor(self) -> dict[str, Any]:
+        """Return the settings of the image processor; none where the model has none."""
+        folder = Path(self.source)
+        if folder.is_dir() and not any((folder / name).exists() for name in PROCESSOR_FILES):
+            return {}
+        try:
+            return dict(self._load("image processor", processor_settings, **self._hub_options))
+        except UserError:
+            if folder.is_dir():
+                raise
+            return {}  # the hub does not tell one that is missing from one that it cannot give
+
+    def _load(self, what: str, load: Any, **arguments: Any) -> Any:
         local = Path(self.source).is_dir()
         try:
-            return load(self.source, **({"local_files_only": True} if local else {}), **arguments)
+            return load(self.source, **({"local_files_only": True} if local else {}) | arguments)
         except Exception as error:  # transformers, safetensors and the hub raise many types
-            if optional:
-                return None
             where = "in that folder" if local else "on the hub or in its cache"
             raise UserError(
                 f"name: the {what} of {self.source!r} cannot be loaded {where} ({first_line(error)})"
@@ -261,17 +293,3 @@ class _Recorder:
     def pop(self) -> Any:
         output, self.output = self.output, None
         return output
-
-
-def _classifiers(model: nn.Module, count: int) -> list[str]:
-    """Return the linear layers outside the base model that give a number per class: one, or two that are averaged."""
-    prefix = getattr(model, "base_model_prefix", "")
-    base = getattr(model, prefix, None) if prefix else None
-    if base is None or base is model:
-        return []
-    inside = set(base.modules())
-    return [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer not in inside and layer.out_features == count
-    ]

@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 
+HUB_OPTIONS = "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"
+"""Arguments of every `from_pretrained` that say which files are read."""
+
+PROCESSOR_FILES = "preprocessor_config.json", "processor_config.json"
+"""Files with the settings of an image processor."""
+
 
 def import_transformers() -> Any:
     """Import transformers.
@@ -123,6 +129,20 @@ def count_prefix_tokens(config: Any, tokens: int, grid: tuple[int, int] | None) 
             "more; wrap the model in TorchModule"
         )
     return count
+
+
+def classifiers_of(model: nn.Module, count: int) -> list[str]:
+    """Return the linear layers outside the base model that give a number per class: one, or two that are averaged."""
+    prefix = getattr(model, "base_model_prefix", "")
+    base = getattr(model, prefix, None) if prefix else None
+    if base is None or base is model:
+        return []
+    inside = set(base.modules())
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer not in inside and layer.out_features == count
+    ]
 
 
 def first_line(error: Exception) -> str:

@@ -241,6 +241,7 @@ class ClassificationModule(DistillerModule):
             "num_classes": self.num_classes,
             "image_shape": list(self.image_shape),
             "optimizer": self._continuation.settings,
+            "student": self.student.facts(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -245,3 +245,35 @@ def test_a_folder_without_weights_and_one_with_too_few_are_refused(tmp_path):
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(UserError, match=r"lacks 1 of the weights of ViTModel \(layernorm.weight\)"):
         built(HuggingFace(str(tmp_path)))
+
+
+def test_a_broken_image_processor_is_refused_and_what_it_does_not_do_is_left_out(tmp_path):
+    saved(tmp_path, transformers.ViTConfig(**VIT, image_size=32, patch_size=8), processor=PROCESSOR)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**PROCESSOR, "do_normalize": False, "do_flip_channel_order": True}))
+    network, images = built(HuggingFace(str(tmp_path))), torch.rand(2, 3, 32, 48)
+    assert (network.mean.flatten().tolist(), network.std.flatten().tolist()) == ([0.0] * 3, [1.0] * 3)
+    file.write_text(json.dumps({**PROCESSOR, "do_normalize": False}))
+    assert torch.equal(network(images).tokens, built(HuggingFace(str(tmp_path)))(images.flip(1)).tokens)
+    file.write_text(json.dumps(PROCESSOR)[:40])
+    with pytest.raises(UserError, match="the image processor of .* cannot be loaded in that folder"):
+        built(HuggingFace(str(tmp_path)))
+
+
+def test_options_reach_a_model_without_weights(tmp_path):
+    saved(tmp_path, transformers.ViTConfig(**VIT, image_size=32, patch_size=8))
+    network = built(HuggingFace(str(tmp_path), pretrained=False, options={"attn_implementation": "eager"}), (3, 32, 32))
+    assert network.config._attn_implementation == "eager"
+    with pytest.raises(UserError, match="options: .* does not fit .*nonsense"):
+        built(HuggingFace(str(tmp_path), pretrained=False, options={"nonsense": 1}), (3, 32, 32))
+
+
+def test_a_network_rebuilt_without_weights_pools_as_the_one_that_was_trained(tmp_path):
+    model = saved(tmp_path, transformers.ViTConfig(**VIT, image_size=32, patch_size=8))
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    trained, rebuilt = (built(HuggingFace(str(tmp_path), pretrained=given), (3, 32, 32)) for given in (True, False))
+    rebuilt.restore_facts(trained.facts())
+    rebuilt.load_state_dict(trained.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(rebuilt(images).embedding, trained(images).embedding)
