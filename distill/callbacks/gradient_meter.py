@@ -96,6 +96,8 @@ class GradientMeter(Callback, ABC):
         if self._gradients is None:
             return
         measurement, self._gradients = self._gradients.measure(), None
+        if not measurement.values:  # all terms have weight 0
+            return
         if broken := measurement.not_finite():
             if _scaler(trainer) is None:
                 raise UserError(

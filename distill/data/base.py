@@ -258,6 +258,11 @@ class ImageData(Configurable, LightningDataModule, ABC):
         sampler = EvaluationSampler(samples, *self._ranks())
         return DataLoader(self._served(samples), sampler=sampler, **self._settings())
 
+    @property
+    def has_own_hooks(self) -> bool:
+        """Whether a subclass has hooks of its own on the way of a batch to the device."""
+        return any(getattr(type(self), name) is not getattr(ImageData, name) for name in _TRANSFER_HOOKS)
+
     def _served(self, samples: ImageDataset) -> ImageDataset:
         """Return samples as the loaders serve them: in bytes while a trainer runs, whose hooks make floats of them.
 
@@ -265,10 +270,8 @@ class ImageData(Configurable, LightningDataModule, ABC):
         """
         if self.trainer is None or self.trainer.state.stage is None:
             return samples
-        overridden = any(getattr(type(self), name) is not getattr(ImageData, name) for name in _TRANSFER_HOOKS)
-        if overridden or is_overridden(_TRANSFER_HOOKS[0], self.trainer.lightning_module):
-            return samples
-        return samples.as_bytes()
+        is_seen = self.has_own_hooks or is_overridden(_TRANSFER_HOOKS[0], self.trainer.lightning_module)
+        return samples if is_seen else samples.as_bytes()
 
     def _cached(self, split: Split) -> ImageDataset:
         if split not in self._samples:

@@ -15,7 +15,7 @@ from distill.data import ImageData, Split
 from distill.data.identity import split_identity
 from distill.errors import UserError, under
 from distill.networks import FrozenTeacher, Teacher
-from distill.store import Quantity, Request, Rows, StoreIndex, read_state, write_state
+from distill.store import Difference, Quantity, Request, Rows, StoreIndex, differences, read_state, write_state
 from distill.store.index import INDEX
 from distill.store.requests import FEATURES
 from distill.store.stored_teacher import CLASSIFIER, spec_to_json
@@ -132,7 +132,7 @@ def _existing(folder: Path, identity: Mapping[str, Any]) -> StoreIndex | None:
     if not (folder / INDEX).exists():
         return None
     index = StoreIndex.read(folder)
-    found = index.differences(identity)
+    found = [*index.differences(identity), *_network_differences(index.identity, identity)]
     known = index.identity.get("taps", {})
     for name, tap in identity["taps"].items():
         if name in known and known[name] != tap:
@@ -140,6 +140,19 @@ def _existing(folder: Path, identity: Mapping[str, Any]) -> StoreIndex | None:
     if found:
         raise UserError(f"output: {str(folder)!r} is a store of something else: {'; '.join(map(str, found))}")
     return index
+
+
+def _network_differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[Difference]:
+    """Compare how the networks are made, where both are known, but for weights and taps, which are compared apart."""
+    known, new = ({**(identity.get("network") or {})} for identity in (stored, given))
+    if not known or not new:
+        return []
+    for recipe in (known, new):
+        recipe["init_args"] = {key: value for key, value in recipe["init_args"].items() if key not in _APART}
+    return differences({"network": known}, {"network": new})
+
+
+_APART = ("weights", "pretrained", "drop_classifier", "taps", "layout")
 
 
 def _teacher_identity(trainer: Trainer, module: DistillationModule, name: str) -> dict[str, Any]:

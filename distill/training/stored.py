@@ -149,6 +149,11 @@ def require_fixed_draws(data: Any) -> None:
             "a stored teacher needs images that are augmented by a key: a data module of distill, not "
             f"{type(data).__name__}"
         )
+    if data.has_own_hooks:
+        raise UserError(
+            f"a stored teacher sees no images that {type(data).__name__} changes in transfer hooks of its own, which "
+            "a live one would see: change them in the transform of its samples"
+        )
     if data.draws is None:
         raise UserError("data.draws is null, which makes new versions of the images in every epoch: give their number")
     if data.mixing is not None:

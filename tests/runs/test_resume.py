@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 
 from distill.__main__ import main
 from distill.cli.program import run
-from tests.program import ROOT, TEACHER, TINY
+from tests.program import TEACHER, TINY
 
 HEADS = ["--model.heads.kd.head=KD", "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.size=100"]
 RUN = [
@@ -67,22 +65,17 @@ def test_a_run_resumed_from_any_checkpoint_ends_with_the_same_bits(undisturbed, 
 
 
 def test_a_run_killed_within_an_epoch_resumes_where_it_stopped(undisturbed, tmp_path):
-    command = [sys.executable, "-m", "distill", "fit", *RUN, f"--trainer.default_root_dir={tmp_path}"]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    child = os.fork()
+    if child == 0:
+        os._exit(main(["fit", *RUN, f"--trainer.default_root_dir={tmp_path}"]))
     deadline = time.monotonic() + 240
     while not (tmp_path / "checkpoints/step=8.ckpt").exists():  # in the second of three epochs
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(child, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     kept = sorted((tmp_path / "checkpoints").glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime)
     run(["fit", *RUN, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={kept[0]}"])
     assert_equal_bits(weights(tmp_path / "resumed-1/checkpoints/last.ckpt"), weights(undisturbed / "last.ckpt"))

@@ -186,13 +186,14 @@ def plan(
     of: str = "teacher",
     splits: Sequence[Split] = ("train", "val"),
     callbacks: Sequence[Callback] = (),
+    network: Any = None,
     **settings: Any,
 ) -> tuple[StorePlan, Trainer]:
     """The plan of a store, and the trainer that fills it."""
     seed_everything(0, verbose=False)
     data.setup("fit")
     run = trainer(callbacks, **settings)
-    return plan_store(run, model, data, of, splits, folder), run
+    return plan_store(run, model, data, of, splits, folder, network), run
 
 
 def store(folder: Path, model: DistillationModule, data: ImageData, *, share: tuple[int, int] = (0, 1), **rest: Any):

@@ -10,6 +10,7 @@ from torch import nn
 from distill.callbacks import SuperpixelSegments
 from distill.data.longtail import ExponentialTail
 from distill.distiller import Distiller
+from distill.errors import UserError
 from distill.heads import (
     AB,
     AT,
@@ -32,7 +33,7 @@ from distill.networks import Timm, TorchModule
 from distill.objective import Objective, Term
 from distill.schedules import Linear, Progress
 from distill.store import StoredTeacher, StoreIndex
-from distill.training.stored import attach
+from distill.training.stored import attach, require_fixed_draws
 from tests.training.stored_runs import (
     Convolutions,
     Pictures,
@@ -43,6 +44,7 @@ from tests.training.stored_runs import (
     module,
     network,
     other_teacher,
+    plan,
     store,
     teacher,
     trainer,
@@ -345,3 +347,33 @@ def test_a_loop_of_ones_own_reads_a_store(tmp_path):
         losses.append(found)
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+
+
+class Inverted(Pictures):
+    """Images that a hook of their data module changes."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return {**batch, "image": 1 - batch["image"]}
+
+
+def test_images_that_transfer_hooks_of_a_user_change_are_refused(tmp_path):
+    kd = lambda: {"kd": Term(KD())}  # noqa: E731
+    with pytest.raises(UserError, match="that Inverted changes in transfer hooks of its own"):
+        require_fixed_draws(Inverted())
+    store(tmp_path, module(kd), Pictures())
+    with pytest.raises(UserError, match="that Inverted changes in transfer hooks of its own"):
+        fit(module(kd, teacher=StoredTeacher(str(tmp_path))), Inverted())
+
+
+def test_a_store_of_a_network_made_otherwise_is_not_taken_for_this_one(tmp_path):
+    kd = lambda: {"kd": Term(KD())}  # noqa: E731
+
+    def recipe(**settings):
+        return {"class_path": "Timm", "init_args": {"name": "resnet10t", **settings}}
+
+    store(tmp_path, module(kd), Pictures(), network=recipe(options={}, weights="a.ckpt"))
+    moved, _ = plan(tmp_path, module(kd), Pictures(), network=recipe(options={}, weights="b.ckpt", taps=["layer2"]))
+    assert not moved.bytes
+    other = recipe(options={"global_pool": "max"})
+    with pytest.raises(UserError, match=r"is a store of something else: network.init_args.options.global_pool is"):
+        plan(tmp_path, module(kd), Pictures(), network=other)
