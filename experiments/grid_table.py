@@ -17,8 +17,8 @@ CONFIDENCE = 0.95
 SHOTS = {"many_shot": "many (%)", "medium_shot": "medium (%)", "few_shot": "few (%)"}
 """Headings of the figures of a long tail, which are shown if there are any."""
 
-BASES = {"student": "the student alone", "kd": "KD"}
-"""Methods that all others are compared with."""
+BASES = {"student": "the student", "kd": "KD"}
+"""Methods that all others are compared with, where the grid has them."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def write(rows: Rows, comparisons: Sequence[tuple[str, str]], folder: Path) -> N
     if not methods:
         CONSOLE.print("no final run yet: there is no table")
         return
-    header = ["method", "weight", "top-1 (%)", "over the student", "over KD", "agreement", "calibration error", "seeds"]
-    header += ["tuning runs"]
+    over = [f"over {BASES[base]}" for base in _bases(rows)]
+    header = ["method", "weight", "top-1 (%)", *over, "agreement", "calibration error", "seeds", "tuning runs"]
     shots = [name for name in SHOTS if any(getattr(row, name) is not None for row in rows)]
     header[3:3] = [SHOTS[name] for name in shots]
     lines = [_line(rows, method, shots) for method in sorted(methods, key=lambda name: -_mean(rows, name, "test"))]
@@ -104,7 +104,7 @@ def draw(rows: Rows, picture: Path) -> None:
     from matplotlib.figure import Figure
 
     methods = sorted(rows.methods, key=lambda name: _mean(rows, name, "test"))
-    bases = [base for base in BASES if base in methods]
+    bases = _bases(rows)
     figure = Figure(figsize=(1.5 + 4 * len(bases), 1.2 + 0.32 * len(methods)), layout="constrained")
     for axes, base in zip(figure.subplots(1, len(bases), sharey=True, squeeze=False)[0], bases, strict=True):
         reference = percentages(rows.final(base), "test")
@@ -135,7 +135,7 @@ def _line(rows: Rows, method: str, shots: Sequence[str]) -> list[str]:
     weight = next(iter(runs.values())).weight
     differences = [
         paired(percentages(runs, "test"), percentages(rows.final(base), "test")) if method != base else None
-        for base in BASES
+        for base in _bases(rows)
     ]
     agreement, calibration = (percentages(runs, name) for name in ("agreement", "calibration"))
     tuning = sum(row.method == method and row.stage != "final" for row in rows)
@@ -149,6 +149,10 @@ def _line(rows: Rows, method: str, shots: Sequence[str]) -> list[str]:
         str(len(top1)),
         str(tuning),
     ]
+
+
+def _bases(rows: Rows) -> list[str]:
+    return [base for base in BASES if base in rows.methods]
 
 
 def _spread(values: Sequence[float]) -> str:
