@@ -148,7 +148,8 @@ def _network_differences(stored: Mapping[str, Any], given: Mapping[str, Any]) ->
     if not known or not new:
         return []
     for recipe in (known, new):
-        recipe["init_args"] = {key: value for key, value in recipe["init_args"].items() if key not in _APART}
+        settings = recipe.get("init_args") or {}  # a class of a user may have none
+        recipe["init_args"] = {key: value for key, value in settings.items() if key not in _APART}
     return differences({"network": known}, {"network": new})
 
 

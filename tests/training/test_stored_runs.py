@@ -374,6 +374,8 @@ def test_a_store_of_a_network_made_otherwise_is_not_taken_for_this_one(tmp_path)
     store(tmp_path, module(kd), Pictures(), network=recipe(options={}, weights="a.ckpt"))
     moved, _ = plan(tmp_path, module(kd), Pictures(), network=recipe(options={}, weights="b.ckpt", taps=["layer2"]))
     assert not moved.bytes
+    with pytest.raises(UserError, match=r"is a store of something else: network.class_path is"):
+        plan(tmp_path, module(kd), Pictures(), network={"class_path": "my_networks.WithoutArguments"})
     other = recipe(options={"global_pool": "max"})
     with pytest.raises(UserError, match=r"is a store of something else: network.init_args.options.global_pool is"):
         plan(tmp_path, module(kd), Pictures(), network=other)
