@@ -11,6 +11,7 @@ from distill.__main__ import main
 from distill.cli.program import run
 from tests.program import TEACHER, TINY
 
+TWO = ("one", 1.0), ("two", 5.0)
 HEADS = ["--model.heads.kd.head=KD", "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.size=100"]
 RUN = [
     *TINY,
@@ -95,3 +96,14 @@ def test_resuming_with_another_memory_size_is_rejected_without_changes(undisturb
     assert message in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in undisturbed.iterdir()} == before
     assert not (tmp_path / "new").exists()
+
+
+def test_heads_in_another_order_keep_their_own_optimizer_state(tmp_path):
+    adapters = [[f"--model.heads.{name}.head=FitNet", f"--model.heads.{name}.weight={weight}"] for name, weight in TWO]
+    fit = ["fit", *TINY, *TEACHER]
+    fit += ["--model.optimizer.momentum=0.9", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=0"]
+    for folder, order in (("alike", adapters), ("reversed", adapters[::-1])):
+        for epochs, heads in ((1, adapters), (2, order)):
+            length = [f"--trainer.max_epochs={epochs}", f"--trainer.default_root_dir={tmp_path / folder}", "--resume"]
+            run([*fit, *(word for head in heads for word in head), *length])
+    assert_equal_bits(*(weights(tmp_path / folder / "checkpoints/last.ckpt") for folder in ("reversed", "alike")))
