@@ -35,7 +35,7 @@ class SuperpixelSegments(Callback):
         compactness: weight of the spatial distance relative to the color distance.
         iterations: number of updates of the segments' centers.
         connected: whether to enforce that each segment is connected.
-        backend: `auto` uses fast-slic, if installed, for images in CPU memory and torch otherwise.
+        backend: `auto` uses fast-slic, if installed, for images in CPU memory and torch otherwise; see `slic`.
         in_workers: whether the data workers compute the segments.
         mean: of each channel, if the data have already normalized the images: the segments are those of image * std +
             mean, in [0, 1]. A single number applies to all channels.
@@ -90,6 +90,7 @@ class SuperpixelSegments(Callback):
                 )
         try:
             image = torch.rand(1, *pl_module.image_shape, generator=torch.Generator().manual_seed(0))
+            image = image if self.in_workers else image.to(trainer.strategy.root_device)
             slic(_in_unit_range(image, *self.normalization), **self.settings)
         except UserError as error:
             raise error.at("trainer.callbacks: SuperpixelSegments") from None

@@ -28,6 +28,7 @@ from distill.superpixels.pixels import Backend
 
 SIZES = [(64, 32, 16), (64, 32, 64), (16, 224, 196)]
 """Number of images, side in pixels, number of segments."""
+ON_GPU = [*SIZES, (128, 224, 196)]
 TINY = [(2, 32, 16)]
 SPEED = 3 * 67 / 41
 """Bound on the speed of torch SLIC relative to scikit-image's at 224 x 224, on one thread: three times that of the
@@ -37,7 +38,7 @@ version 0.2 recorded in the README, 67 images per second beside 41."""
 def measure(run: Run) -> list[Bound]:
     """Print a table for each size and one of the step; return the bound on torch SLIC."""
     bounds: list[Bound] = []
-    for images, side, segments in TINY if run.tiny else SIZES:
+    for images, side, segments in TINY if run.tiny else ON_GPU if run.on_gpu else SIZES:
         bounds += _engines(photos(images, side).to(run.device), segments, run)
     _step(run)
     return bounds
@@ -52,7 +53,7 @@ def photos(count: int, side: int) -> Tensor:
 
 
 def _engines(images: Tensor, segments: int, run: Run) -> list[Bound]:
-    """Print a table of the engines; return the bound on torch SLIC."""
+    """Print a table of the engines; return the bound on torch SLIC, or on a GPU on Triton's."""
     threads = torch.get_num_threads()
     contenders: dict[str, Callable[[], object]] = {}
     for number in [] if run.on_gpu else sorted({1, threads}):
@@ -60,7 +61,8 @@ def _engines(images: Tensor, segments: int, run: Run) -> list[Bound]:
             contenders[_threads("fast-slic", number)] = partial(_slic, images, segments, "fast_slic", number)
         contenders[_threads("torch SLIC", number)] = partial(_slic, images, segments, "torch", number)
     if run.on_gpu:
-        contenders[f"torch SLIC on {images.device.type}"] = partial(slic, images, segments, backend="torch")
+        contenders["torch SLIC"] = partial(slic, images, segments, backend="torch")
+        contenders["Triton SLIC"] = partial(slic, images, segments, backend="triton")
     else:
         arrays = images.permute(0, 2, 3, 1).double().numpy()
         contenders[_threads("scikit-image", 1)] = partial(_scikit_image, arrays, segments)
@@ -74,11 +76,14 @@ def _engines(images: Tensor, segments: int, run: Run) -> list[Bound]:
     CONSOLE.print(
         table(f"{len(images)} images of {images.shape[-1]} x {images.shape[-1]}, {segments} segments", head, rows)
     )
-    if run.on_gpu or images.shape[-1] < 224:
+    size = f"{images.shape[-1]} pixels, {segments} segments"
+    if run.on_gpu:
+        speed = min(seconds["torch SLIC"]) / min(seconds["Triton SLIC"])
+        return [Bound(f"4 superpixels, {len(images)} images, {size}: Triton's speed / torch's", speed, at_least=1)]
+    if images.shape[-1] < 224:
         return []
     here, reference = (min(seconds[_threads(name, 1)]) for name in ("torch SLIC", "scikit-image"))
-    what = f"4 superpixels, {images.shape[-1]} pixels, {segments} segments: torch SLIC's speed / scikit-image's"
-    return [Bound(what, reference / here, at_least=SPEED)]
+    return [Bound(f"4 superpixels, {size}: torch SLIC's speed / scikit-image's", reference / here, at_least=SPEED)]
 
 
 def _step(run: Run) -> None:
@@ -104,7 +109,9 @@ def _step(run: Run) -> None:
         "and SeRKD, soft": bench.step([KD(), SeRKD()]),
         "and SeRKD, torch SLIC": on_segments("torch"),
     }
-    if not run.on_gpu and is_installed():
+    if run.on_gpu:
+        contenders["and SeRKD, Triton SLIC"] = on_segments("triton")
+    elif is_installed():
         contenders["and SeRKD, fast-slic"] = on_segments("fast_slic")
     seconds = interleaved(contenders, run.repeat(9), run, "training steps")
     comparison(f"The share of a step: {pair.title}, {len(images)} images, float32", seconds, "CE + KD")

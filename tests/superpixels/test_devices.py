@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from distill.superpixels import add_segments, slic, soft_association, soft_superpixels
@@ -23,6 +24,20 @@ def test_segments_of_a_batch_on_a_gpu_do_not_wait(cuda: torch.device) -> None:
     with no_waiting(cuda):
         segments = add_segments(batch, segments=36)["segments"]
     assert segments.shape == (4, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("side", "segments", "connected", "dtype"),
+    [(64, 36, False, torch.float32), (224, 196, True, torch.float32), (61, 30, False, torch.bfloat16)],
+    ids=["even cells", "connected", "uneven cells, half precision"],
+)
+def test_triton_has_the_labels_of_torch(
+    side: int, segments: int, connected: bool, dtype: torch.dtype, cuda: torch.device
+) -> None:
+    images = photos(side)[:4].to(cuda, dtype)
+    expected, found = (slic(images, segments, connected=connected, backend=backend) for backend in ("torch", "triton"))
+    assert (found == expected).double().mean().item() >= 0.999
+    torch.testing.assert_close(slic(images, segments, connected=connected, backend="triton"), found, rtol=0, atol=0)
 
 
 def test_soft_superpixels_are_those_of_float64_on_the_cpu_and_do_not_wait(device: torch.device) -> None:
