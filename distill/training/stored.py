@@ -19,6 +19,7 @@ from distill.distiller import Distiller
 from distill.errors import UserError, under
 from distill.objective import Objective, teacher_key
 from distill.store import STORED, Difference, Request, StoredRows, StoredTeacher, differences, read_state
+from distill.superpixels.pixels import backend_on
 
 
 def stored_teachers(distiller: Distiller) -> dict[str, StoredTeacher]:
@@ -125,7 +126,10 @@ def require_same_images(
         found.append(Difference("data.draws", draws, data.draws))
     for quantity in teacher.quantities("train"):
         if "segments" in quantity.key:
-            found += differences({"segments": quantity.key["segments"]}, {"segments": dict(segments or {})})
+            known, here = dict(quantity.key["segments"]), dict(segments or {})
+            if known["backend"] == "auto":  # a store of before backends were named
+                known["backend"] = here.get("backend")
+            found += differences({"segments": known}, {"segments": here})
             break
     if found:
         remedies = {
@@ -181,11 +185,16 @@ def versions() -> dict[str, str]:
 
 
 def segment_settings(trainer: Any) -> dict[str, Any] | None:
-    """Return the settings of the callback that adds segments to the batches, if there is one."""
+    """Return the settings of the callback that adds segments to the batches, if there is one.
+
+    They name the backend that computes the segments here, since those of another are others.
+    """
     for callback in trainer.callbacks:
         if getattr(callback, "adds_to_batch", None) == "segments":
-            mean, std = callback.normalization
-            return {**callback.settings, "mean": mean, "std": std}
+            settings, (mean, std) = callback.settings, callback.normalization
+            device = torch.device("cpu") if callback.in_workers else trainer.strategy.root_device
+            backend = backend_on(device, settings["segments"], settings["backend"])
+            return {**settings, "backend": backend, "mean": mean, "std": std}
     return None
 
 

@@ -14,6 +14,7 @@ from distill.heads import KD, RKD, RRD, SeRKD
 from distill.networks import Ensemble
 from distill.objective import Term
 from distill.store import StoredTeacher, StoreIndex
+from distill.superpixels import fast_slic
 from tests.own_data import OwnData
 from tests.store.sample_stores import files_of_at_most
 from tests.training.stored_runs import Curves, Pictures, fit, module, network, plan, store, teacher
@@ -182,6 +183,17 @@ def test_other_segments_are_refused(tmp_path):
     made = lambda count: [SuperpixelSegments(count, backend="torch")]  # noqa: E731
     store(tmp_path, module(segmented), Pictures(), callbacks=made(16), splits=["train"])
     assert "segments.segments is 16 in the store, but 9 here" in refusal(tmp_path, Pictures(), segmented, made(9))
+
+
+@pytest.mark.skipif(not fast_slic.is_installed(), reason="needs fast-slic, which is built where a compiler is")
+def test_segments_of_another_backend_are_refused_whichever_of_them_auto_was(tmp_path):
+    segmented = lambda: {"serkd": Term(SeRKD("segments", count=16))}  # noqa: E731
+    made = lambda backend: [SuperpixelSegments(16, backend=backend)]  # noqa: E731
+    store(tmp_path, module(segmented), Pictures(), callbacks=made("auto"), splits=["train"])
+    said = refusal(tmp_path, Pictures(), segmented, made("torch"))
+    assert "segments.backend is 'fast_slic' in the store, but 'torch' here" in said
+    stored = module(segmented, teacher=StoredTeacher(str(tmp_path)))
+    assert fit(stored, Pictures(), made("fast_slic"), max_epochs=1, limit_val_batches=0).curves
 
 
 @pytest.mark.parametrize(("damage", "says"), [("cut", "is cut short or damaged"), ("remove", "is missing")])
