@@ -104,7 +104,7 @@ def _masks(teacher_logits: Tensor, view: Tensor | None) -> tuple[Tensor, Tensor,
     if view is not None:  # NaN: ignored by the median and below nothing
         confidence = confidence.masked_fill(view != 0, torch.nan)
         probability = probability * (view == 0).unsqueeze(-1)
-    samples = confidence <= confidence.nanquantile(0.5)
+    samples = confidence <= confidence.nanmedian()  # as many are at most the lower of two medians as at most their mean
     mass = probability.sum(0)
-    classes = mass <= mass.quantile(0.5)
+    classes = mass <= mass.median()
     return samples.to(teacher_logits), classes.to(teacher_logits), confidence.isfinite().sum()

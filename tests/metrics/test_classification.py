@@ -30,7 +30,7 @@ def batches(sharpness: float) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 8.0, 300.0], ids=["unsure", "sure", "certain"])
+@pytest.mark.parametrize("sharpness", [1.0, 8.0, 25.0], ids=["unsure", "sure", "certain"])
 def test_the_figures_are_those_of_torchmetrics(sharpness: float, device: torch.device) -> None:
     metrics = classification_metrics(CLASSES, "val").to(device)
     reference = {
