@@ -1,6 +1,6 @@
 """Pure functions of tensors in the style of `torch.nn.functional`, one file per family; inputs set the dtype."""
 
-from distill.functional.angles import angle_difference, edges, gram_edges
+from distill.functional.angles import angle_difference, edges, edges_of
 from distill.functional.channels import channel_correlation_difference
 from distill.functional.contrast import info_nce, memory_relation, noise_contrast, softmax_over_memory
 from distill.functional.correlations import adjacent_congruence, correlation_distance, pearson
@@ -36,11 +36,12 @@ from distill.functional.regression import cosine_distance, resize, squared_diffe
 from distill.functional.relations import (
     angle_cosines,
     centered_gram,
+    divided_by_mean,
     normalized_distances,
-    normalized_gram_distances,
     pack_symmetric,
     pair_distances,
     relative_squared_distances,
+    row_distances,
     unpack_symmetric,
 )
 from distill.functional.transport import (
@@ -74,15 +75,16 @@ __all__ = [
     "correlation_distance",
     "cosine_distance",
     "crld",
+    "divided_by_mean",
     "dkd",
     "edge_difference",
     "edges",
+    "edges_of",
     "effective_number_weights",
     "factor_transfer",
     "flow_matrix",
     "fsp",
     "gaussian_distance",
-    "gram_edges",
     "hierarchical_context_loss",
     "huber",
     "info_nce",
@@ -105,7 +107,6 @@ __all__ = [
     "noise_contrast",
     "normalized_distances",
     "normalized_gram",
-    "normalized_gram_distances",
     "pack_symmetric",
     "pair_distances",
     "pearson",
@@ -116,6 +117,7 @@ __all__ = [
     "relative_squared_distances",
     "resize",
     "rld",
+    "row_distances",
     "sample_edge_difference",
     "scd",
     "softmax_over_memory",

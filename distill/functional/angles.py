@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill.distributed import ALL_ROWS, Rows
-from distill.functional.relations import centered_gram, distances_of_products
+from distill.functional.relations import centered_gram, row_distances
 
 Edges = tuple[Tensor, Tensor, Tensor]
 """G, v and w of one network, each `[..., L, L]`, from which all cosines follow; see `edges`.
@@ -41,16 +41,21 @@ def edges(x: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Ed
         G, v and w, `[..., L, L]`, v and w of the vertices only; v and w, and hence all cosines, are 0 if two tokens are
         equal or one is absent.
     """
-    return gram_edges(centered_gram(x), present, rows)
+    gram = centered_gram(x)
+    return edges_of(gram, row_distances(gram, present, rows), rows)
 
 
-def gram_edges(gram: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Edges:
-    """Return what `edges` does from the Gram matrix `[..., L, L]` of centered tokens."""
-    products, squares = gram[..., rows.index, :], gram.diagonal(dim1=-2, dim2=-1)
-    own_squares = squares[..., rows.index]
-    distances = distances_of_products(products, own_squares, squares, present, rows)
+def edges_of(gram: Tensor, distances: Tensor, rows: Rows = ALL_ROWS) -> Edges:
+    """Return what `edges` does, given the Gram matrix `[..., L, L]` of centered tokens and the distances.
+
+    Args:
+        gram: of all tokens.
+        distances: of the vertices to all tokens, as `row_distances` returns them.
+        rows: the vertices, by default all.
+    """
     inverse = distances.masked_fill(distances == 0, math.inf).reciprocal()
-    return gram, inverse, (products - own_squares.unsqueeze(-1) / 2) * inverse
+    own_squares = gram.diagonal(dim1=-2, dim2=-1)[..., rows.index]
+    return gram, inverse, (gram[..., rows.index, :] - own_squares.unsqueeze(-1) / 2) * inverse
 
 
 def angle_difference(student: Edges, teacher: Edges, present: Tensor | None = None) -> Tensor:

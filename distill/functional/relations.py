@@ -46,12 +46,11 @@ def normalized_distances(x: Tensor, present: Tensor | None = None, rows: Rows = 
     Returns:
         `[..., L, L]`, or `[R, L]`; all 0 if all tokens are equal.
     """
-    return normalized_gram_distances(centered_gram(x, rows), present, rows)
+    return divided_by_mean(pair_distances(x, present, rows), rows)
 
 
-def normalized_gram_distances(gram: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Tensor:
-    """Return the distances of `normalized_distances` from the Gram matrix, as `centered_gram` returns it."""
-    distances = gram_distances(gram, present, rows)
+def divided_by_mean(distances: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+    """Return distances, or the own rows of them, divided by the mean of all that are not 0."""
     pairs, total = (part.sum(dim=(-2, -1), keepdim=True) for part in (distances != 0, distances))
     if rows.ranks > 1:
         total, pairs = rows.sum(torch.stack([total, pairs.to(total)]))
@@ -105,6 +104,12 @@ def gram_distances(gram: Tensor, present: Tensor | None = None, rows: Rows = ALL
     # The squares come from the products themselves: computed otherwise, their rounding would part equal tokens.
     own_squares = gram[..., rows.index].diagonal(dim1=-2, dim2=-1)
     return distances_of_products(gram, own_squares, rows.gather(own_squares), present, rows)
+
+
+def row_distances(gram: Tensor, present: Tensor | None = None, rows: Rows = ALL_ROWS) -> Tensor:
+    """Return the own rows of the distances of `pair_distances` from the whole Gram matrix."""
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    return distances_of_products(gram[..., rows.index, :], squares[..., rows.index], squares, present, rows)
 
 
 def distances_of_products(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,15 @@ from torch import Tensor
 
 from distill.distributed import Rows
 from distill.errors import UserError
-from distill.functional import angle_difference, edges, huber, normalized_distances
+from distill.functional import (
+    angle_difference,
+    centered_gram,
+    divided_by_mean,
+    edges_of,
+    huber,
+    normalized_distances,
+    row_distances,
+)
 from distill.heads.base import Scope
 from distill.heads.parts.feature_relation import FeatureRelation
 
@@ -39,15 +46,8 @@ class RKD(FeatureRelation):
         self, distance: float = 25.0, angle: float = 50.0, of: str = "embedding", scope: Scope = "global"
     ) -> None:
         super().__init__(of, scope)
-        self.relations: list[tuple[float, Callable[..., Any], Callable[..., Tensor]]] = [
-            (weight, relation, difference)
-            for weight, relation, difference in (
-                (distance, normalized_distances, huber),
-                (angle, edges, angle_difference),
-            )
-            if weight != 0
-        ]
-        if not self.relations:
+        self.distance, self.angle = distance, angle
+        if distance == 0 and angle == 0:
             raise UserError("RKD compares nothing with distance 0 and angle 0: give at least one of them a weight")
 
     def relate_rows(self, tokens: Tensor, rows: Rows) -> list[Any]:
@@ -55,14 +55,18 @@ class RKD(FeatureRelation):
 
         Those of weight 0 are left out.
         """
-        return [relation(tokens, rows=rows) for _, relation, _ in self.relations]
+        if self.angle == 0:
+            return [normalized_distances(tokens, rows=rows)]
+        gram = centered_gram(tokens)
+        distances = row_distances(gram, rows=rows)
+        angles = edges_of(gram, distances, rows)
+        return [angles] if self.distance == 0 else [divided_by_mean(distances, rows), angles]
 
     def compare(self, student_relation: list[Any], teacher_relation: list[Any]) -> Tensor:
         """Return the weighted sum of the Huber losses."""
-        losses = [
-            weight * difference(student, teacher)
-            for (weight, _, difference), student, teacher in zip(
-                self.relations, student_relation, teacher_relation, strict=True
-            )
-        ]
+        losses = []
+        if self.distance != 0:
+            losses.append(self.distance * huber(student_relation[0], teacher_relation[0]))
+        if self.angle != 0:
+            losses.append(self.angle * angle_difference(student_relation[-1], teacher_relation[-1]))
         return torch.stack(losses).sum()

@@ -14,11 +14,12 @@ from distill.features import Features, FeatureSpec, Summary
 from distill.functional import (
     angle_difference,
     centered_gram,
-    gram_edges,
+    divided_by_mean,
+    edges_of,
     huber,
     normalized_distances,
-    normalized_gram_distances,
     pack_symmetric,
+    row_distances,
     unpack_symmetric,
 )
 from distill.heads.base import Batch, Head
@@ -145,10 +146,15 @@ class SeRKD(Head):
         """Compare the relations among the superpixels, and the tokens themselves if `features` has a weight."""
         student = self.student_grid(student)
         superpixels, present = self.superpixels(student, batch)
-        grams = centered_gram(superpixels), unpack_symmetric(teacher["gram"])
-        losses = {
-            name: difference(*grams, present) for name, difference in DIFFERENCES.items() if self.weights[name] != 0
-        }
+        gram, target_gram = centered_gram(superpixels), unpack_symmetric(teacher["gram"])
+        distances, target_distances = row_distances(gram, present), row_distances(target_gram, present)
+        losses: dict[str, Tensor] = {}
+        if self.weights["distance"] != 0:
+            losses["distance"] = _mean_huber(divided_by_mean(distances), divided_by_mean(target_distances), present)
+        if self.weights["angle"] != 0:
+            losses["angle"] = angle_difference(
+                edges_of(gram, distances), edges_of(target_gram, target_distances), present
+            )
         self._diagnostics = {name: loss.detach() for name, loss in losses.items()}
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         if self.weights["features"] == 0:
@@ -213,21 +219,12 @@ class SeRKD(Head):
         )
 
 
-def _distance_difference(student: Tensor, teacher: Tensor, present: Tensor | None) -> Tensor:
+def _mean_huber(student: Tensor, teacher: Tensor, present: Tensor | None) -> Tensor:
     """Return the mean over the images of each image's mean over the pairs of present superpixels."""
-    distances = normalized_gram_distances(student, present), normalized_gram_distances(teacher, present)
     if present is None:
-        return huber(*distances)
-    sums = F.huber_loss(*distances, reduction="none").sum(dim=(1, 2))  # absent entries are 0 in both
+        return huber(student, teacher)
+    sums = F.huber_loss(student, teacher, reduction="none").sum(dim=(1, 2))  # absent entries are 0 in both
     return (sums / present.sum(dim=1).square().clamp_min(1)).mean()
-
-
-def _angle_difference(student: Tensor, teacher: Tensor, present: Tensor | None) -> Tensor:
-    return angle_difference(gram_edges(student, present), gram_edges(teacher, present), present)
-
-
-DIFFERENCES = {"distance": _distance_difference, "angle": _angle_difference}
-"""Loss between two Gram matrices, by name of the relation."""
 
 
 def _tokens_on_grid(features: Features) -> tuple[Tensor, Grid]:

@@ -76,7 +76,7 @@ def formulas(shapes: Shapes) -> dict[str, tuple[Callable[[], Head], Traffic]]:
     width, drawn, square = FLOAT * 128, 8, FLOAT
     return {
         "CrossEntropy": (CrossEntropy, Traffic(0, 0, FLOAT)),
-        "RKD": (RKD, Traffic(both + 2 * square, student + square, 6 * FLOAT)),
+        "RKD": (RKD, Traffic(both, student, 6 * FLOAT)),
         "SP (tokens)": (SP, Traffic(shapes.tokens * both, shapes.tokens * student)),
         "PKT": (PKT, Traffic(both, student)),
         "CC": (CC, Traffic(both, student)),
