@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from distill.errors import UserError
 from distill.features import FeatureSpec
-from distill.heads import Head, RunInfo, shipped
+from distill.heads import Batch, Head, RunInfo, shipped
 from distill.heads.cross_entropy import CrossEntropy
 from distill.heads.kd import KD
 from distill.heads.rkd import RKD
@@ -79,10 +79,15 @@ class Bench:
     def step(self, heads: Iterable[Head]) -> Callable[[], None]:
         """Return the step with CE and these heads, whose parameters are trained with the student's.
 
+        A head that compares two views gets the halves of the batch as such.
+
         Raises:
             UserError: a head does not fit the networks.
         """
         heads, specs = list(heads), self.specs
+        more: Batch = {}
+        if any("view" in head.batch_needs for head in heads):
+            more["view"] = torch.arange(2, device=self.run.device).repeat_interleave(self.images // 2)
         for head in heads:
             head.check(*specs)
             head.build(*specs)
@@ -94,7 +99,8 @@ class Bench:
 
         def step() -> None:
             student, teacher = self.student(self.batch["image"]), self.teacher(self.batch["image"])
-            loss = torch.stack([head(student, teacher, self.batch) for head in (self.cross_entropy, *heads)]).sum()
+            batch = {**self.batch, **more}
+            loss = torch.stack([head(student, teacher, batch) for head in (self.cross_entropy, *heads)]).sum()
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
