@@ -30,8 +30,8 @@ class KNNProbe(Callback):
             run trains on (after any `longtail`, `labels_per_class` or `train_size`), with the labels that it has.
 
     Raises:
-        UserError: a number is out of range; the student has no embedding; the images have no labels, or are not those
-            of a data module of distill.
+        UserError: a number is out of range; the student has no embedding; the images have no labels, fewer than
+            `neighbors`, or are not those of a data module of distill.
     """
 
     logs = ("val/knn_top1",)
@@ -61,6 +61,20 @@ class KNNProbe(Callback):
         assert isinstance(pl_module, ClassificationModule)
         if pl_module.student.spec.embedding is None:
             raise UserError(f"trainer.callbacks: KNNProbe needs an embedding, but {pl_module.student.name} gives none")
+        if stage in ("fit", "validate"):
+            self._require_neighbors(data)
+
+    def _require_neighbors(self, data: ImageData) -> None:
+        data.prepare_data()
+        try:
+            labeled = sum(data.class_counts())
+        except UserError:  # a source that does not list its labels: `probe` counts them
+            return
+        if self.neighbors > labeled:
+            raise UserError(
+                f"trainer.callbacks: KNNProbe.neighbors is {self.neighbors}, more than the {labeled} labeled training "
+                "images"
+            )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the result of a validation that was interrupted."""

@@ -17,6 +17,7 @@ from distill.errors import UserError, require_above
 from distill.features import Features, FeatureSpec, Taps
 from distill.networks.classifier import Classifier, find_classifier
 from distill.networks.layouts import Axes, Layout, find_axes
+from distill.networks.modes import eval_mode
 from distill.networks.strides import resolve_taps
 from distill.networks.weights import WeightsFile
 
@@ -174,9 +175,9 @@ class Network(FeatureSource):
         defaults = self.default_normalization()
         for name, values, default in zip(("mean", "std"), self.normalization, defaults, strict=True):
             self.register_buffer(name, _per_channel(name, values, default, self.input_shape[0]), persistent=False)
-        was_training = self.training
-        self.eval()
-        with torch.no_grad():
+        if self.training and not self.model.training:  # as transformers returns models; frozen layers stay frozen
+            self.model.train()
+        with eval_mode(self), torch.no_grad():
             image = self.prepare(self.dummy_images())
             self.taps = Taps(self.model)
             outputs, inputs = self.feature_layers(image)
@@ -189,7 +190,6 @@ class Network(FeatureSource):
                 self.taps.protect()
                 self.classify = find_classifier(self.model, self.classifier, features)
                 self.spec = FeatureSpec.of(self._complete(features))
-        self.train(was_training)
 
     def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """Return the mean and standard deviation that the model expects; the default changes nothing."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from distill.errors import UserError
 from distill.objective import Term, key_of
@@ -49,3 +49,21 @@ def require_valid_search(trainer: Trainer, lr_scaling: LRScaling, terms: Mapping
             f"{name} changes the batch size after model.lr_scaling, {lr_scaling!r}, has scaled the learning rate to "
             f"the one given: {_REMEDY} as found in a run with lr_scaling 'none'"
         )
+
+
+def require_no_search(trainer: Trainer) -> None:
+    """Check that a run that resumes searches for nothing: Lightning then forgets its optimizer's state and its step.
+
+    Args:
+        trainer: the trainer, before it restores the training.
+
+    Raises:
+        UserError: there is a callback that searches for a batch size or a learning rate.
+    """
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
+    for callback in callbacks:
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            raise UserError(
+                f"trainer.callbacks: {type(callback).__name__} would let a resumed run begin at step 0 with a new "
+                "optimizer: leave it out, and give the value that it found"
+            )

@@ -24,7 +24,7 @@ from distill.networks import Network
 from distill.objective import TASK, Losses, Objective, Term
 from distill.schedules import Schedule, bounds_of
 from distill.training.base import DistillerModule, build
-from distill.training.batch_size_search import require_valid_search
+from distill.training.batch_size_search import require_no_search, require_valid_search
 from distill.training.batches import counted_images
 from distill.training.checks import require_batch_statistics, require_labels, require_same_classes, told_by
 from distill.training.continuation import Continuation
@@ -174,6 +174,7 @@ class ClassificationModule(DistillerModule):
         """Prepare the module for DDP before the strategy wraps it, and the metrics of a test on long-tailed data."""
         prepare_ranks(self, self.trainer)
         if stage == "fit":
+            self._continuation = Continuation()
             require_trainable(self.trainer)
             require_valid_search(self.trainer, self.lr_scaling, self.terms)
             choose_unused_parameter_detection(self, self.num_classes, self.trainer)
@@ -250,6 +251,8 @@ class ClassificationModule(DistillerModule):
         if trainer_of(self) is None:
             return
         if self.trainer.state.fn == "fit":
+            if self._continuation.settings is None:  # later, a search restores a checkpoint of its own
+                require_no_search(self.trainer)
             self._continuation.load(checkpoint, self.trainer)
         else:
             weights = evaluated_weights(checkpoint, self.evaluation_weights, "model.evaluation_weights")

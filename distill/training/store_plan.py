@@ -162,13 +162,22 @@ def _teacher_identity(trainer: Trainer, module: DistillationModule, name: str) -
     taps = {tap: {"shape": shape} for tap, shape in features.pop("maps").items()}
     described: dict[str, Any] = {"name": teacher.name, "fingerprint": teacher.fingerprint, "features": features}
     if isinstance(teacher, FrozenTeacher):
-        inner = teacher.network
-        dtype = str(teacher.dtype).removeprefix("torch.") if teacher.dtype else f"of precision {trainer.precision}"
         described |= {"classifies": _linear_classifier(teacher) is not None}
-        images = {name: getattr(inner, name).flatten().tolist() for name in ("mean", "std")}
-        described |= {"dtype": dtype, "input": list(inner.input_shape), **images}
-        taps = {tap: {**shape, "layer": inner.tap_layers.get(tap, tap)} for tap, shape in taps.items()}
+        layers = teacher.network.tap_layers
+        taps = {tap: {**shape, "layer": layers.get(tap, tap)} for tap, shape in taps.items()}
+    described |= _pass_identity(trainer, module, teacher)
     return {"teacher": described, "taps": taps, "versions": versions()}
+
+
+def _pass_identity(trainer: Trainer, module: DistillationModule, teacher: Teacher) -> dict[str, Any]:
+    """Return what a teacher's answers depend on besides its weights; of an ensemble, what those of its members do."""
+    if not isinstance(teacher, FrozenTeacher):
+        members = {name: module.teachers[name] for name in teacher.of}
+        return {"members": {name: _pass_identity(trainer, module, member) for name, member in members.items()}}
+    network = teacher.network
+    dtype = str(teacher.dtype).removeprefix("torch.") if teacher.dtype else f"of precision {trainer.precision}"
+    images = {name: getattr(network, name).flatten().tolist() for name in ("mean", "std")}
+    return {"dtype": dtype, "input": list(network.input_shape), **images}
 
 
 def _linear_classifier(teacher: Teacher) -> nn.Linear | None:

@@ -77,6 +77,13 @@ def test_a_probe_without_labels_is_refused(data):
         fit(data, KNNProbe())
 
 
+def test_more_neighbors_than_labels_are_refused_before_training():
+    trained = Trained()
+    with pytest.raises(UserError, match="KNNProbe.neighbors is 20, more than the 10 labeled training images"):
+        fit_convolutions(Digits(labels_per_class=1), KNNProbe(), trained)
+    assert not hasattr(trained, "student")
+
+
 class Trained(Callback):
     """Keeps a copy of the student after the last step."""
 

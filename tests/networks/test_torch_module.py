@@ -50,6 +50,16 @@ def images() -> torch.Tensor:
     return torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("frozen", [["stem"], []], ids=["a frozen layer", "the whole module in eval mode"])
+def test_layers_that_were_frozen_in_eval_mode_stay_so_and_a_whole_module_is_trained(frozen):
+    module = Convolutional()
+    for layer in [module.get_submodule(name) for name in frozen] or [module]:
+        layer.eval()
+    network = TorchModule(module)
+    network.build(5, SHAPE)
+    assert [name for name, layer in network.model.named_modules() if not layer.training] == frozen
+
+
 def test_the_embedding_is_what_the_last_linear_layer_that_runs_reads():
     network = built(Convolutional())
     features = network(images())

@@ -74,3 +74,13 @@ def test_a_scaled_learning_rate_follows_a_search_of_its_own(tmp_path):
     assert Tuner(trainer).scale_batch_size(module, datamodule=data, steps_per_trial=1, init_val=8, max_trials=2) == 16
     trainer.fit(module, data)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+def test_a_search_in_a_run_that_resumes_is_refused_since_lightning_forgets_the_optimizer(tmp_path):
+    data = Digits(batch_size=4, image_size=8)
+    first = trainer_in(tmp_path)
+    first.fit(module_of(data), data)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="BatchSizeFinder would let a resumed run begin at step 0 with a new optimizer"):
+        trainer_in(tmp_path, search()).fit(module_of(data), data, ckpt_path=tmp_path / "last.ckpt")
+    assert data.batch_size == 4

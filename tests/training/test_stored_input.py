@@ -11,13 +11,14 @@ from distill.data import Mixing
 from distill.data.longtail import ExponentialTail
 from distill.errors import UserError
 from distill.heads import KD, RKD, RRD, SeRKD
-from distill.networks import Ensemble
+from distill.networks import Ensemble, TorchModule
 from distill.objective import Term
 from distill.store import StoredTeacher, StoreIndex
 from distill.superpixels import fast_slic
+from distill.training import store_plan
 from tests.own_data import OwnData
 from tests.store.sample_stores import files_of_at_most
-from tests.training.stored_runs import Curves, Pictures, fit, module, network, plan, store, teacher
+from tests.training.stored_runs import Convolutions, Curves, Pictures, fit, module, network, plan, store, teacher
 
 
 def heads():
@@ -196,6 +197,16 @@ def test_segments_of_another_backend_are_refused_whichever_of_them_auto_was(tmp_
     assert fit(stored, Pictures(), made("fast_slic"), max_epochs=1, limit_val_batches=0).curves
 
 
+def test_a_store_of_before_backends_were_recorded_is_taken_for_any_of_them(tmp_path, monkeypatch):
+    segmented = lambda: {"serkd": Term(SeRKD("segments", count=16))}  # noqa: E731
+    made = lambda: [SuperpixelSegments(16, backend="torch")]  # noqa: E731
+    now = store_plan.segment_settings
+    monkeypatch.setattr(store_plan, "segment_settings", lambda trainer: {**now(trainer), "backend": "auto"})
+    store(tmp_path, module(segmented), Pictures(), callbacks=made(), splits=["train"])
+    stored = module(segmented, teacher=StoredTeacher(str(tmp_path)))
+    assert fit(stored, Pictures(), made(), max_epochs=1, limit_val_batches=0).curves
+
+
 @pytest.mark.parametrize(("damage", "says"), [("cut", "is cut short or damaged"), ("remove", "is missing")])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_file_that_is_not_whole_is_refused(own, damage, says, split):
@@ -260,6 +271,19 @@ def test_a_store_of_an_ensemble_trains_as_the_ensemble(tmp_path):
     live = fit(module(chosen, teachers=members()), Pictures())
     stored = fit(module(chosen, teachers={"both": StoredTeacher(str(tmp_path))}), Pictures())
     assert all(torch.equal(value, stored.state[name]) for name, value in live.state.items())
+
+
+def test_a_store_of_an_ensemble_is_not_completed_with_members_that_see_other_images(tmp_path):
+    def planned(mean):
+        torch.manual_seed(1)
+        members = {"one": teacher(), "two": TorchModule(Convolutions(), mean=mean), "both": Ensemble(of=["one", "two"])}
+        return module(lambda: {"rkd": Term(RKD(), teacher="both")}, teachers=members)
+
+    store(tmp_path, planned(0.0), Pictures(), of="both", splits=["val"])
+    with pytest.raises(
+        UserError, match=r"something else: teacher\.members\.two\.mean is \[0\.0, 0\.0, 0\.0\] in the store"
+    ):
+        plan(tmp_path, planned(0.5), Pictures(), of="both")
 
 
 @pytest.mark.parametrize(
