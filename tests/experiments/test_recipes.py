@@ -201,7 +201,9 @@ def test_the_further_parts_by_pair_have_their_published_values(capsys, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "pair"), [(method, p) for method, pairs in PARTS_BY_PAIR.items() for p in pairs])
+@pytest.mark.parametrize(
+    ("method", "pair"), [(method, p) for method, pairs in PARTS_BY_PAIR.items() for p in sorted(pairs)]
+)
 def test_every_part_by_pair_is_understood(method, pair, capsys, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     (term,) = composed(pair, method, capsys).values()
