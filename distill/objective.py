@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from distill.errors import UserError, did_you_mean, under
 from distill.features import Features, FeatureSpec, Summary
 from distill.heads.base import Batch, Head, RunInfo
-from distill.heads.parts.precision import rounded
 from distill.heads.parts.summaries import request_of
+from distill.precision import rounded
 from distill.randomness import seeded_by
 from distill.schedules import Progress, Schedule, require_finite_values
 from distill.store import Request, StoredFeatures
@@ -109,7 +109,7 @@ class Objective(nn.Module):
             )
         self.teacher_names = tuple(specs)
         self.views: int | None = None
-        self.register_buffer("factors", torch.ones(len(self.terms), dtype=torch.float64))
+        self.register_buffer("factors", torch.ones(len(self.terms), dtype=torch.float32))
         self._factors = dict.fromkeys(self.terms, 1.0)  # on the host, so that no step synchronizes
         self.register_load_state_dict_post_hook(_read_factors)  # type: ignore[no-untyped-call]  # torch's
 

@@ -14,7 +14,7 @@ FLOORS = [
     ["errors", "configurable", "files"],
     ["functional", "distributed", "schedules", "randomness"],
     ["features"],
-    ["views"],
+    ["views", "precision"],
     ["memory", "superpixels", "metrics"],
     ["plotting"],
     ["networks", "data"],

@@ -110,7 +110,16 @@ def test_the_losses_of_a_gpu_are_those_of_the_cpu(cuda: torch.device) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)  # after steps that round differently
 
 
-@pytest.mark.parametrize("work", [lambda x: x.sum().item(), lambda x: x[x > 0], torch.nonzero])
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        torch.nonzero,
+        lambda x: x.clone().index_put_((x > 0,), x[1:]),
+        lambda x: x.repeat_interleave(x.long()),
+    ],
+)
 def test_a_wait_is_found(work: Any, device: torch.device) -> None:
     tensor = torch.arange(4.0, device=device)
     work(tensor)

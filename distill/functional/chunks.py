@@ -51,7 +51,8 @@ class _InChunks(torch.autograd.Function):
             tensor.detach().requires_grad_(needed)
             for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
         ]
-        with torch.enable_grad():
+        device = ctx.saved_tensors[0].device.type
+        with torch.enable_grad(), torch.autocast(device, enabled=False):  # as heads compute, wherever this is called
             for part in ctx.parts:
                 torch.autograd.backward((ctx.function(part, *leaves) * gradients[0][part]).sum())
         return None, None, *(leaf.grad for leaf in leaves)

@@ -15,7 +15,7 @@ from distill.configurable import Configurable
 from distill.distributed import ALL_ROWS, Rows, gather, rows_of_this_rank
 from distill.errors import UserError, did_you_mean
 from distill.features import Features, FeatureSpec, Summary
-from distill.heads.parts.precision import at_least_float32, at_least_float32_after, full_precision
+from distill.precision import at_least_float32, at_least_float32_after, full_precision
 from distill.schedules import Progress, Schedule
 
 if TYPE_CHECKING:

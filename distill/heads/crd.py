@@ -163,7 +163,8 @@ class CRD(EmbeddingHead):
         if self.positives == "class":
             first = same_class.to(torch.uint8).argmax(dim=1, keepdim=True)
             positive = torch.where(same_class.gather(1, first), drawn.gather(1, first), itself)
-        weight = self.negatives / (~same_class).sum(dim=1, keepdim=True).clamp_min(1)
+        others = (~same_class).sum(dim=1, keepdim=True).clamp_min(1)
+        weight = self.negatives / others.float()  # not in torch's default type, which may be bfloat16
         return torch.cat([positive, drawn], dim=1), weight.masked_fill(same_class, 0.0)
 
     @property

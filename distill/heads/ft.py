@@ -94,7 +94,8 @@ class FT(MapHead):
             return self._compare(maps)
         if self.initialization is not None and self.progress.epoch >= self.initialization:
             return self._compare(maps) + 0 * self._sum_of_autoencoders()
-        self._keep_encoders()
+        if self.training:
+            self._keep_encoders()
         compared, reconstructed = self._compare(maps), self._reconstruct([teacher_map for _, teacher_map in maps])
         return reconstructed + (compared if self.initialization is None else 0 * compared)
 
@@ -102,6 +103,11 @@ class FT(MapHead):
     def is_pure(self) -> bool:
         """Never: it keeps a copy of its encoders."""
         return False
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether there are epochs of initialization, whose loss is another."""
+        return bool(self.initialization) or super().is_scheduled
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return the loss on the factors and, while the autoencoder is trained, its reconstruction error."""

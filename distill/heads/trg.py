@@ -263,6 +263,11 @@ class TRG(Head):
         anchors, keys = self.student_projection(student), self.teacher_projection(teacher)
         return node_contrast(anchors, keys, self._temperature(), self.chunk, rows).mean()
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the temperature of the global part changes, as it does by default."""
+        return (self.temperature is None and self.weights["global"] != 0) or super().is_scheduled
+
     def _temperature(self) -> float:
         if self.temperature is not None:
             return value_at(self.temperature, self.progress)

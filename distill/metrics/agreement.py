@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import Metric
+
+from distill.metrics.full_precision import FullPrecision
 
 
-class _SampleMean(Metric):
+class _SampleMean(FullPrecision):
     """Mean over samples of a function of student and teacher logits."""
 
     full_state_update = False

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from distill.metrics.full_precision import FullPrecision
 
 IGNORE_INDEX = -1
 """The label of samples that are unlabeled or only pad a rank's last batch."""
 
 
-class TopAccuracy(Metric):
+class TopAccuracy(FullPrecision):
     """Share of the images whose label is among the k classes of the highest scores, in `[0, 1]`; 0 without labels.
 
     Args:
@@ -45,7 +46,7 @@ class TopAccuracy(Metric):
         return self.hits.float() / self.images.clamp_min(1).float()
 
 
-class CalibrationError(Metric):
+class CalibrationError(FullPrecision):
     """Expected calibration error: the mean distance of confidence from accuracy over bins of equal confidence.
 
     Each bin counts as often as it has images (L1). Only the sums of the bins are kept, not the images' confidences.
@@ -74,7 +75,7 @@ class CalibrationError(Metric):
         of_bin = bin_of.unsqueeze(1) == torch.arange(len(self.bounds), device=bin_of.device)
         of_bin = of_bin & (label != IGNORE_INDEX).unsqueeze(1)
         self.images += of_bin.sum(0)
-        self.confidence += torch.where(of_bin, confidence.double().unsqueeze(1), 0.0).sum(0)
+        self.confidence += torch.where(of_bin, confidence.to(self.confidence).unsqueeze(1), 0.0).sum(0)
         self.hits += (of_bin & (chosen == label).unsqueeze(1)).sum(0)
 
     def compute(self) -> Tensor:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from distill.metrics.classification import IGNORE_INDEX
+from distill.metrics.full_precision import FullPrecision
 
 
-class LongTailAccuracy(Metric):
+class LongTailAccuracy(FullPrecision):
     """Recall of every class, and its mean over groups of classes, in `[0, 1]`.
 
     Updated with logits `[B, K]` and labels `[B]`; labels equal to `IGNORE_INDEX` do not count. On a balanced test set

@@ -11,6 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from distill.distributed import rank, world_size
 from distill.functional.neighbors import shared_neighbors
+from distill.precision import at_least_float32
 
 _CHUNK = 2**24
 """Number of similarities in memory at a time for each network: 64 MiB."""
@@ -43,8 +44,8 @@ class NeighborAgreement(Metric):
     def update(self, student: Tensor, teacher: Tensor, counted: Tensor) -> None:
         """Add embeddings `[B, d_s]` and `[B, d_t]`; `counted` `[B]` is true for the images that count."""
         before = sum(map(len, self.counted))
-        self.student.append(_at_least_float32(student))
-        self.teacher.append(_at_least_float32(teacher))
+        self.student.append(at_least_float32(student.detach()))
+        self.teacher.append(at_least_float32(teacher.detach()))
         self.counted.append(counted)
         rows = torch.arange(before, before + len(counted), device=counted.device)
         self.position.append(rows * world_size() + rank())
@@ -58,7 +59,3 @@ class NeighborAgreement(Metric):
             return torch.full((), torch.nan, device=position.device)
         student, teacher = (dim_zero_cat(state)[rows] for state in (self.student, self.teacher))
         return shared_neighbors(student, teacher, self.neighbors, max(1, _CHUNK // len(rows))).mean()
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))

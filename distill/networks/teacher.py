@@ -101,6 +101,10 @@ class FrozenTeacher(Teacher):
         """The wrapped network."""
         return self._unregistered[0]
 
+    def share(self, other: FrozenTeacher) -> None:
+        """Have another one's network from now on, of which this one is a copy."""
+        self._unregistered = other._unregistered
+
     @property
     def spec(self) -> FeatureSpec:
         """The shapes of its features."""

@@ -21,7 +21,7 @@ INDEX = "index.json"
 FORMAT = 1
 """Number of this format."""
 
-NOT_IN_KEY = ("versions", "command", "taps", "network")
+NOT_IN_KEY = ("versions", "command", "taps", "network", "device")
 """Keys at the top of an identity that say how rows came about and do not change them."""
 
 

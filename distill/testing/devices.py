@@ -74,13 +74,15 @@ class _Refusing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         operation = func._schema.name.partition("::")[2]
-        if operation in _READING or _picks_by_mask(operation, args):
+        counts = operation == "repeat_interleave" and (kwargs or {}).get("output_size") is None
+        if operation in _READING or counts or _picks_by_mask(operation, args):
             raise AssertionError(f"{operation} reads a tensor's value on the host")
         return func(*args, **(kwargs or {}))
 
 
 def _picks_by_mask(operation: str, args: Sequence[Any]) -> bool:
-    """Return whether rows are picked by a mask, so that their number depends on values; writing to them does not."""
-    if operation != "index":
+    """Return whether rows are picked by a mask, so that their number depends on values; filling them does not."""
+    is_filling = operation.startswith("index_put") and args[2].numel() == 1
+    if is_filling or operation not in ("index", "index_put", "index_put_"):
         return False
     return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])

@@ -13,6 +13,7 @@ from distill.distiller import Distiller
 from distill.features import Features
 from distill.heads import Batch, Head
 from distill.metrics import NeighborAgreement
+from distill.metrics.full_precision import FullPrecision
 from distill.objective import TEACHER, Objective
 from distill.schedules import Progress, Schedule
 from distill.store import StoredTeacher
@@ -63,7 +64,7 @@ def distillation_is_known(distiller: Distiller, split: str) -> bool:
     )
 
 
-class DistillationMean(MeanMetric):
+class DistillationMean(FullPrecision, MeanMetric):
     """Mean over the full batches of the weighted sum of terms that compare with a teacher."""
 
     def __init__(self) -> None:

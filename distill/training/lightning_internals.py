@@ -289,8 +289,8 @@ def weights_average(callback: WeightAveraging) -> AveragedModel | None:
     return callback._average_model
 
 
-def set_weights_average(callback: WeightAveraging, average: AveragedModel) -> None:
-    """Set the average of a callback."""
+def set_weights_average(callback: WeightAveraging, average: AveragedModel | None) -> None:
+    """Set the average of a callback, or `None`, as it is outside of training."""
     callback._average_model = average
 
 

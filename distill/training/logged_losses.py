@@ -71,4 +71,4 @@ def figures_of(losses: Losses) -> dict[str, Any]:
 
 def _on(device: torch.device, value: Tensor | float) -> Tensor:
     """Return a number as a tensor on a device, filled there: Lightning would copy it, and wait for the copy."""
-    return value if isinstance(value, Tensor) else torch.full((), value, device=device)
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float32, device=device)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 
 from distill.data import ImageData
 from distill.errors import UserError
 from distill.heads import RunInfo
-from distill.schedules import Progress
+from distill.schedules import Progress, Schedule
 from distill.training.batches import provided_keys
 
 
@@ -28,7 +29,10 @@ def steps_per_epoch(batches: float, accumulated: int) -> float:
 
 
 def progress_of(trainer: Trainer, step: int) -> Progress:
-    """Return the progress of training after `step` optimizer steps."""
+    """Return the progress of training after `step` optimizer steps.
+
+    Of data without a length, only the whole epochs are known: those that the trainer has done.
+    """
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
     batches, accumulation = trainer.num_training_batches, _accumulation(trainer)
@@ -37,6 +41,9 @@ def progress_of(trainer: Trainer, step: int) -> Progress:
     if trainer.max_steps != -1:
         steps = min(steps, trainer.max_steps)
     endless = steps == inf
+    if batches == inf:
+        done = float(trainer.current_epoch if step else 0)
+        return Progress(step, done, steps=None if endless else int(steps))
     return Progress(
         step=step,
         epoch=_epochs_after(step, batches, accumulation),
@@ -62,6 +69,13 @@ def accumulation_weight(trainer: Trainer, batch_idx: int) -> float:
 def run_info(trainer: Trainer) -> RunInfo:
     """Return the facts of the run that a trainer is about to begin."""
     progress = progress_of(trainer, 0)  # first: it loads the training data
+    module: Any = trainer.lightning_module
+    numbers = [number for term in module.terms.values() for number in (term.weight, *vars(term.head).values())]
+    if trainer.num_training_batches == inf and any(map(_counts_epochs, [module.scheduler, *numbers])):
+        rank_zero_warn(
+            "the training data have no length, so that schedules in epochs change only from one epoch to the next, "
+            "and a Warmup begins with a whole epoch at its start: give their length in steps"
+        )
     loader: Any = trainer.train_dataloader
     dataset = getattr(loader, "dataset", None)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has it
@@ -151,3 +165,10 @@ def _epochs_after(step: float, batches: float, accumulation: Mapping[int, int]) 
             break
         step -= length * per_epoch
     return epoch
+
+
+def _counts_epochs(number: object) -> bool:
+    """Return True for a schedule whose length, or that of one within it, is in epochs."""
+    if not isinstance(number, Schedule):
+        return False
+    return getattr(number, "epochs", None) is not None or any(map(_counts_epochs, vars(number).values()))

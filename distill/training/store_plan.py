@@ -84,7 +84,9 @@ def plan_store(
         UserError: the folder has a store of something else.
     """
     requests = module.distiller.objective.requests(teacher)
-    identity = {**run_identity(data), **_teacher_identity(trainer, module, teacher), "network": network}
+    device = trainer.strategy.root_device.type
+    described = _teacher_identity(trainer, module, teacher)
+    identity = {**run_identity(data), **described, "network": network, "device": device}
     quantities = _quantities(module, teacher, requests, segment_settings(trainer))
     index = _existing(folder, identity) or StoreIndex(identity, {}, {})
     wanted: dict[Split, Sequence[Quantity]] = {}

@@ -19,8 +19,8 @@ from distill.data.dataset import ViewKey, key_of_stored
 from distill.data.samplers import SampleKey
 from distill.features import Features
 from distill.heads import Batch
-from distill.heads.parts.precision import at_least_float32
 from distill.objective import Objective
+from distill.precision import at_least_float32
 from distill.store import Quantity, Rows, StoreIndex, missing_shards, write_shard
 from distill.store.requests import FEATURES, Request
 from distill.training.base import DistillerModule

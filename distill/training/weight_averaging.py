@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from distill.errors import UserError
+from distill.networks import FrozenTeacher
 from distill.training import lightning_internals as internals
 
 WeightsChoice = Literal["averaged", "current"]
@@ -26,8 +27,10 @@ class WeightsAverage(AveragedModel):
 
     Torch's own also averages all other buffers. Here they do not change: memories, counters, centers and factors are
     copied from the current module by `copy_memories` when they are needed, since copying them at every step would be
-    slow.
+    slow. So is everything before the first update, so that an average that has not begun has the current weights.
     """
+
+    _updates: int | None = None  # `n_averaged` on the host, so that no step waits for a device
 
     @classmethod
     def of(cls, average: AveragedModel) -> WeightsAverage:
@@ -42,7 +45,7 @@ class WeightsAverage(AveragedModel):
         current = _averaged(model, self.use_buffers)
         averaged = _averaged(self.module, self.use_buffers).items()
         pairs = [(mean.detach(), current[name].detach().to(mean.device)) for name, mean in averaged]
-        if self.n_averaged == 0:
+        if not self.has_begun:
             for mean, tensor in pairs:
                 mean.copy_(tensor)
         elif self.multi_avg_fn is not None:
@@ -54,14 +57,27 @@ class WeightsAverage(AveragedModel):
             for mean, tensor in pairs:
                 mean.copy_(average(mean, tensor, self.n_averaged.to(mean.device)))
         self.n_averaged += 1
+        self._updates = (self._updates or 0) + 1
+
+    @property
+    def has_begun(self) -> bool:
+        """True after the first update."""
+        if self._updates is None:
+            self._updates = int(self.n_averaged)
+        return self._updates > 0
 
     @torch.no_grad()
     def copy_memories(self, model: nn.Module) -> None:
-        """Copy all buffers that are not averaged from the current module."""
-        averaged, current = _averaged(self.module, self.use_buffers), dict(model.named_buffers())
-        for name, buffer in self.module.named_buffers():
-            if name not in averaged:
-                buffer.copy_(current[name])
+        """Copy all buffers that are not averaged from the current module, and the averaged ones before they are."""
+        averaged = _averaged(self.module, self.use_buffers) if self.has_begun else {}
+        current = _tensors(model)
+        for name, tensor in _tensors(self.module).items():
+            if name not in averaged and not (self.has_begun and isinstance(tensor, nn.Parameter)):
+                tensor.copy_(current[name])
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._updates = None
 
 
 class WholeAverages(Callback):
@@ -79,14 +95,23 @@ class WholeAverages(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace the averages that the callbacks have just created, and say which weights a validation takes."""
-        callbacks: Any = trainer.callbacks if stage == "fit" else []  # type: ignore[attr-defined]  # it has them
-        self._callbacks = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
+        found = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+        if stage != "fit":  # that of an earlier fit would restore the current weights from a checkpoint
+            for callback in found:
+                internals.set_weights_average(callback, None)
+        self._callbacks = found if stage == "fit" else []
         for callback in self._callbacks:
             average = internals.weights_average(callback)
             if type(average) is AveragedModel:
                 internals.set_weights_average(callback, WeightsAverage.of(average))
+                _share_teachers(pl_module, average.module)
         if self._callbacks:
             rank_zero_info(f"validation: {_announcement(self.evaluated, 'model.evaluation_weights')}")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the memories, such as statistics that are not averaged, before the averages are swapped in."""
+        self._copy_memories(pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap back the current weights if they are to be evaluated."""
@@ -98,21 +123,36 @@ class WholeAverages(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the memories, since the averages replace the module at the end of training."""
-        for callback in self._callbacks:
-            if isinstance(average := internals.weights_average(callback), WeightsAverage):
-                average.copy_memories(pl_module)
+        self._copy_memories(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the current memories beside the averaged weights."""
         averages = [internals.weights_average(callback) for callback in self._callbacks]
-        averaged = {name for average in averages if average for name in _averaged(average.module, average.use_buffers)}
+        averaged = {
+            name
+            for average in averages
+            if isinstance(average, WeightsAverage) and average.has_begun
+            for name in _averaged(average.module, average.use_buffers)
+        }
         current = checkpoint.get(CURRENT, {})
         checkpoint["state_dict"] |= {name: tensor for name, tensor in current.items() if name not in averaged}
+
+    def _copy_memories(self, module: LightningModule) -> None:
+        for callback in self._callbacks:
+            if isinstance(average := internals.weights_average(callback), WeightsAverage):
+                average.copy_memories(module)
 
     def _swap_back(self, module: LightningModule) -> None:
         if self.evaluated == "current":
             for callback in self._callbacks:
                 internals.swap_weights(callback, module)
+
+
+def _share_teachers(module: nn.Module, copied: nn.Module) -> None:
+    """Let a copy of a module have the module's own teachers, which are large and never change."""
+    for own, copy in zip(module.modules(), copied.modules(), strict=True):
+        if isinstance(own, FrozenTeacher) and isinstance(copy, FrozenTeacher):
+            copy.share(own)
 
 
 def evaluated_weights(checkpoint: Mapping[str, Any], choice: WeightsChoice | None, option: str) -> dict[str, Tensor]:
@@ -138,6 +178,10 @@ def evaluated_weights(checkpoint: Mapping[str, Any], choice: WeightsChoice | Non
 def _announcement(choice: WeightsChoice, option: str) -> str:
     alternative = "current" if choice == "averaged" else "averaged"
     return f"the {choice} weights are taken; {option}={alternative} takes the {alternative} ones"
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _averaged(module: nn.Module, with_statistics: bool) -> dict[str, Tensor]:

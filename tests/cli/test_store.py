@@ -341,3 +341,28 @@ def test_recomputed_rows_tell_changed_bytes_and_changed_weights(tmp_path, capsys
     assert said.startswith("model.teacher: verify: the store 'store' is of weights ")
     assert said.endswith(": its weights have changed, or were random")
     assert not [*tmp_path.glob("run/checkpoints/*")]
+
+
+@pytest.mark.slow
+def test_rows_of_a_mixed_precision_are_recomputed_in_it(tmp_path, capsys):
+    mixed = ["--trainer.precision=bf16-mixed"]
+    save_weights(tmp_path / "teacher.pth", 1)
+    assert (
+        main(["store", *COMMON, *TEACHER, "--model.teacher.weights=teacher.pth", *RKD, *mixed, "--output=store"]) == 0
+    )
+    fit = [
+        *stored(),
+        *RKD,
+        *mixed,
+        "--model.teacher.verify=50",
+        "--trainer.max_steps=1",
+        "--trainer.default_root_dir=run",
+    ]
+    assert main(["fit", *COMMON, *fit]) == 0
+    path = next(tmp_path.glob("store/train/embedding*/00003.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-200:] = bytes(200)
+    path.write_bytes(content)
+    shutil.rmtree("run")
+    said = refusal(capsys, *fit, "--model.teacher.verify=500", command="fit")
+    assert "is another in the store 'store' than the network computes" in said

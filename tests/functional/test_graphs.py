@@ -263,3 +263,14 @@ def test_memory_of_forward_and_backward_is_a_few_pairwise_tensors(
     divergence: Any, chunk: int | None, most: float
 ) -> None:
     assert 0.1 < peak(4096, 384, divergence, chunk) < most
+
+
+def test_chunks_are_recomputed_in_float32_also_where_the_backward_pass_runs_under_autocast() -> None:
+    found = []
+    for enabled in (False, True):
+        x, y = (torch.randn(8, 6, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in (0, 1))
+        loss = node_contrast(x, y, 0.5, chunk=3).mean()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss.backward()
+        found.append((x.grad, y.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)

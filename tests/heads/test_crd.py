@@ -270,3 +270,16 @@ def test_two_ranks_equal_one_process_with_a_large_bank_on_the_host(pool: RankPoo
 def test_the_bank_is_on_the_host_or_where_the_head_is() -> None:
     with pytest.raises(UserError, match="bank_device cannot be 'disk'"):
         CRD(bank_device="disk")  # type: ignore[arg-type]
+
+
+def test_the_weights_of_the_negatives_are_in_float32_whatever_torchs_default_type_is() -> None:
+    head = built(positives="class").float()
+    label = INDEX % 3
+    _, expected = head.draw(INDEX, label)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        _, found = head.draw(INDEX, label)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)

@@ -108,6 +108,18 @@ def test_the_paraphraser_is_frozen_as_it_was_in_the_last_step_of_the_initializat
     assert all(torch.equal(a + 1, b) for a, b in zip(kept, head.paraphrasers.parameters(), strict=True))
 
 
+def test_an_evaluation_in_the_initialization_does_not_touch_the_paraphraser_and_is_of_that_stage() -> None:
+    head = built(initialization=1)
+    gradients(head, epoch=0.5)
+    kept = [parameter.clone() for parameter in head.paraphrasers.parameters()]
+    with torch.no_grad():
+        for parameter in head.encoders.parameters():
+            parameter.add_(1.0)
+    gradients(head.eval(), epoch=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(kept, head.paraphrasers.parameters(), strict=True))
+    assert [built(stage).is_scheduled for stage in (1, 0, None)] == [True, False, False]
+
+
 def test_without_initialization_epochs_the_paraphraser_stays_at_random() -> None:
     found = gradients(built(0))
     assert set(found) == {"student", *(name for name in found if name.startswith("translators."))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassRecall
 
 from distill.metrics import (
@@ -77,3 +78,19 @@ def test_comparisons_with_the_teacher_do_not_wait(device: torch.device) -> None:
             neighbors.update(*given)
     assert 0 <= float(metrics.compute()["val/agreement"]) <= 1
     assert 0 <= float(neighbors.compute()) <= 1
+
+
+def test_sums_keep_their_type_in_a_module_of_half_precision() -> None:
+    metrics = [classification_metrics(CLASSES, "val"), teacher_metrics("val"), LongTailAccuracy(CLASSES, {"few": [0]})]
+    expected = [metric.metric_state for collection in metrics for metric in members(collection)]
+    torch.nn.ModuleList(metrics).to(torch.bfloat16)
+    found = [metric.metric_state for collection in metrics for metric in members(collection)]
+    assert found
+    for before, after in zip(expected, found, strict=True):
+        assert {name: tensor.dtype for name, tensor in after.items()} == {
+            name: tensor.dtype for name, tensor in before.items()
+        }
+
+
+def members(metrics: torch.nn.Module) -> list[Metric]:
+    return [metric for metric in metrics.modules() if isinstance(metric, Metric)]

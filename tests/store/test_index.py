@@ -93,7 +93,7 @@ def test_the_key_does_not_depend_on_order_versions_or_the_writing_of_numbers():
         "versions": {"torch": "2.16.0"},
         "command": "distill store",
     }
-    assert {"versions", "command", "taps", "network"} == set(NOT_IN_KEY)
+    assert {"versions", "command", "taps", "network", "device"} == set(NOT_IN_KEY)
     assert StoreIndex(reordered, {}, {}).key == INDEX.key
     assert INDEX.differences(reordered) == []
     assert StoreIndex({**IDENTITY, "data": {"image_size": True}}, {}, {}).key != INDEX.key

@@ -19,7 +19,7 @@ from distill.errors import UserError
 from distill.heads.kd import KD
 from distill.networks.torch_module import TorchModule
 from distill.objective import Term
-from distill.schedules import After, Until
+from distill.schedules import After, Until, Warmup
 from distill.training.classification import ClassificationModule
 from distill.training.distillation import DistillationModule
 from distill.training.run_info import progress_of, require_trainable
@@ -36,6 +36,7 @@ def trainer_with(batches, epochs=-1, max_steps=-1, accumulated=1, scheduling=Non
         max_steps=max_steps,
         accumulate_grad_batches=accumulated,
         callbacks=callbacks,
+        current_epoch=2,
     )
 
 
@@ -68,7 +69,7 @@ def test_progress_is_that_of_a_loop_that_steps_at_the_end_of_an_epoch(batches, a
 )
 def test_a_run_may_have_no_end_and_data_no_length(batches, epochs, max_steps, steps):
     progress = progress_of(trainer_with(batches, epochs, max_steps, accumulated=5), 3)
-    assert (progress.step, progress.steps, progress.epoch) == (3, steps, 0.0 if batches == math.inf else 1.0)
+    assert (progress.step, progress.steps, progress.epoch) == (3, steps, 2.0 if batches == math.inf else 1.0)
 
 
 class Weights(Callback):
@@ -145,20 +146,33 @@ class Endless(IterableDataset):
         return iter([Digits(augment=False).samples("train")[0]] * 12)
 
 
+def endless_fit(module, folder, **options):
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=folder, **quiet, **options)
+    trainer.fit(module, DataLoader(Endless(), batch_size=4))
+    return trainer
+
+
 def test_data_without_a_length_train_and_count_their_steps(tmp_path):
     module = ClassificationModule(TorchModule(Plain()), **SETTINGS)
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=2,
-        accumulate_grad_batches=2,
-        default_root_dir=tmp_path,
+    assert endless_fit(module, tmp_path, max_epochs=2, accumulate_grad_batches=2).global_step == 4
+
+
+def test_schedules_in_epochs_move_with_the_epochs_of_data_without_a_length_and_the_run_says_how(tmp_path):
+    module = DistillationModule(
+        student=TorchModule(Plain()),
+        teacher=TorchModule(Plain()),
+        heads={"until": Term(KD(), Until(2.0, epochs=2)), "after": Term(KD(), After(1.0, epochs=1))},
+        scheduler=Warmup(epochs=2),
+        **SETTINGS,
     )
-    trainer.fit(module, DataLoader(Endless(), batch_size=4))
-    assert trainer.global_step == 4
+    weights = Weights()
+    with pytest.warns(
+        UserWarning, match="no length, so that schedules in epochs change only from one epoch to the next"
+    ):
+        endless_fit(module, tmp_path, max_epochs=3, log_every_n_steps=1, callbacks=[weights])
+    assert weights.by_step["until"] == {0: 2, 1: 2, 2: 2, 3: 2, 4: 2, 5: 2, 6: 0, 7: 0, 8: 0}
+    assert weights.by_step["after"] == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1}
 
 
 @pytest.mark.parametrize(

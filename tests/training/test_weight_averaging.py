@@ -16,8 +16,9 @@ from distill.heads.kd import KD
 from distill.heads.rrd import RRD
 from distill.networks import Timm
 from distill.objective import Term
+from distill.testing import no_waiting
 from distill.training.distillation import DistillationModule
-from distill.training.weight_averaging import evaluated_weights
+from distill.training.weight_averaging import WeightsAverage, evaluated_weights
 
 QUEUE = "distiller.objective.heads.rrd.queue."
 SETTINGS = {"optimizer": partial(torch.optim.SGD, lr=0.1), "num_classes": 10, "image_shape": (3, 32, 32)}
@@ -102,6 +103,42 @@ def test_without_buffers_only_parameters_are_averaged(tmp_path):
     module, record, _ = train(tmp_path, EMAWeightAveraging(decay=0.5, use_buffers=False))
     for key, buffer in module.named_buffers():
         assert torch.equal(buffer, record.states[-1].get(key, buffer)), key
+
+
+def test_a_validation_has_the_current_statistics_where_they_are_not_averaged(tmp_path):
+    _, record, _ = train(tmp_path, EMAWeightAveraging(decay=0.5, use_buffers=False), epochs=2)
+    for epoch, validated in enumerate(record.validated):
+        trained = record.states[3 * epoch + 2]
+        statistics = [key for key in trained if key.endswith("running_var")]
+        assert statistics
+        assert all(torch.equal(validated[key], trained[key]) for key in statistics)
+
+
+def test_an_average_that_has_not_begun_has_the_current_weights(tmp_path):
+    module, record, checkpoint = train(tmp_path, EMAWeightAveraging(decay=0.5, update_starting_at_step=100))
+    for state in (module.state_dict(), checkpoint["state_dict"], record.validated[0]):
+        assert all(torch.equal(tensor, record.states[-1][key]) for key, tensor in state.items())
+
+
+def test_an_average_has_the_frozen_teacher_itself_and_waits_for_no_device(tmp_path):
+    averaging = EMAWeightAveraging(decay=0.5)
+    module, _, _ = train(tmp_path, averaging)
+    average = averaging._average_model
+    assert average.module.teachers["teacher"].network is module.teachers["teacher"].network
+    with no_waiting("cpu"):
+        average.update_parameters(module)
+    again = WeightsAverage.of(average)
+    again.load_state_dict(average.state_dict())
+    assert again.has_begun
+
+
+def test_a_test_in_the_trainer_that_has_trained_takes_the_averaged_weights_of_a_checkpoint(tmp_path):
+    averaging = EMAWeightAveraging(decay=0.5)
+    module, _, checkpoint = train(tmp_path, averaging)
+    module.trainer.limit_test_batches = 1
+    module.trainer.test(module, Digits(batch_size=8), ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    for name, tensor in module.student.state_dict().items():
+        assert torch.equal(tensor, checkpoint["state_dict"][f"distiller.student.{name}"])
 
 
 def test_a_validation_can_take_the_current_weights_and_changes_neither(tmp_path):

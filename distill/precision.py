@@ -1,4 +1,4 @@
-"""The precision that heads compute in: at least float32, outside autocast."""
+"""The precision of heads and metrics: at least float32, outside autocast."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def at_least_float32_after(function: Callable[[Tensor], Tensor]) -> Callable[[Te
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to a half-precision dtype and back; to `float32`, which is the least that heads compute in, not at all."""
+    """Round to a half-precision dtype and back; to `float32`, the least that heads compute in, not at all."""
     return tensor if dtype == torch.float32 else tensor.to(dtype).to(tensor.dtype)
 
 
