@@ -101,9 +101,9 @@ class FrozenTeacher(Teacher):
         """The wrapped network."""
         return self._unregistered[0]
 
-    def share(self, other: FrozenTeacher) -> None:
-        """Have another one's network from now on, of which this one is a copy."""
-        self._unregistered = other._unregistered
+    def share(self, original: FrozenTeacher) -> None:
+        """Have the network of the teacher that this one is a copy of."""
+        self._unregistered = original._unregistered
 
     @property
     def spec(self) -> FeatureSpec:

@@ -150,9 +150,9 @@ class WholeAverages(Callback):
 
 def _share_teachers(module: nn.Module, copied: nn.Module) -> None:
     """Let a copy of a module have the module's own teachers, which are large and never change."""
-    for own, copy in zip(module.modules(), copied.modules(), strict=True):
-        if isinstance(own, FrozenTeacher) and isinstance(copy, FrozenTeacher):
-            copy.share(own)
+    for original, twin in zip(module.modules(), copied.modules(), strict=True):
+        if isinstance(original, FrozenTeacher) and isinstance(twin, FrozenTeacher):
+            twin.share(original)
 
 
 def evaluated_weights(checkpoint: Mapping[str, Any], choice: WeightsChoice | None, option: str) -> dict[str, Tensor]:
