@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 from jsonargparse._common import parser_context
 from jsonargparse._required import iter_required_keys
 
-from distill.cli.named_classes import class_problem, find_class, with_article
+from distill.cli.named_classes import class_problem, find_class, is_abstract, with_article
 from distill.errors import did_you_mean, nearest
 
 _typehints: Any = import_module("jsonargparse._typehints")  # which has no types
@@ -188,7 +188,7 @@ def _problem_of_class(key: str, hint: Any, bases: tuple[type, ...], value: Any, 
     spec = {"class_path": value} if isinstance(value, str) else value
     path = spec.get("class_path")
     if path is None:
-        if not inspect.isabstract(bases[0]) and bases[0].__module__.startswith("distill") and "init_args" not in spec:
+        if not is_abstract(bases[0]) and bases[0].__module__.startswith("distill") and "init_args" not in spec:
             return _problem_of_arguments(key, bases[0], hint, spec, depth + 1)
         if wrong := [name for name in spec if nearest(str(name), _SPEC)]:
             sentence = f"{key}: {wrong[0]!r} is not known: {did_you_mean(wrong[0], _SPEC)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -64,9 +65,10 @@ def class_problem(name: str, bases: tuple[type, ...]) -> ClassProblem | None:
         return None if is_factory else ClassProblem(f"{name} is not a class, expected {wanted}")
     if not issubclass(found, bases):
         return ClassProblem(f"{name} is not {wanted}")
-    if inspect.isabstract(found):
+    if is_abstract(found):
         missing = sorted(getattr(found, "__abstractmethods__", ()))
-        return ClassProblem(f"{name} is abstract: it does not define {', '.join(missing)}")
+        reason = f"it does not define {', '.join(missing)}" if missing else "name one of its subclasses"
+        return ClassProblem(f"{name} is abstract: {reason}")
     return None
 
 
@@ -87,9 +89,14 @@ def most_derived(classes: list[type]) -> type | None:
 def subclasses(bases: tuple[type, ...]) -> Iterator[type]:
     """Yield all public subclasses that can be instantiated, and the bases themselves if they can."""
     for base in bases:
-        if not inspect.isabstract(base) and not base.__name__.startswith("_"):
+        if not is_abstract(base) and not base.__name__.startswith("_"):
             yield base
         yield from subclasses(tuple(base.__subclasses__()))
+
+
+def is_abstract(cls: type) -> bool:
+    """Return True for a class that only its subclasses are instances of, also if it leaves no method to them."""
+    return inspect.isabstract(cls) or ABC in cls.__bases__
 
 
 def with_article(name: str) -> str:

@@ -262,7 +262,7 @@ LONG = [
     (
         "what is taken from the data",
         ["--model.num_classes=7"],
-        "model.num_classes is taken from data.num_classes: remove",
+        "model.num_classes is 7, but Digits has 10: leave it out",
     ),
     ("no term", [*TEACHER, "--model.heads.m.weight=3"], "model.heads.m: Term needs 'head', which is not given"),
     ("a term of nothing", [*TEACHER, "--model.heads.m.weight=null", f"{M}=KD"], "model.heads.m.weight is null: give a"),
