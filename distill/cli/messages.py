@@ -31,7 +31,7 @@ _EXAMPLES = {
     "model.student": "--model.student=Timm",
     "model.optimizer": "--model.optimizer=SGD",
     "ckpt_path": "--ckpt_path=runs/run-1/checkpoints/last.ckpt",
-    "output": "--output=student.safetensors",
+    "output": "--output=FILE",
 }
 
 

@@ -64,7 +64,10 @@ def class_problem(name: str, bases: tuple[type, ...]) -> ClassProblem | None:
         is_factory = callable(found) and "return" in getattr(found, "__annotations__", {})
         return None if is_factory else ClassProblem(f"{name} is not a class, expected {wanted}")
     if not issubclass(found, bases):
-        return ClassProblem(f"{name} is not {wanted}")
+        is_module = any(base.__name__ == "Module" and base.__module__.startswith("torch.nn") for base in found.__mro__)
+        is_network = any(base.__name__ in ("FeatureSource", "Network") for base in bases)
+        remedy = f": give TorchModule, with {name} as its module" if is_module and is_network else ""
+        return ClassProblem(f"{name} is not {wanted}{remedy}")
     if is_abstract(found):
         missing = sorted(getattr(found, "__abstractmethods__", ()))
         reason = f"it does not define {', '.join(missing)}" if missing else "name one of its subclasses"

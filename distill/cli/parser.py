@@ -23,7 +23,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 class Parser(LightningArgumentParser):
-    """Parser that raises each error as a one-sentence `UserError`, and expands `~` in paths."""
+    """Parser that raises errors as one-sentence `UserError`s, expands `~` in paths, and takes no shortened keys."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
         """Parse the arguments, and expand `~` in them and in their configuration files."""

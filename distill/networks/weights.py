@@ -261,7 +261,8 @@ class _Mismatch:
         counts = [(stored[0], current[0]) for stored, current in self.shapes.values() if stored[0] != current[0]]
         if self.only_classifier and counts:
             stored, current = counts[0]
-            return f"has {stored} classes, but the network has {current}: set drop_classifier: true to leave them out"
+            remedy = "set drop_classifier: true to leave its classifier out"
+            return f"has {stored} classes, but the network has {current}: {remedy}"
         if self.only_classifier and not self.unexpected and not self.shapes:
             return f"has no classifier ({some(self.missing)}): set drop_classifier: true to keep the network's own"
         if not self.matching and not self.shapes:

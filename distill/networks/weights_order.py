@@ -52,7 +52,7 @@ def match_in_order(
         if tensor.shape != expected.shape:
             remedy = ""
             if key.startswith(layers) and tensor.shape[1:] == expected.shape[1:]:
-                remedy = f": set num_classes: {tensor.shape[0]}, or drop_classifier: true to leave them out"
+                remedy = f": set num_classes: {tensor.shape[0]}, or drop_classifier: true to leave the classifier out"
             raise UserError(
                 f"{file} cannot be matched by order: its tensor {len(matched) + 1}, {name!r}, is {list(tensor.shape)}, "
                 f"but {key!r} is {list(expected.shape)}{remedy}"

@@ -108,7 +108,7 @@ CASES = {
     ),
     "a missing data folder": (
         ["--data=ImageFolder", "--data.root=nowhere"],
-        "data.root: no class folders in nowhere/train; sort the images as nowhere/train/<class>/<image>",
+        "data.root: there is no folder 'nowhere'",
     ),
     "too large a batch": (["--data.batch_size=5000"], "data.batch_size is 5000, more than the 1078 training images"),
     "a reserved term name": (
