@@ -73,6 +73,9 @@ class PicturesOnce(Callback):
 
     Attributes:
         written: paths of the written pictures.
+
+    Raises:
+        UserError: a picture cannot be written.
     """
 
     def __init__(self, folder: str | Path, images: int) -> None:
@@ -92,7 +95,11 @@ class PicturesOnce(Callback):
         """Plot the first batch."""
         if not self.written and trainer.is_global_zero:
             for name, figure in _pictures(pl_module, batch, images=self.images):
-                self.written.append(save_figure(figure, self.folder / f"{name}.png"))
+                path = self.folder / f"{name}.png"
+                try:
+                    self.written.append(save_figure(figure, path))
+                except OSError as error:
+                    raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
 def pictures_folder(trainer: Trainer) -> Path:

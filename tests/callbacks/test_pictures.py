@@ -127,6 +127,14 @@ def test_superpixels_are_plotted_by_the_plot_command(superpixels, tmp_path, monk
     assert {path.name for path in tmp_path.iterdir()} == {"run", "pictures"}
 
 
+def test_a_folder_that_cannot_be_made_is_reported_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").write_text("mine")
+    assert main(["plot", *TINY, *SERKD, *VIT, "--output=afile/deep", "--images=2"]) == 2
+    assert "output: 'afile/deep/serkd.png' cannot be written: Not a directory" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
