@@ -126,7 +126,7 @@ def _check_type_with_key(self: Any, value: Any, append: bool = False, cfg: Any =
         _unusable.reset(none)
 
 
-class _UnusableFileError(UserError, yaml.YAMLError):
+class _UnusableFileError(UserError, yaml.YAMLError):  # type: ignore[misc]  # which has no types
     """An error that lets the parser go on with the name of the file as a text, which may be what the type is."""
 
 
