@@ -16,8 +16,7 @@ from distill import data as data_modules
 from distill.callbacks import Results
 from distill.cli.program import run
 from distill.data import ImageData
-from distill.data.class_folders import class_folders
-from distill.data.image_files import EXTENSIONS
+from distill.data.class_folders import class_folders, is_image
 from distill.errors import UserError, did_you_mean, require_above
 from distill.given import Writer, given
 from distill.heads import Head
@@ -185,7 +184,7 @@ def _named_data(value: str | Path) -> dict[str, Any]:
     folder = Path(value)
     if folder.is_dir():
         training = folder / "train" if (folder / "train").is_dir() else folder
-        loose = any(file.suffix.lower() in EXTENSIONS for file in training.iterdir() if file.is_file())
+        loose = any(is_image(file) for file in training.iterdir())
         arguments: dict[str, Any] = {"root": str(value)}
         if loose or not class_folders(training):
             arguments["labels"] = "none"

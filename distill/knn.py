@@ -62,7 +62,8 @@ def probe(
         device: to compute on; by default the GPU if there is one.
 
     Raises:
-        UserError: the student has no embedding, the images have no labels, or a setting does not fit the data.
+        UserError: the student has no embedding, no training image or none of `queries` has a label, or a setting does
+            not fit the data.
     """
     if student.spec.embedding is None:
         raise UserError(f"ckpt_path: {student.name} gives no embedding, so it has no neighbors")
@@ -79,10 +80,12 @@ def probe(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data.prepare_data()
     with eval_mode(student.to(device)):
+        embeddings, targets = _embeddings(student, data, queries, device)
+        if not len(targets):
+            raise UserError(f"data: none of its {queries} images has a label, by which a prediction could be judged")
         memory, labels = _embeddings(student, data, "train", device)
         if neighbors > len(labels):
             raise UserError(f"neighbors is {neighbors}, more than the {len(labels)} labeled training images")
-        embeddings, targets = _embeddings(student, data, queries, device)
     chunk = max(1, _CHUNK // len(memory))
     votes = neighbor_votes(embeddings, memory, labels, data.num_classes, neighbors, temperature, chunk)
     correct = int((votes.argmax(dim=1) == targets).sum())
@@ -93,11 +96,12 @@ def probe(
 def _embeddings(student: Network, data: ImageData, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return embeddings `[N, d]` and labels `[N]` of the labeled images of a split."""
     size = student.image_shape[1:]
+    samples = data.used_samples(split)
+    if not len(samples):
+        raise UserError(f"data: {type(data).__name__} has no {split} images")
     embeddings, labels = [], []
     generator = torch.Generator().manual_seed(0)  # a training goes on afterwards
-    for batch in DataLoader(
-        data.used_samples(split), batch_size=data.batch_size, num_workers=data.num_workers, generator=generator
-    ):
+    for batch in DataLoader(samples, batch_size=data.batch_size, num_workers=data.num_workers, generator=generator):
         image = batch["image"].to(device)
         if image.shape[-2:] != size:
             image = interpolate(image, size, mode="bilinear", antialias=True)

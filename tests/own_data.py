@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from distill.data import ArraySource, ImageData, ImageDataset, Split
 
@@ -59,6 +60,50 @@ class OwnData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation images."""
         return DataLoader(self.val, batch_size=self.batch_size)
+
+
+class OwnStream(OwnData):
+    """A data module of a user whose images come one after the other, without a length."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the training images."""
+        return DataLoader(Stream(self.train), batch_size=self.batch_size)
+
+
+class Stream(IterableDataset[Any]):
+    """The samples of a data set, without its length."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.dataset[index] for index in range(len(self.dataset)))  # type: ignore[arg-type]
+
+
+class OwnSeveral(OwnData):
+    """A data module of a user with several loaders for training, whose batch its `on_before_batch_transfer` makes."""
+
+    def train_dataloader(self) -> Any:
+        """Return two loaders."""
+        loaders = [DataLoader(self.train, batch_size=self.batch_size) for _ in range(2)]
+        return dict(zip("ab", loaders, strict=True)) if self.kind == "dict" else loaders
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Put the batches of the loaders into one."""
+        parts = list(batch.values()) if isinstance(batch, dict) else batch
+        if isinstance(parts[0], Tensor):  # of a validation, by one loader
+            return batch
+        if isinstance(parts[0], dict):
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+
+class OwnRest(OwnData):
+    """A data module of a user that keeps the images at the end of an epoch."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the training images."""
+        return DataLoader(self.train, batch_size=self.batch_size)
 
 
 class OwnSampler(OwnData):

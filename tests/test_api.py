@@ -219,6 +219,8 @@ def test_a_folder_has_labels_where_it_has_class_folders(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / "photos" / split / "cat").mkdir(parents=True)
     photos = str(tmp_path / "photos")
+    (tmp_path / "photos" / "train" / "._one.jpg").touch()  # as other systems put beside images
+    (tmp_path / "photos" / "train" / "folder.png").mkdir()
     assert _data(tmp_path / "photos", None, Writer()) == {"class_path": "ImageFolder", "init_args": {"root": photos}}
     assert _data("photos/train", None, Writer())["init_args"] == {"root": "photos/train", "val_fraction": 0.1}
 

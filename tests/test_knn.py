@@ -146,6 +146,17 @@ def test_mistakes_get_one_sentence(settings, message, checkpoint, capsys):
     assert len(error.splitlines()) == 1
 
 
+def test_test_images_without_a_label_or_without_images_are_refused(checkpoint, few_digits):
+    student = load_student(checkpoint)
+    source = few_digits.samples("test").source
+    source.labels = [-1] * len(source)
+    with pytest.raises(UserError, match="data: none of its test images has a label, by which a prediction could be"):
+        probe(student, few_digits)
+    source.images, source.labels = source.images[:0], []
+    with pytest.raises(UserError, match="data: Digits has no test images"):
+        probe(student, few_digits)
+
+
 def test_a_student_without_an_embedding_is_refused():
     student = TorchModule(Convolutional())
     student.build(10, (3, 32, 32))

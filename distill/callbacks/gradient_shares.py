@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from distill.callbacks.checkpoint import run_checkpoint
 from distill.callbacks.gradient_meter import At, GradientMeter
+from distill.callbacks.pictures import pictures_folder
 from distill.errors import did_you_mean, require_above, require_at_least
 from distill.gradients import Measurement, Share
 from distill.objective import TASK, Objective
@@ -38,7 +37,8 @@ class GradientShares(GradientMeter):
     - `train/NAME/gradient_cosine`: of the angle to the reference's gradient, and `train/NAME/gradient_cosine/OTHER` to
       each other term's: 1 if both pull in the same direction, 0 if neither helps the other, below 0 if they disagree.
 
-    They go to the loggers at once. At the end of training they are drawn over time in `pictures/gradient_shares.png`.
+    They go to the loggers at once. At the end of training they are drawn over time in `pictures/gradient_shares.png`
+    of the run's folder.
 
     `balance` sets the factors of the named terms (the objective's `factors`, which checkpoints contain) after each
     measurement, such that the effective weight, schedule x factor, has the share asked for on average over the last
@@ -137,10 +137,7 @@ class GradientShares(GradientMeter):
         super().on_train_end(trainer, pl_module)
         if not self._history or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        checkpoint = run_checkpoint(trainer)
-        checkpoints = None if checkpoint is None else checkpoint.dirpath
-        folder = Path(checkpoints).parent if checkpoints else Path(trainer.default_root_dir)
-        path = save_figure(self._figure(), folder / "pictures" / "gradient_shares.png")
+        path = save_figure(self._figure(), pictures_folder(trainer) / "gradient_shares.png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("pictures/gradient_shares", [str(path)], step=trainer.global_step)

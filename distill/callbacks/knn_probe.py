@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]  # as its users import it
 
-from distill.data import ImageData
+from distill.data import ImageData, Split
+from distill.data.sources import listed_labels
 from distill.errors import UserError, require_at_least
 from distill.knn import probe
 from distill.training.classification import ClassificationModule
@@ -18,9 +19,11 @@ class KNNProbe(Callback):
     """Classifies validation images by the nearest training images in the student's embedding, every few epochs.
 
     The top-1 accuracy is logged as `val/knn_top1` with the other figures of a validation, see `distill probe`, and is
-    that of the same weights: in a run with a weight average, of those that `model.evaluation_weights` chooses. A
-    validation without a batch has none. Training images are embedded without augmentation. Every rank computes it over
-    all images.
+    that of the same weights: in a run with a weight average, of those that `model.evaluation_weights` chooses.
+    Training images are embedded without augmentation. Every rank computes it over all images.
+
+    A validation in an epoch without a probe, or without a batch, has no such figure. It can be monitored if every
+    validation has one, or if `checkpoint.every_n_epochs` compares checkpoints only then.
 
     Args:
         every_n_epochs: number of epochs between two probes.
@@ -30,8 +33,8 @@ class KNNProbe(Callback):
             run trains on (after any `longtail`, `labels_per_class` or `train_size`), with the labels that it has.
 
     Raises:
-        UserError: a number is out of range; the student has no embedding; the images have no labels, fewer than
-            `neighbors`, or are not those of a data module of distill.
+        UserError: a number is out of range; the student has no embedding; the training images have no labels or fewer
+            than `neighbors`; no validation image has one; the images are not those of a data module of distill.
     """
 
     logs = ("val/knn_top1",)
@@ -62,23 +65,24 @@ class KNNProbe(Callback):
         if pl_module.student.spec.embedding is None:
             raise UserError(f"trainer.callbacks: KNNProbe needs an embedding, but {pl_module.student.name} gives none")
         if stage in ("fit", "validate"):
+            data.prepare_data()
             self._require_neighbors(data)
+            if trainer.limit_val_batches != 0:  # else there is no probe
+                _require_queries(data)
 
     def _require_neighbors(self, data: ImageData) -> None:
-        data.prepare_data()
-        try:
-            labeled = sum(data.class_counts())
-        except UserError:  # a source that does not list its labels: `probe` counts them
-            return
-        if self.neighbors > labeled:
+        labeled = _labeled(data, "train")
+        if labeled is not None and self.neighbors > labeled:
             raise UserError(
                 f"trainer.callbacks: KNNProbe.neighbors is {self.neighbors}, more than the {labeled} labeled training "
                 "images"
             )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the result of a validation that was interrupted."""
+        """Forget the result of an earlier validation, which Lightning would keep for checkpoints and results."""
         self._top1 = None
+        for name in self.logs:
+            trainer.callback_metrics.pop(name, None)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -105,3 +109,17 @@ class KNNProbe(Callback):
 
     def _is_due(self, trainer: Trainer) -> bool:
         return not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+
+def _require_queries(data: ImageData) -> None:
+    if _labeled(data, "val") == 0:
+        raise UserError(
+            "trainer.callbacks: KNNProbe classifies labeled validation images, but none of those of "
+            f"{type(data).__name__} has a label: give others as its data"
+        )
+
+
+def _labeled(data: ImageData, split: Split) -> int | None:
+    """Return the number of labeled images; `None` for a source that does not list its labels: `probe` counts them."""
+    labels = listed_labels(data.used_source(split))
+    return None if labels is None else sum(label >= 0 for label in labels)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 from torch import Tensor
 
 from distill.callbacks.checkpoint import run_checkpoint
+from distill.callbacks.results import Results
 from distill.errors import UserError
 from distill.heads import Head
 from distill.networks.modes import eval_mode
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 class HeadPictures(Callback):
     """Plots a few samples of an epoch's first batch with every head that implements `plot`.
 
-    The pictures are saved in `pictures/` beside the checkpoints, and logged to wandb if that is a logger.
+    The pictures are saved in the run's folder (see `pictures_folder`), and logged to wandb if that is a logger. A
+    `fast_dev_run` draws none.
 
     Args:
         every_n_epochs: number of epochs between two plots.
@@ -52,11 +54,9 @@ class HeadPictures(Callback):
         if self._batch is None or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         batch, self._batch = self._batch, None
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning has it
             return
-        checkpoint = run_checkpoint(trainer)
-        checkpoints = None if checkpoint is None else checkpoint.dirpath
-        folder = (Path(checkpoints).parent if checkpoints else Path(trainer.default_root_dir)) / "pictures"
+        folder = pictures_folder(trainer)
         for name, figure in _pictures(pl_module, batch):
             path = save_figure(figure, folder / f"{name}-epoch-{trainer.current_epoch}.png")
             for logger in trainer.loggers:
@@ -73,6 +73,9 @@ class PicturesOnce(Callback):
 
     Attributes:
         written: paths of the written pictures.
+
+    Raises:
+        UserError: a picture cannot be written.
     """
 
     def __init__(self, folder: str | Path, images: int) -> None:
@@ -92,7 +95,29 @@ class PicturesOnce(Callback):
         """Plot the first batch."""
         if not self.written and trainer.is_global_zero:
             for name, figure in _pictures(pl_module, batch, images=self.images):
-                self.written.append(save_figure(figure, self.folder / f"{name}.png"))
+                path = self.folder / f"{name}.png"
+                try:
+                    self.written.append(save_figure(figure, path))
+                except OSError as error:
+                    raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror or error}") from error
+
+
+def pictures_folder(trainer: Trainer) -> Path:
+    """Return the folder for the pictures of a training.
+
+    It is `pictures` in the run's folder, that of `results.json`. A trainer without one has it beside its folder
+    `checkpoints`, in a folder of checkpoints of any other name, which several runs may have side by side, or without
+    checkpoints in `default_root_dir`.
+    """
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
+    folders = [callback.folder for callback in callbacks if isinstance(callback, Results)]
+    if folders and folders[0] is not None:
+        return Path(folders[0]) / "pictures"
+    checkpoint = run_checkpoint(trainer)
+    if checkpoint is None or checkpoint.dirpath is None:
+        return Path(trainer.default_root_dir) / "pictures"
+    checkpoints = Path(checkpoint.dirpath)
+    return (checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints) / "pictures"
 
 
 def can_plot(head: Head) -> bool:

@@ -75,6 +75,7 @@ class SuperpixelSegments(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the heads that read segments, and try the settings on an image of the data's size."""
         assert isinstance(pl_module, DistillerModule)
+        _remove_from_workers(trainer)  # whose segments may be those of an earlier run on the same data
         readers = {name: term.head for name, term in pl_module.terms.items() if "segments" in term.head.batch_needs}
         self.is_needed = bool(readers)
         if not self.is_needed:
@@ -94,6 +95,14 @@ class SuperpixelSegments(Callback):
             slic(_in_unit_range(image, *self.normalization), **self.settings)
         except UserError as error:
             raise error.at("trainer.callbacks: SuperpixelSegments") from None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the data workers compute no more segments, since the next run on the same data may need others."""
+        _remove_from_workers(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do what `teardown` does, which Lightning leaves out after an error."""
+        _remove_from_workers(trainer)
 
     def _prepare_workers(self, trainer: Trainer) -> int:
         """Let the data workers compute segments; return the maximum number of segments per image."""
@@ -153,6 +162,13 @@ class SuperpixelSegments(Callback):
     def _add(self, batch: Any) -> None:
         image = _in_unit_range(batch["image"], *self.normalization)
         batch["segments"] = add_segments({"image": image}, **self.settings)["segments"]
+
+
+def _remove_from_workers(trainer: Trainer) -> None:
+    """Remove the segments from what the data workers compute, but no fields of a user."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if getattr(getattr(data, "extra_fields", None), "func", None) is _segments_of:
+        data.extra_fields = None
 
 
 def _segments_of(image: Tensor, normalization: tuple[Any, Any], settings: dict[str, Any]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -25,7 +25,7 @@ from distill.training.batches import sample_batch
 from distill.training.classification import ClassificationModule
 from distill.training.distillation import DistillationModule
 from distill.training.optimizer import EffectiveBatch
-from distill.training.run_info import steps_per_epoch
+from distill.training.run_info import progress_of, smallest_batch, steps_per_epoch
 
 
 def print_set_up(
@@ -220,13 +220,14 @@ def _step(module: LightningModule, batch: EffectiveBatch, data: LightningDataMod
     if (views := len(getattr(data, "train_views", "1"))) > 1 and isinstance(module, ClassificationModule):
         passes = module.distiller.view_passes
         table.add_row("views of each image", f"{views}, so {views * batch.images} rows a batch; {passes} passes")
-    images, limit = len(data.train_dataloader().dataset) // batch.devices, trainer.limit_train_batches
-    batches, last = divmod(images, batch.images)
-    if last and not getattr(data, "drop_last", True):
+    progress_of(trainer, 0)  # loads the training data, as `fit` does
+    loader: Any = trainer.train_dataloader
+    last = smallest_batch(loader, trainer.num_training_batches)
+    if last is not None and last != loader.batch_size:
         table.add_row("last batch of an epoch", f"{last} images x {batch.devices} devices")
-        batches += 1
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    table.add_row("steps per epoch", f"{steps_per_epoch(batches, trainer.accumulate_grad_batches):,}")
+    steps = steps_per_epoch(trainer.num_training_batches, trainer.accumulate_grad_batches)
+    if isfinite(steps):  # of data with a length, or with a limit
+        table.add_row("steps per epoch", f"{steps:,.0f}")
     if isinstance(module, ClassificationModule):
         table.add_row("learning rate", module.make_optimizer(batch)[1])
     return table

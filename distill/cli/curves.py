@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill.cli.curves_page import page
+from distill.cli.folders import refuse_output, writing
 from distill.cli.parser import command_parser
 from distill.errors import UserError
 from distill.files import write_atomic
@@ -41,14 +42,14 @@ def run_curves(args: list[str]) -> None:
     kind = output.suffix.lower().removeprefix(".")
     if kind not in (*PICTURES, "html"):
         raise UserError(f"output: {options.output!r} must end with .png, .svg, .pdf or .html")
-    if output.exists():
-        raise UserError(f"output: {options.output!r} already exists and is not overwritten; give another file")
+    refuse_output(options.output)
     runs = read_runs(options.runs)
     figure = draw_sections(sections(runs), list(runs))
-    if kind == "html":
-        write_atomic(output, page(runs, figure).encode())
-    else:
-        save_figure(figure, output, dpi=110)
+    with writing(options.output):
+        if kind == "html":
+            write_atomic(output, page(runs, figure).encode())
+        else:
+            save_figure(figure, output, dpi=110)
     print(output)
 
 

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from jsonargparse._common import parent_parser
 
 from distill.cli.construction import Escape, at_key, construct
 from distill.cli.diagnosis import bases_of, class_field, diagnose, members, read_text
 from distill.cli.named_classes import most_derived
+from distill.cli.yaml_reader import check_file, is_file
 from distill.errors import UserError
 
 _typehints: Any = import_module("jsonargparse._typehints")  # which have no types
 _signatures: Any = import_module("jsonargparse._signatures")
+_actions: Any = import_module("jsonargparse._actions")
 ActionTypeHint, NestedArg = _typehints.ActionTypeHint, _typehints.NestedArg
 _check_type = ActionTypeHint._check_type
 _instantiate = ActionTypeHint.instantiate_classes
 _resolve = _typehints.resolve_class_path_by_name
+_parse_value_or_config = _typehints.parse_value_or_config
+_adapt_file = _typehints.adapt_subconfig_path
 _get_class_instantiator = _typehints.get_class_instantiator
 _sort_types = _typehints.sort_subtypes_for_union
 _instantiate_group = _signatures.group_instantiate_class
 _is_checking: ContextVar[bool] = ContextVar("is_checking", default=False)
+_start: ContextVar[str] = ContextVar("start", default="")  # working directory, which the parser leaves for a file's
+_unusable: ContextVar[tuple[UserError, ...]] = ContextVar("unusable", default=())  # files named by the value checked
 
 
 @contextmanager
@@ -39,10 +48,14 @@ def adapted_jsonargparse() -> Iterator[None]:
       weight decay set for AdamW would reach SGD.
     - Of classes with the same short name, the one that derives from the others is taken.
     - A term may be given as its head's name alone.
+    - A file that stands for a part of a configuration is checked like the configuration, and is otherwise a text.
     - A whole number stays one where a type allows both: Python keeps one order of equal unions, that of whatever was
       imported first, and jsonargparse takes the first type that fits.
     """
     replaced = [
+        (_typehints, "parse_value_or_config", _parse_value_or_checked_file),
+        (_typehints, "adapt_subconfig_path", _adapt_checked_file),
+        (_actions, "parse_value_or_config", _parse_value_or_checked_file),
         (_typehints, "sort_subtypes_for_union", _sorted_with_int_before_float),
         (_typehints, "discard_init_args_on_class_path_change", _drop_arguments),
         (_typehints, "resolve_class_path_by_name", _resolve_most_derived),
@@ -53,11 +66,13 @@ def adapted_jsonargparse() -> Iterator[None]:
         (ActionTypeHint, "instantiate_classes", _instantiate_at_key),
     ]
     originals = [(owner, name, vars(owner)[name]) for owner, name, _ in replaced]
+    start = _start.set(os.getcwd())
     for owner, name, replacement in replaced:
         setattr(owner, name, replacement)
     try:
         yield
     finally:
+        _start.reset(start)
         for owner, name, original in originals:
             setattr(owner, name, original)
 
@@ -87,7 +102,7 @@ def _check_type_with_key(self: Any, value: Any, append: bool = False, cfg: Any =
         given = deepcopy(value)
     except Exception:  # an instance as default
         given = value
-    token = _is_checking.set(True)
+    token, none = _is_checking.set(True), _unusable.set(())
     hint, parser = self._typehint, parent_parser.get()
     try:
         checked = _check_type(self, value, append, cfg, mode)
@@ -100,12 +115,45 @@ def _check_type_with_key(self: Any, value: Any, append: bool = False, cfg: Any =
     except Exception as error:
         if given == {}:  # which jsonargparse itself tries
             raise
+        if _unusable.get():
+            raise _unusable.get()[0] from error
         problem = diagnose(parser, self.dest, hint, given, cfg.get(self.dest) if cfg else None)
         if problem is None:
             raise
         raise UserError(str(problem)) from error
     finally:
         _is_checking.reset(token)
+        _unusable.reset(none)
+
+
+class _UnusableFileError(UserError, yaml.YAMLError):  # type: ignore[misc]  # which has no types
+    """An error that lets the parser go on with the name of the file as a text, which may be what the type is."""
+
+
+def _parse_value_or_checked_file(value: Any, enable_path: bool = True, simple_types: bool = False) -> Any:
+    if enable_path:
+        _check_file(value)
+    return _parse_value_or_config(value, enable_path, simple_types)
+
+
+def _adapt_checked_file(value: Any, hint: Any, settings: Any) -> Any:
+    if settings.get("enable_path"):
+        _check_file(value)
+    return _adapt_file(value, hint, settings)
+
+
+def _check_file(value: Any) -> None:
+    """Check the file that the parser is about to read, if a value is the name of one."""
+    if not isinstance(value, str) or not is_file(value):
+        return
+    path = os.path.abspath(os.path.expanduser(value))
+    within = os.path.relpath(path, _start.get())
+    try:
+        check_file(Path(path), path if os.path.isabs(value) or within.startswith("..") else within)
+    except UserError as error:
+        unusable = _UnusableFileError(str(error))
+        _unusable.set((*_unusable.get(), unusable))
+        raise unusable from error
 
 
 def _completed(hint: Any, value: Any) -> Any:

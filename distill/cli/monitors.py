@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import lcm
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torchmetrics import MetricCollection
 
-from distill.callbacks import RunCheckpoint
+from distill.callbacks import KNNProbe, RunCheckpoint
+from distill.callbacks.checkpoint import run_checkpoint
 from distill.errors import UserError, did_you_mean
 from distill.training.classification import ClassificationModule
 from distill.training.comparison import DISTILLATION
@@ -33,6 +35,7 @@ def refuse_unknown_monitors(trainer: Trainer, module: LightningModule) -> None:
             raise UserError(f"{key} is {name!r}, but trainer.limit_val_batches is 0, so that nothing is validated")
         if name not in known and not name.startswith(heads):
             raise UserError(f"{key} cannot be {name!r}, which is not logged: {did_you_mean(name, known, limit=12)}")
+    _refuse_rare_probes(trainer, module)
 
 
 def logged_metrics(trainer: Trainer, module: ClassificationModule) -> Iterator[str]:
@@ -67,6 +70,35 @@ def _monitors(trainer: Trainer, module: ClassificationModule) -> Iterator[tuple[
     for scheduler in trainer.lr_scheduler_configs:
         if scheduler.reduce_on_plateau and scheduler.strict and scheduler.monitor is not None:
             yield "model.scheduler.monitor", scheduler.monitor
+
+
+def _refuse_rare_probes(trainer: Trainer, module: ClassificationModule) -> None:
+    """Refuse to monitor a figure of `KNNProbe` in epochs without a probe, after which it is missing."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
+    for probe in (callback for callback in callbacks if isinstance(callback, KNNProbe)):
+        every = probe.every_n_epochs
+        for key, name in _monitors(trainer, module):
+            if name in probe.logs and _epochs_between_comparisons(trainer, key) % every:
+                less = ", or checkpoint.every_n_epochs to a multiple of it" if key == "checkpoint.monitor" else ""
+                raise UserError(
+                    f"{key} is {name!r}, which KNNProbe.every_n_epochs {every} leaves out of some of the validations: "
+                    f"set that to 1{less}"
+                )
+
+
+def _epochs_between_comparisons(trainer: Trainer, key: str) -> int:
+    """Return the number of epochs after which a metric of the validation is compared again."""
+    validated: int = trainer.check_val_every_n_epoch or 1  # none: after a number of batches, in any epoch
+    checkpoint = run_checkpoint(trainer)
+    if key != "checkpoint.monitor" or checkpoint is None or not _validates_at_ends(trainer):
+        return validated
+    return 0 if checkpoint.save_top_k == -1 else lcm(validated, checkpoint.every_n_epochs or 0)  # all kept, or none
+
+
+def _validates_at_ends(trainer: Trainer) -> bool:
+    """Return True if validations are at the ends of epochs only."""
+    interval: Any = getattr(trainer, "val_check_interval", None)  # 1 is a batch, 1.0 an epoch; none if it is a time
+    return trainer.check_val_every_n_epoch is not None and isinstance(interval, float) and interval == 1.0
 
 
 def _is_known(trainer: Trainer, module: ClassificationModule) -> bool:

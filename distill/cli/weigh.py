@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,21 +13,23 @@ from rich.box import SIMPLE_HEAVY
 from rich.console import Console
 from rich.table import Table
 
-from distill.callbacks import GradientShares, HeadPictures, Results, WandbReport
+from distill.callbacks import GradientShares, HeadPictures, KNNProbe, Results, WandbReport
 from distill.callbacks.gradient_meter import At
 from distill.callbacks.weighing import Weighing
+from distill.cli.folders import refuse_output, writing
+from distill.cli.rehearsal import BeforeFirstStep, rehearse_scheduler
 from distill.cli.saved_configuration import SaveConfiguration
 from distill.cli.weight_advice import Advice, advise
-from distill.errors import UserError, require_above, require_at_least
+from distill.errors import require_above, require_at_least
 from distill.files import write_atomic
 from distill.runs.checkpoints import read_checkpoint
 from distill.training.classification import ClassificationModule
 
 _LEFT_OUT = (
     *(Checkpoint, EarlyStopping, ModelSummary, ProgressBar, Timer),
-    *(GradientShares, HeadPictures, Results, SaveConfiguration, WandbReport),
+    *(BeforeFirstStep, GradientShares, HeadPictures, KNNProbe, Results, SaveConfiguration, WandbReport),
 )
-"""Callbacks that write, show or stop something; all others, such as one that adds to the batch, stay."""
+"""Callbacks that write, show, stop or await something; all others, such as one that adds to the batch, stay."""
 
 
 _WIDEST = 8
@@ -54,8 +55,8 @@ def weigh(
     require_above(0, share=share)
     require_at_least(1, steps=steps)
     require_at_least(0, warmup=warmup)
-    if output is not None and Path(output).exists():
-        raise UserError(f"output: {output!r} already exists and is not overwritten; give another file")
+    if output is not None:
+        refuse_output(output)
     assert isinstance(module, ClassificationModule)
     if ckpt_path is not None:
         _load(trainer, module, ckpt_path)
@@ -75,7 +76,8 @@ def weigh(
     for note in [*advice.notes, CAUTION]:
         _say(console, note)
     if output is not None:
-        write_atomic(output, _configuration(advice).encode())
+        with writing(output):
+            write_atomic(output, _configuration(advice).encode())
         _say(console, f"{output}: add it to the configuration, --config ... --config {output}")
 
 
@@ -92,11 +94,22 @@ def _without_traces(trainer: Any, steps: int, warmup: int, at: At) -> Weighing:
     shown = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
     weighing = Weighing(steps, warmup, at, show_progress=shown)
     kept: list[Callback] = [callback for callback in trainer.callbacks if not isinstance(callback, _LEFT_OUT)]
-    trainer.callbacks = [*kept, weighing]
+    trainer.callbacks = [*kept, _WithoutPlateaus(), weighing]
     trainer.loggers = [DummyLogger()]
     trainer.limit_val_batches = trainer.num_sanity_val_steps = 0
     trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
     return weighing
+
+
+class _WithoutPlateaus(Callback):
+    """Leaves out a scheduler that waits for a metric, which a validation or a whole epoch would give."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the scheduler unless it is left out."""
+        strategy = trainer.strategy
+        strategy.lr_scheduler_configs = [each for each in strategy.lr_scheduler_configs if not each.reduce_on_plateau]
+        if strategy.lr_scheduler_configs and isinstance(pl_module, ClassificationModule):
+            rehearse_scheduler(trainer, pl_module)
 
 
 def _close_pairs(advice: Advice) -> str:

@@ -17,7 +17,9 @@ _MOST_NODES = 1_000_000  # a configuration has hundreds; aliases of aliases can 
 
 
 def check_files(args: Sequence[str]) -> None:
-    """Check every configuration file that the options name, and the files that these name in turn.
+    """Check every configuration file that is given by `--config`.
+
+    Those that these name in turn, or that another option names, are checked when the parser takes them for one.
 
     Args:
         args: the options of a command.
@@ -26,11 +28,33 @@ def check_files(args: Sequence[str]) -> None:
         UserError: a file cannot be read, is no YAML, holds no keys, gives a key twice, or refers to itself.
     """
     for option, value in _options(args):
-        if option in ("--config", "-c") and value:
-            if not value.lstrip().startswith("{"):  # a configuration may be given as text, too
-                _check_file(Path(value), set())
-        elif value.endswith(_SUFFIXES) and os.path.lexists(value):
-            _check_file(Path(value), set())
+        if option in ("--config", "-c") and value and not value.lstrip().startswith("{"):  # which is given as text
+            check_file(Path(value))
+
+
+def is_file(value: str) -> bool:
+    """Return True if the parser takes a value for the name of a configuration file, or if it was meant to be one."""
+    path = os.path.expanduser(value)
+    return os.path.isfile(path) or (value.endswith(_SUFFIXES) and os.path.lexists(path) and not os.path.isdir(path))
+
+
+def check_file(path: Path, name: str | None = None) -> None:
+    """Check a configuration file, as `check_files` does.
+
+    Args:
+        path: of the file.
+        name: what messages call it, by default its path.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    name = name or str(path)
+    root = parse_yaml(_text(path, name), name)
+    if root is None:
+        raise UserError(f"{name} is empty: a configuration file holds keys such as `model` and `trainer`")
+    if not isinstance(root, MappingNode):
+        content = "a list" if isinstance(root, SequenceNode) else f"only {_short(str(root.value))!r}"
+        raise UserError(f"{name} holds {content}: a configuration file holds keys such as `model` and `trainer`")
 
 
 def parse_yaml(text: str, name: str) -> Node | None:
@@ -83,44 +107,26 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield option, args[position + 1]
 
 
-def _check_file(path: Path, seen: set[str]) -> None:
-    real = os.path.realpath(path)  # which a loop of links does not disturb
-    if real in seen:
-        return
-    seen.add(real)
-    name = str(path)
-    root = parse_yaml(_text(path), name)
-    if root is None:
-        raise UserError(f"{name} is empty: a configuration file holds keys such as `model` and `trainer`")
-    if not isinstance(root, MappingNode):
-        content = "a list" if isinstance(root, SequenceNode) else f"only {_short(str(root.value))!r}"
-        raise UserError(f"{name} holds {content}: a configuration file holds keys such as `model` and `trainer`")
-    for value in _scalars(root, set()):
-        nested = path.parent / value
-        if value.endswith(_SUFFIXES) and nested.is_file():
-            _check_file(nested, seen)
-
-
-def _text(path: Path) -> str:
-    """Read a file."""
+def _text(path: Path, name: str) -> str:
+    """Read a file, which messages call `name`."""
     try:
         content = path.expanduser().read_bytes()
     except FileNotFoundError:
-        raise UserError(f"config: there is no file {str(path)!r}{_similar(path)}") from None
+        raise UserError(f"config: there is no file {name!r}{_similar(path)}") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, expected a file{_inside(path)}") from None
+        raise UserError(f"{name} is a folder, expected a file{_inside(path)}") from None
     except PermissionError:
-        raise UserError(f"{path} cannot be read: permission denied") from None
+        raise UserError(f"{name} cannot be read: permission denied") from None
     except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a null byte
-        raise UserError(f"{_short(str(path))} cannot be read: {_reason(error)}") from None
+        raise UserError(f"{_short(name)} cannot be read: {_reason(error)}") from None
     if b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path} is a binary file, expected YAML")
+        raise UserError(f"{name} is a binary file, expected YAML")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(
-            f"{path} is not encoded in UTF-8: line {line} holds the byte 0x{content[error.start]:02x}"
+            f"{name} is not encoded in UTF-8: line {line} holds the byte 0x{content[error.start]:02x}"
         ) from None
 
 
@@ -162,21 +168,6 @@ def _check_keys(node: MappingNode, name: str) -> None:
             raise UserError(
                 f"{name}, line {line}: YAML does not read the key {key.value!r} as text: put it in quotation marks"
             )
-
-
-def _scalars(node: Node, seen: set[int]) -> Iterator[str]:
-    """Yield all values that are neither lists nor mappings."""
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, MappingNode):
-        for _, value in node.value:
-            yield from _scalars(value, seen)
-    elif isinstance(node, SequenceNode):
-        for value in node.value:
-            yield from _scalars(value, seen)
-    else:
-        yield str(node.value)
 
 
 def _similar(path: Path) -> str:

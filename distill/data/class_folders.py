@@ -25,6 +25,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _OF_OTHER_PROGRAMS
 
 
+def is_image(path: Path) -> bool:
+    """Return True for the file of an image that is not hidden."""
+    return path.suffix.lower() in EXTENSIONS and not is_hidden(path.name) and path.is_file()
+
+
 def refuse_unknown_classes(folder: Path, training: Path, allowed: Collection[str] = ()) -> None:
     """Refuse class folders that the training images do not have, since there is no number for them.
 
@@ -101,8 +106,7 @@ def notes_on_files(folder: Path, left_out: Counter[str]) -> list[str]:
 def notes_on(folder: Path, classes: Sequence[str], labels: Iterable[int], left_out: Counter[str]) -> list[str]:
     """Describe what is unusual about the class folders of a split: files left out, classes without images."""
     notes = notes_on_files(folder, left_out)
-    files = [entry.name for entry in os.scandir(folder) if entry.is_file() and not is_hidden(entry.name)]
-    if loose := [name for name in files if name.lower().endswith(EXTENSIONS)]:
+    if loose := [path for path in folder.iterdir() if is_image(path)]:
         notes.append(f"{folder}: images left out since they are in no class folder: {len(loose):,}")
     present = set(labels)
     if missing := [name for label, name in enumerate(classes) if label not in present]:

@@ -1,5 +1,6 @@
 """The kNN probe during training."""
 
+import json
 from copy import deepcopy
 from functools import partial
 
@@ -10,8 +11,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from distill.__main__ import main
 from distill.callbacks import KNNProbe
-from distill.data import Digits
+from distill.data import ArraySource, Digits
 from distill.data.longtail import ExponentialTail
 from distill.errors import UserError
 from distill.heads.rkd import RKD
@@ -21,6 +23,7 @@ from distill.objective import Term
 from distill.training.classification import ClassificationModule
 from distill.training.distillation import DistillationModule
 from tests.own_data import OwnData, SameImages
+from tests.program import TINY
 
 
 class Figures(Callback):
@@ -149,3 +152,77 @@ def test_a_validation_without_a_batch_has_no_probe_and_says_so():
     with pytest.warns(UserWarning, match="KNNProbe: the validation had no batch"):
         _, figure = fit_convolutions(data, KNNProbe(data=data), val=DataLoader(NoBatch()))
     assert figure is None
+
+
+class LabelsOfTraining(Digits):
+    """Digits whose validation images have no labels."""
+
+    lists_labels = True
+
+    def samples(self, split):
+        samples = super().samples(split)
+        if split == "val":
+            samples.source = ArraySource(samples.source.images, [-1] * len(samples.source))
+            if not self.lists_labels:
+                samples.source = [samples.source[index] for index in range(len(samples.source))]
+        return samples
+
+
+def test_validation_images_without_a_label_are_refused_before_training():
+    trained = Trained()
+    with pytest.raises(UserError, match="none of those of LabelsOfTraining has a label: give others as its data"):
+        fit_convolutions(LabelsOfTraining(image_size=8), KNNProbe(), trained)
+    assert not hasattr(trained, "student")
+    fit_convolutions(LabelsOfTraining(image_size=8), KNNProbe(data=Digits(image_size=8)))
+
+
+def test_validation_images_without_a_label_are_refused_by_a_probe_if_the_source_lists_none(monkeypatch):
+    monkeypatch.setattr(LabelsOfTraining, "lists_labels", False)
+    with pytest.raises(UserError, match="data: none of its val images has a label, by which a prediction could be"):
+        fit_convolutions(LabelsOfTraining(image_size=8), KNNProbe())
+
+
+KNN = ["--trainer.callbacks=KNNProbe", "--trainer.callbacks.every_n_epochs=2", "--data.image_size=16"]
+BEST = ["--checkpoint.monitor=val/knn_top1"]
+
+
+def test_results_and_checkpoints_have_a_figure_only_of_epochs_with_a_probe(tmp_path):
+    epochs = ["--trainer.max_epochs=3", "--checkpoint.every_n_epochs=2"]
+    assert main(["fit", *TINY, *KNN, *BEST, *epochs, f"--trainer.default_root_dir={tmp_path}"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["last"]["epoch"] == 2
+    assert "val/top1" in results["last"]
+    assert "val/knn_top1" not in results["last"]
+    assert results["best"]["epoch"] == 1
+    saved = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)
+    assert saved["epoch"] == 1
+    assert results["best"]["val/knn_top1"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            BEST,
+            "checkpoint.monitor is 'val/knn_top1', which KNNProbe.every_n_epochs 2 leaves out of some of the "
+            "validations: set that to 1, or checkpoint.every_n_epochs to a multiple of it",
+        ),
+        ([*BEST, "--checkpoint.every_n_epochs=3"], "checkpoint.monitor is 'val/knn_top1', which"),
+        ([*BEST, "--checkpoint.every_n_epochs=2", "--trainer.val_check_interval=1"], "checkpoint.monitor is 'val/knn"),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/knn_top1"],
+            "trainer.callbacks: EarlyStopping.monitor is 'val/knn_top1', which",
+        ),
+        (
+            ["--model.scheduler=ReduceLROnPlateau", "--model.scheduler.monitor=val/knn_top1"],
+            "model.scheduler.monitor is 'val/knn_top1', which",
+        ),
+        ([*BEST, "--trainer.check_val_every_n_epoch=4"], None),
+        ([*BEST, "--checkpoint.save_top_k=-1"], None),
+    ],
+)
+def test_a_monitor_of_a_figure_that_is_sometimes_missing_is_refused(options, sentence, tmp_path, capsys):
+    code = main(["check", *TINY, *KNN, *options, f"--trainer.default_root_dir={tmp_path}/run"])
+    error = capsys.readouterr().err
+    assert code == (2 if sentence else 0), error
+    assert (sentence or "") in error

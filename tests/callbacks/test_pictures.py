@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from distill.__main__ import main
-from distill.callbacks.pictures import HeadPictures
+from distill.callbacks import Results
+from distill.callbacks.pictures import HeadPictures, pictures_folder
 from distill.cli.program import run
 from distill.heads import SeRKD
 from distill.networks import TorchModule
@@ -30,6 +32,42 @@ def test_heads_are_plotted_without_an_effect_on_training(tmp_path):
     assert pictures[0].read_bytes().startswith(b"\x89PNG")
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(plotted.model.state_dict()[name], tensor), name
+
+
+DRAWING = [*TEACHER, *KD, "--model.heads.rrd.head=RRD", "--model.heads.rrd.head.size=32"]
+DRAWING += ["--trainer.callbacks=HeadPictures", "--trainer.callbacks+=GradientShares", "--trainer.callbacks.every=1"]
+BOTH = ["gradient_shares.png", "rrd-epoch-0.png"]
+
+
+def pictures_of(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    "checkpoints",
+    ["--checkpoint.dirpath=ck/one", pytest.param("--trainer.enable_checkpointing=false", marks=pytest.mark.slow)],
+)
+def test_pictures_are_in_the_folder_of_their_run_wherever_its_checkpoints_are(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(["fit", *TINY, *DRAWING, checkpoints, "--trainer.default_root_dir=one"])
+    drawn = pictures_of(tmp_path)
+    assert drawn == [f"one/pictures/{file}" for file in BOTH]
+    before = [(tmp_path / path).stat().st_mtime_ns for path in drawn]
+    run(["fit", *TINY, *DRAWING, checkpoints, "--trainer.default_root_dir=one", "--trainer.fast_dev_run=true"])
+    assert pictures_of(tmp_path) == drawn
+    assert [(tmp_path / path).stat().st_mtime_ns for path in drawn] == before, "a fast_dev_run draws none"
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "folder"), [("run/checkpoints", "run/pictures"), ("ck/one", "ck/one/pictures"), (None, "pictures")]
+)
+def test_pictures_of_a_trainer_without_a_run_are_with_its_checkpoints(checkpoints, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    callbacks = [Results()] + ([ModelCheckpoint(checkpoints)] if checkpoints else [])
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=checkpoints is not None, callbacks=callbacks
+    )
+    assert pictures_folder(trainer).resolve() == tmp_path / folder
 
 
 def network():
@@ -87,6 +125,14 @@ def test_superpixels_are_plotted_by_the_plot_command(superpixels, tmp_path, monk
     assert "pictures/serkd.png" in capsys.readouterr().out
     assert (tmp_path / "pictures" / "serkd.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"run", "pictures"}
+
+
+def test_a_folder_that_cannot_be_made_is_reported_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").write_text("mine")
+    assert main(["plot", *TINY, *SERKD, *VIT, "--output=afile/deep", "--images=2"]) == 2
+    assert "output: 'afile/deep/serkd.png' cannot be written: Not a directory" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize(

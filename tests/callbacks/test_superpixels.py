@@ -1,13 +1,21 @@
 """The superpixel callback through the real command line."""
 
+from functools import partial
+
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from torch import nn
 
 from distill.__main__ import main
+from distill.callbacks import SuperpixelSegments
 from distill.cli.program import run
+from distill.data import Digits
 from distill.heads import Head
+from distill.networks import TorchModule
+from distill.objective import Term
 from distill.superpixels import slic
+from distill.training.distillation import DistillationModule
 from tests.program import TINY
 
 NETWORKS = [
@@ -79,6 +87,59 @@ def test_cutmix_pastes_the_segments_of_workers_together_with_the_pixels():
             "segments move with the pixels"
         )
         assert is_pasted.any(), "a box was pasted"
+
+
+class Stop(Callback):
+    """Fails in the first step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        raise ArithmeticError
+
+
+def segments_seen(data, *callbacks):
+    """Train for a step on a data module and return the number of segments in its batch, if any."""
+    reader = Reader()
+    module = DistillationModule(
+        student=TorchModule(nn.Sequential(nn.Flatten(), nn.Linear(192, 10))),
+        teacher=TorchModule(nn.Sequential(nn.Flatten(), nn.Linear(192, 10))),
+        heads={"a": Term(reader)} if callbacks else {},
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        data=data,
+    )
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(int(batch["segments"].max()) + 1 if "segments" in batch else None)
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[*callbacks, Look()],
+        max_steps=1,
+        limit_val_batches=0,
+        enable_model_summary=False,
+        **quiet,
+    )
+    trainer.fit(module, data)
+    return seen[0]
+
+
+def test_segments_of_one_run_do_not_reach_the_next_on_the_same_data():
+    def fields(image):
+        return {"mean": image.mean()}
+
+    data = Digits(image_size=8, batch_size=8)
+    assert segments_seen(data, SuperpixelSegments(36, in_workers=True)) > 9
+    assert segments_seen(data, SuperpixelSegments(9)) <= 9
+    assert segments_seen(data, SuperpixelSegments(4, in_workers=True)) <= 4
+    assert segments_seen(data) is None
+    with pytest.raises(ArithmeticError):
+        segments_seen(data, SuperpixelSegments(36, in_workers=True), Stop())
+    assert segments_seen(data) is None
+    data.extra_fields = fields
+    assert segments_seen(data, SuperpixelSegments(9)) <= 9
+    assert data.extra_fields is fields, "what a user has set stays"
 
 
 def test_images_blended_by_mixup_are_segmented_again():

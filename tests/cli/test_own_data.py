@@ -15,6 +15,7 @@ from tests.program import in_a_process
 DATA = ["--data=tests.own_data.OwnData", "--model.image_shape=[3,32,32]"]
 LABELS = ["--model.num_classes=10"]
 NONE = ["--data.labels=false", "--model.num_classes=0"]
+TENS = "--data.batch_size=10"
 NETWORKS = [
     *(
         "--model.student=Timm",
@@ -63,6 +64,40 @@ def test_a_data_module_of_a_user_trains_is_checked_exported_and_resumed(options,
     exec(code, names)
     assert names["logits" if options is LABELS else "embedding"].shape == (2, 10 if options is LABELS else 64)
     assert main(["probe", f"--ckpt_path={run}/checkpoints/last.ckpt", "--data=Digits"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "rows"),
+    [
+        ("OwnStream", [], {"train images": "?", "steps per epoch": None}),
+        ("OwnSeveral", ["--data.kind=dict"], {"train images": "?", "steps per epoch": "6"}),
+        *(
+            pytest.param(data, options, rows, marks=pytest.mark.slow)
+            for data, options, rows in (
+                ("OwnSeveral", [], {"train images": "?", "steps per epoch": "6"}),
+                ("OwnStream", ["--trainer.limit_train_batches=4"], {"steps per epoch": "4"}),
+                ("OwnRest", [TENS], {"last batch of an epoch": "8 images x 1 devices", "steps per epoch": "5"}),
+                ("OwnRest", [TENS, "--trainer.limit_train_batches=4"], {"last batch of an epoch": None}),
+                (
+                    "OwnData",
+                    [TENS, "--trainer.accumulate_grad_batches=3"],
+                    {"train images": "48", "last batch of an epoch": None, "steps per epoch": "2"},
+                ),
+            )
+        ),
+    ],
+)
+def test_check_shows_the_steps_of_whatever_data_fit_trains_on(data, options, rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = [f"--data=tests.own_data.{data}", DATA[1], *LABELS, *NETWORKS, *TRAINER, *options]
+    assert main(["check", *command]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    shown = {cells[0].strip(): cells[1].strip() for line in printed.splitlines() if (cells := line.split("│")[1:3])}
+    assert {name: shown.get(name) for name in rows} == rows
+    assert "effective batch" in shown
+    assert main(["fit", *command, "--trainer.max_epochs=1"]) == 0
+    steps = torch.load("runs/run-1/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert str(steps) == shown.get("steps per epoch", "6")
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,43 @@ def test_a_mistake_is_reported_in_one_sentence(mistake, tmp_path, capsys):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize(
+    "interval", [[], pytest.param(["--model.scheduler_interval=step"], marks=pytest.mark.slow)], ids=["epoch", "step"]
+)
+def test_a_scheduler_that_waits_for_a_metric_does_not_matter(interval, tmp_path, capsys):
+    plateau = ["--model.scheduler=ReduceLROnPlateau", "--model.scheduler.monitor=val/top1", *interval]
+    probe = ["--trainer.callbacks=KNNProbe", "--trainer.callbacks.neighbors=2000"]
+    epochs = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=2", "--steps=3", "--warmup=2"]
+    rows, _ = weighed(capsys, *TEACHER, *KD, *epochs, *plateau, *probe)
+    assert float(rows["kd"][1]) > 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_would_make_the_rate_negative_is_refused(capsys):
+    falling = ["--model.scheduler=ExponentialLR", "--model.scheduler.gamma=-1"]
+    assert main(["weigh", *FREE, *TEACHER, *KD, *SHORT, *falling]) == 2
+    assert "ExponentialLR would make the learning rate -0.01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("afile/w.yaml", "output: 'afile' is a file: give a folder"),
+        ("afile/deep/w.yaml", "output: 'afile/deep' cannot be made, since 'afile' is a file: give a folder"),
+        (f"{'w' * 300}.yaml", "cannot be used: File name too long"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_first_step(output, sentence, tmp_path, capsys):
+    (tmp_path / "afile").write_text("mine")
+    assert main(["weigh", *FREE, *TEACHER, *KD, *SHORT, f"--output={output}"]) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert not printed.out
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_schedule_is_scaled_as_a_whole():
     scaled = scaled_weight(Warmup(value=Linear(2.0, 1.0, steps=5), epochs=3), 3.0)
     assert scaled["class_path"] == "distill.schedules.Warmup"

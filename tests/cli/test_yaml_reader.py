@@ -9,8 +9,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.__main__ import main
+from distill.cli.program import run
 from distill.cli.yaml_reader import check_files, parse_yaml
+from distill.data import Digits
+from distill.data.longtail import LongTail
 from distill.errors import UserError
+from tests.program import TEACHER, TINY
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
@@ -57,9 +62,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("content", "expected"), FILES.values(), ids=FILES)
-@pytest.mark.parametrize(
-    "option", [["--config=a.yaml"], ["--config", "a.yaml"], ["-c", "a.yaml"], ["--model.student=a.yaml"]]
-)
+@pytest.mark.parametrize("option", [["--config=a.yaml"], ["--config", "a.yaml"], ["-c", "a.yaml"]])
 def test_a_file_that_cannot_be_used_is_named_with_its_line(content, expected, option, tmp_path):
     (tmp_path / "a.yaml").write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -94,12 +97,74 @@ def test_a_file_without_permission_is_refused(tmp_path):
         check_files(["--config=a.yaml"])
 
 
-def test_a_file_named_in_a_file_is_checked_relative_to_it(tmp_path):
+@pytest.mark.parametrize("content", ["a list", "aliases without end", "an unknown alias", "a section given twice"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--model.student=a.yaml"],
+        ["--model=a.yaml"],
+        ["--model.heads.kd.head=a.yaml"],
+        pytest.param(["--data=a.yaml"], marks=pytest.mark.slow),
+        pytest.param(["--data.mixing=a.yaml"], marks=pytest.mark.slow),
+        pytest.param(["--trainer=a.yaml"], marks=pytest.mark.slow),
+        pytest.param(["--trainer.callbacks=a.yaml"], marks=pytest.mark.slow),
+        pytest.param(["--trainer.callbacks=[a.yaml]"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_that_the_parser_takes_for_a_part_of_the_configuration_is_checked(content, option, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_bytes(FILES[content][0])
+    assert main(["check", *TINY, *TEACHER, *option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"distill: {FILES[content][1]}")
+    assert len(error.splitlines()) == 1
+
+
+def test_a_file_named_in_a_file_is_checked_relative_to_it(tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "outer.yaml").write_text("model: {student: inner.yaml}")
     (tmp_path / "folder" / "inner.yaml").write_text("a: 1\na: 2\n")
-    with pytest.raises(UserError, match=r"folder/inner.yaml: the key 'a' is given twice, in line 1 and in line 2"):
-        check_files(["--config=folder/outer.yaml"])
+    assert main(["check", *TINY[:2], "--config=folder/outer.yaml"]) == 2
+    twice = "folder/inner.yaml: the key 'a' is given twice, in line 1 and in line 2"
+    assert capsys.readouterr().err.startswith(f"distill: {twice}")
+
+
+class Annotated(Digits):
+    """Digits with a file of annotations, or several.
+
+    Args:
+        annotations: name of the file.
+        more: further ones.
+        tail: a file or a class.
+    """
+
+    def __init__(self, annotations: str, more: list[str] | None = None, tail: str | LongTail = "") -> None:
+        super().__init__(batch_size=16)
+        self.found = [annotations, *(more or []), tail]
+
+
+ANNOTATIONS = {
+    "a mapping": '{"images": [1]}',
+    "a list": '[{"image": 1}]',
+    "keys given twice": '{"image": 1, "image": 2}',
+    "more values than a configuration has": '{"images": [' + ", ".join(["[1, 2, 3]"] * 1000) + "]}",
+    "no YAML": '{"image": [',
+}
+
+
+@pytest.mark.parametrize("content", ANNOTATIONS)
+def test_other_files_of_the_same_kind_are_the_users_own(content, tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.cli.yaml_reader._MOST_NODES", 1000)
+    (tmp_path / "own.json").write_text(ANNOTATIONS[content])
+    own = ["--data=tests.cli.test_yaml_reader.Annotated", "--data.annotations=own.json", "--data.more=[own.json]"]
+    cli = run(["check", *TINY[2:], *own, "--data.tail=own.json"])
+    assert cli.datamodule.found == ["own.json"] * 3
+
+
+def test_other_files_that_a_configuration_file_names_are_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "own.json").write_text("[1]")
+    data = {"class_path": "tests.cli.test_yaml_reader.Annotated", "init_args": {"annotations": "own.json"}}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"data": data}))
+    assert run(["check", *TINY[2:], "--config=a.yaml"]).datamodule.found == ["own.json", ""]
 
 
 def test_merged_keys_may_be_overridden_and_aliases_used_again():
