@@ -230,7 +230,9 @@ def folder_layout(root: Path, labels: str | Mapping[str, str] | None) -> FolderL
 def no_classes(folder: Path) -> UserError:
     """Return the error that the folder of a split has no class folders, or that there is no folder around it."""
     if not folder.parent.is_dir():
-        return UserError(f"data.root: there is no folder {str(folder.parent)!r}")
+        return UserError(
+            f"data.root: there is no folder {str(folder.parent)!r} (ImageNet: from image-net.org, after registering)"
+        )
     return UserError(
         f"data.root: no class folders in {folder}; sort the images as {folder}/<class>/<image> "
         "(ImageNet: from image-net.org, after registering), or give data.labels=none to train without labels"

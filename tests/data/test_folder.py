@@ -37,7 +37,7 @@ def test_a_folder_of_classes_is_read(root):
 
 
 def test_a_missing_folder_says_where_to_get_the_data(tmp_path):
-    with pytest.raises(UserError, match=r"data.root: no class folders in .*train.*image-net.org"):
+    with pytest.raises(UserError, match=r"data.root: there is no folder .*nowhere.*image-net.org"):
         ImageFolder(str(tmp_path / "nowhere"))
 
 
