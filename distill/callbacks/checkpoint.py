@@ -32,8 +32,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: the folder; on the command line, defaults to `checkpoints` in the run's folder.
-        filename: name of the best checkpoints without the suffix; may contain metrics such as `{epoch}` and `{step}`. If
-            several are kept, `-{step}` is added to a name without the step, so that none overwrites another.
+        filename: name of the best checkpoints without the suffix; may contain metrics such as `{epoch}` and `{step}`.
+            If several are kept, `-{step}` is added to a name without the step, so that none overwrites another.
         monitor: the metric to compare; `null` for none. `auto` takes the module's own (see `monitor` of
             `ClassificationModule`): `val/top1`, and without labels `val/neighbor_agreement`.
         mode: `max` or `min`, whichever is better; with `auto`, the module's own.
@@ -112,9 +112,10 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save before the first step, so that a run killed at any moment can be resumed."""
         super().on_train_start(trainer, pl_module)
-        self._last_step = None if trainer.global_step == 0 else trainer.global_step
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 or not self._has_checkpoints(trainer):  # it may continue one from elsewhere
             self._save_last(trainer)
+        else:
+            self._last_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -176,6 +177,11 @@ class RunCheckpoint(ModelCheckpoint):
     @property
     def _monitors_validation(self) -> bool:
         return self.monitor is not None and self.monitor.startswith("val/")
+
+    def _has_checkpoints(self, trainer: Trainer) -> bool:
+        """Return True if the folder holds checkpoints; the same on all ranks."""
+        found = trainer.is_global_zero and any(Path(str(self.dirpath)).glob("*.ckpt"))
+        return trainer.strategy.reduce_boolean_decision(found, all=False)
 
     def _is_interval_over(self, trainer: Trainer) -> bool:
         is_over = self._step_interval > 0 and trainer.global_step % self._step_interval == 0 and trainer.global_step > 0

@@ -135,6 +135,14 @@ def test_a_moved_run_keeps_its_best_checkpoint(tmp_path):
     assert step_of(tmp_path / "moved/checkpoints/best.ckpt") == 3
 
 
+def test_a_run_that_continues_another_ones_checkpoint_saves_it_before_its_first_step(tmp_path):
+    run([*FOUR, "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path / 'first'}"])
+    log = ["--trainer.callbacks=tests.signals.StepsOfLast", f"--trainer.callbacks.file={tmp_path / 'steps'}"]
+    begin = f"--ckpt_path={tmp_path / 'first/checkpoints/last.ckpt'}"
+    run([*FOUR, *log, begin, "--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path / 'second'}"])
+    assert (tmp_path / "steps").read_text().split() == ["1"]
+
+
 @pytest.mark.parametrize(
     ("kept", "steps"),
     [
