@@ -27,9 +27,14 @@ class ExactResume(Callback):
 
     A checkpoint that is saved before the first step after a resume has the position of the one that was loaded, which
     Lightning has prepared for that step by then.
+
+    Attributes:
+        metrics_file: the state of `metrics.csv` when the run that is resumed last wrote to it. Checkpoints keep it
+            while nothing is logged there, so that a later resume can go on.
     """
 
     def __init__(self) -> None:
+        self.metrics_file: dict[str, Any] | None = None
         self._loaded: dict[str, Any] | None = None
         self._validation_is_due = False
         self._epoch_is_over = False
@@ -55,7 +60,7 @@ class ExactResume(Callback):
                 **internals.epoch_metrics(trainer),
             },  # the former not yet added
             "figures": {name: float(value) for name, value in trainer.callback_metrics.items()},
-            "metrics_file": loggers[0].state(row) if loggers and trainer.is_global_zero else None,
+            "metrics_file": loggers[0].state(row) if loggers and trainer.is_global_zero else self.metrics_file,
         }
         if self._loaded is None:
             internals.count_step_before_validation(trainer, checkpoint)
