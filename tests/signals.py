@@ -86,6 +86,16 @@ class TermAfterBatch(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class RequeueAfterBatch(Callback):
+    """Sends the signal at which Lightning requeues a job on SLURM, after the first optimizer step."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
 class TermInValidation(Callback):
     """Sends SIGTERM in the first validation batch after an optimizer step."""
 

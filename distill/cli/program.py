@@ -186,6 +186,7 @@ class DistillCLI(LightningCLI):
             raise UserError(trainer_message(str(error), given)) from error
         assert isinstance(trainer, Trainer)
         trainer.has_run_folder, trainer.run_folder = self.trains, self.run
+        trainer.load_only_given_checkpoints()
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
         saving = next((callback for callback in callbacks if isinstance(callback, SaveConfiguration)), None)
         for callback in callbacks:

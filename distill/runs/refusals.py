@@ -11,11 +11,12 @@ import yaml
 from distill.errors import UserError
 
 _RUN_FILES = ("config.yaml", "metrics.csv", "results.json", "checkpoints")
+_OF_SLURM = "hpc_ckpt_*.ckpt"  # Lightning's checkpoints of a job that is requeued
 
 
 def holds_run(folder: Path) -> bool:
     """Return True if a folder contains files of a run."""
-    return any((folder / name).exists() for name in _RUN_FILES)
+    return any((folder / name).exists() for name in _RUN_FILES) or any(folder.glob(_OF_SLURM))
 
 
 def training_began(folder: Path) -> bool:
@@ -88,7 +89,8 @@ def refuse_to_overwrite(folder: Path, checkpoints: Path, resumable: bool) -> Non
             )
     if found := _checkpoint_names(checkpoints):
         raise UserError(f"resume: no checkpoint in {str(checkpoints)!r} can be resumed ({_listed(found)}): {remedy}")
-    if found := [name for name in ("metrics.csv", "results.json") if (folder / name).exists()]:
+    written = [name for name in ("metrics.csv", "results.json") if (folder / name).exists()]
+    if found := [*written, *sorted(path.name for path in folder.glob(_OF_SLURM))]:
         raise UserError(
             f"resume: {str(folder)!r} holds a run without a checkpoint to resume (only {_listed(found)}): {remedy}"
         )

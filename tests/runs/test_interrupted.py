@@ -405,6 +405,29 @@ def test_lightnings_names_of_checkpoints_are_read_as_safely_as_paths(undisturbed
     assert main(["test", *TINY, *TEACHER, "--ckpt_path=hpc", "--trainer.default_root_dir=."]) == 0
 
 
+SLURM = {"NTASKS": "1", "JOB_ID": "7", "JOB_NAME": "job", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+
+
+@pytest.mark.slow
+def test_on_slurm_a_run_writes_into_its_own_folder_and_loads_nothing_that_was_not_asked_for(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**SLURM, "NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    run(["fit", *TINY, "--trainer.callbacks=tests.signals.RequeueAfterBatch"])
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    saved = tmp_path / "runs/run-1/hpc_ckpt_1.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 1
+    assert run(["validate", *TINY, "--ckpt_path=hpc"]).trainer.ckpt_path == "runs/run-1/hpc_ckpt_1.ckpt"
+    shutil.copy(saved, tmp_path)
+    assert run(["validate", *TINY]).trainer.ckpt_path is None
+    assert run(["fit", *TINY]).trainer.ckpt_path is None
+    for resume in ([], ["--resume"]):
+        assert main(["fit", *TINY, *resume, "--trainer.default_root_dir=."]) == 2
+        assert "holds a run" in capsys.readouterr().err
+
+
 def test_a_process_that_is_not_the_first_of_a_run_does_not_train_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NODE_RANK", "1")
