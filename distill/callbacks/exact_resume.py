@@ -66,8 +66,8 @@ class ExactResume(Callback):
             internals.count_step_before_validation(trainer, checkpoint)
         else:
             checkpoint["loops"] = self._loaded["loops"]
-            own = {name: checkpoint["interrupted"][name] for name in ("epoch_is_over", "metrics_file")}
-            checkpoint["interrupted"] = {**self._loaded["interrupted"], **own}
+            present = {name: checkpoint["interrupted"][name] for name in ("epoch_is_over", "metrics_file")}
+            checkpoint["interrupted"] = {**self._loaded["interrupted"], **present}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore the position within the epoch; a validation that is due comes first."""

@@ -115,7 +115,7 @@ def csv_logger(folder: Path | None, resumed: dict[str, Any] | None) -> Resumable
 
 def wandb_id(resumed: dict[str, Any] | None) -> str | None:
     """Return the id of wandb's run in the checkpoint of a resumed run, if it has one."""
-    found: str | None = resumed and resumed["callbacks"].get("WandbReport", {}).get("id")
+    found: str | None = (resumed or {}).get("callbacks", {}).get("WandbReport", {}).get("id")
     return found
 
 
@@ -130,7 +130,7 @@ def keep_logs(resumed: dict[str, Any] | None, trainer: Trainer) -> None:
 
 def _metrics_file(resumed: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the state of `metrics.csv` in the checkpoint of a resumed run, if it has one."""
-    found: dict[str, Any] | None = resumed and resumed.get("interrupted", {}).get("metrics_file")
+    found: dict[str, Any] | None = (resumed or {}).get("interrupted", {}).get("metrics_file")
     return found
 
 
