@@ -58,8 +58,10 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the best validation."""
-        return self.folder / "checkpoints" / "best.ckpt"
+        """The checkpoint of the best validation, under the name that `checkpoint` gives it."""
+        from distill.runs.named_checkpoints import named_checkpoint
+
+        return named_checkpoint("best", self.folder, self.folder / "checkpoints")
 
     @property
     def fit_command(self) -> list[str]:

@@ -24,6 +24,16 @@ class KillAfterSave(AtomicCheckpointIO):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KillAfterFirstSave(AtomicCheckpointIO):
+    """Kills this process right after it has renamed the first checkpoint in a folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        is_first = not any(Path(path).parent.glob("*.ckpt"))
+        super().save_checkpoint(checkpoint, path, storage_options)
+        if is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class LogOverEpochs(Callback):
     """Logs values that are averaged over an epoch, one at every batch and one only at the first."""
 
@@ -74,6 +84,16 @@ class TermAfterBatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class RequeueAfterBatch(Callback):
+    """Sends the signal at which Lightning requeues a job on SLURM, after the first optimizer step."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 class TermInValidation(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +33,7 @@ class RunCheckpoint(ModelCheckpoint):
     Args:
         dirpath: the folder; on the command line, defaults to `checkpoints` in the run's folder.
         filename: name of the best checkpoints without the suffix; may contain metrics such as `{epoch}` and `{step}`.
+            If several are kept, `-{step}` is added to a name without the step, so that none overwrites another.
         monitor: the metric to compare; `null` for none. `auto` takes the module's own (see `monitor` of
             `ClassificationModule`): `val/top1`, and without labels `val/neighbor_agreement`.
         mode: `max` or `min`, whichever is better; with `auto`, the module's own.
@@ -60,6 +62,8 @@ class RunCheckpoint(ModelCheckpoint):
         auto_insert_metric_name: bool = True,
         save_on_exception: bool = False,
     ) -> None:
+        if filename and save_top_k not in (0, 1) and re.search(r"\{step[:}]", filename) is None:
+            filename += "-{step}"  # saved at most once
         super().__init__(
             dirpath=dirpath,
             filename=filename,
@@ -100,13 +104,18 @@ class RunCheckpoint(ModelCheckpoint):
         if old_folder and folder and old_folder != folder and best and (Path(folder) / Path(best).name).exists():
             state_dict = {name: _moved(value, str(old_folder), str(folder)) for name, value in state_dict.items()}
         super().load_state_dict(state_dict)
+        if 0 < self.save_top_k < len(self.best_k_models):  # the run has kept more of them before
+            ranked = sorted(self.best_k_models, key=self._score, reverse=self.mode == "max")[: self.save_top_k]
+            self.best_k_models = {path: score for path, score in self.best_k_models.items() if path in ranked}
+            self.kth_best_model_path, self.kth_value = ranked[-1], self.best_k_models[ranked[-1]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save before the first step, so that a run killed at any moment can be resumed."""
         super().on_train_start(trainer, pl_module)
-        self._last_step = None if trainer.global_step == 0 else trainer.global_step
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 or not self._has_checkpoints(trainer):  # it may continue one from elsewhere
             self._save_last(trainer)
+        else:
+            self._last_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,9 +171,17 @@ class RunCheckpoint(ModelCheckpoint):
             return
         super().on_exception(trainer, pl_module, exception)
 
+    def _score(self, path: str) -> float:
+        return float(self.best_k_models[path])
+
     @property
     def _monitors_validation(self) -> bool:
         return self.monitor is not None and self.monitor.startswith("val/")
+
+    def _has_checkpoints(self, trainer: Trainer) -> bool:
+        """Return True if the folder holds checkpoints; the same on all ranks."""
+        found = trainer.is_global_zero and any(Path(str(self.dirpath)).glob("*.ckpt"))
+        return trainer.strategy.reduce_boolean_decision(found, all=False)
 
     def _is_interval_over(self, trainer: Trainer) -> bool:
         is_over = self._step_interval > 0 and trainer.global_step % self._step_interval == 0 and trainer.global_step > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -23,9 +24,18 @@ class ExactResume(Callback):
     Training stops only where nothing is lost: a SIGTERM during a validation is deferred to its end, since the module
     may hold the averaged weights of an EMA until then, and a SIGTERM or another request to stop during the accumulation
     of gradients to the optimizer step.
+
+    A checkpoint that is saved before the first step after a resume has the position of the one that was loaded, which
+    Lightning has prepared for that step by then.
+
+    Attributes:
+        metrics_file: the state of `metrics.csv` when the run that is resumed last wrote to it. Checkpoints keep it
+            while nothing is logged there, so that a later resume can go on.
     """
 
     def __init__(self) -> None:
+        self.metrics_file: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
         self._validation_is_due = False
         self._epoch_is_over = False
         self._metrics: dict[str, float] = {}
@@ -39,7 +49,7 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the position within the epoch and in `metrics.csv`, and the metrics that schedulers monitor."""
-        row = internals.pending_row(trainer)
+        row = None if self._loaded else internals.pending_row(trainer)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, ResumableCSVLogger)]
         checkpoint["interrupted"] = {
             "validation_is_due": self._validation_is_due,
@@ -50,15 +60,21 @@ class ExactResume(Callback):
                 **internals.epoch_metrics(trainer),
             },  # the former not yet added
             "figures": {name: float(value) for name, value in trainer.callback_metrics.items()},
-            "metrics_file": loggers[0].state(row) if loggers and trainer.is_global_zero else None,
+            "metrics_file": loggers[0].state(row) if loggers and trainer.is_global_zero else self.metrics_file,
         }
-        internals.count_step_before_validation(trainer, checkpoint)
+        if self._loaded is None:
+            internals.count_step_before_validation(trainer, checkpoint)
+        else:
+            checkpoint["loops"] = self._loaded["loops"]
+            present = {name: checkpoint["interrupted"][name] for name in ("epoch_is_over", "metrics_file")}
+            checkpoint["interrupted"] = {**self._loaded["interrupted"], **present}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore the position within the epoch; a validation that is due comes first."""
         position = checkpoint.get("interrupted")
         if position is None or trainer.state.fn != "fit":
             return
+        self._loaded = deepcopy({"loops": checkpoint["loops"], "interrupted": position})
         self._epoch_is_over, self._metrics = position["epoch_is_over"], position["figures"]
         self._epoch_metrics = position.get("epoch_metrics", {})
         if not position["validation_is_due"]:
@@ -72,18 +88,21 @@ class ExactResume(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._metrics.items()})
         if self._epoch_is_over:
             internals.step_plateau_schedulers(trainer)
+            self._epoch_is_over = False
         self._metrics = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Defer a SIGTERM, and reset the batch count that made Lightning begin with the validation."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        self._loaded = None
         internals.hold_sigterm(trainer, True)
         if self._validation_is_due:
             internals.forget_begun_validation(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note that no validation is due any more."""
+        self._loaded = None
         self._validation_is_due = self._epoch_is_over = False
 
     def on_train_batch_end(

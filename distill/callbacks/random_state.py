@@ -20,8 +20,8 @@ class RandomState(Callback):
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the current states."""
-        return get_states()
+        """Return the current states, or those that are to be restored."""
+        return get_states() if self._loaded is None else self._loaded
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until the first step, since random numbers may be drawn before it."""

@@ -23,19 +23,22 @@ class WandbReport(Callback):
 
     The student is the artifact `student-<wandb run id>` with the file `student.safetensors`, as written by
     `distill export`. The id of wandb's run is saved in checkpoints, so that a resumed run continues it.
+
+    Attributes:
+        id: the id of wandb's run, or that of the run that is resumed, which may be without wandb for a while.
     """
 
     def __init__(self) -> None:
-        self._id: str | None = None
+        self.id: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the id of wandb's run."""
-        return {"id": self._id}
+        return {"id": self.id}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the configuration."""
         for logger in _loggers(trainer):
-            self._id = str(logger.experiment.id)
+            self.id = str(logger.experiment.id)
             if (results := _results(trainer)) is not None and results.configuration is not None:
                 logger.log_hyperparams(results.configuration)
 

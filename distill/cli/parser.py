@@ -18,6 +18,9 @@ WEIGHTS_HELP = "The weights of a run with a weight average (EMA) to take; the av
 """Help for the option `weights`."""
 
 
+_OF_SOME_COMMANDS = {"ckpt_path", "resume", "weights_only"}  # of those in the configuration of a run
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Help formatter that keeps the line breaks of the description and shows defaults like jsonargparse."""
 
@@ -31,6 +34,14 @@ class Parser(LightningArgumentParser):
     def parse_args(self, *args: Any, **options: Any) -> Any:
         """Parse the arguments, and expand `~` in them and in their configuration files."""
         return expand_user(super().parse_args(*args, **options))
+
+    def _load_config_parser_mode(self, *args: Any, **options: Any) -> Any:
+        """Load a file, without the keys that only other commands have, since a run's `config.yaml` is that of `fit`."""
+        config = super()._load_config_parser_mode(*args, **options)
+        known = {action.dest for action in self._actions}
+        for name in _OF_SOME_COMMANDS - known if self.exit_on_error else ():  # not of a class's arguments
+            config.pop(name, None)
+        return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a `UserError`; the nested parser of a class's arguments leaves its errors to the outer parser."""

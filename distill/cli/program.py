@@ -30,7 +30,16 @@ from distill.cli.messages import trainer_message
 from distill.cli.numbers import refuse_numbers
 from distill.cli.parser import HelpFormatter, Parser, description, find_user_error
 from distill.cli.rehearsal import BeforeFirstStep
-from distill.cli.run_folder import check_checkpoint, find_run_to_resume, open_run_folder, try_run_folder, write_to
+from distill.cli.run_folder import (
+    check_checkpoint,
+    csv_logger,
+    find_run_to_resume,
+    keep_logs,
+    open_run_folder,
+    try_run_folder,
+    wandb_id,
+    write_to,
+)
 from distill.cli.saved_configuration import SaveConfiguration, default_task
 from distill.cli.short_names import import_named_classes
 from distill.cli.trainer import Trainer
@@ -38,7 +47,6 @@ from distill.cli.yaml_reader import check_files
 from distill.errors import UserError
 from distill.objective import TASK
 from distill.runs.checkpoints import AtomicCheckpointIO
-from distill.runs.csv_logger import ResumableCSVLogger
 from distill.runs.folder import RunFolder, is_first_rank
 from distill.training.distillation import DistillationModule
 
@@ -166,8 +174,7 @@ class DistillCLI(LightningCLI):
             self._get(self.config, "model").task = self.default_task if TASK in self.model.terms else None
         settings = self._get(self.config_init, "trainer")
         if settings.get("logger") in (None, True) and not settings.get("barebones"):
-            resumed = self.resumed_checkpoint and self.resumed_checkpoint["interrupted"].get("metrics_file")
-            kwargs["logger"] = ResumableCSVLogger(self.run_folder, resumed) if self.trains else False
+            kwargs["logger"] = csv_logger(self.run_folder, self.resumed_checkpoint) if self.trains else False
         plugins = settings.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -179,6 +186,7 @@ class DistillCLI(LightningCLI):
             raise UserError(trainer_message(str(error), given)) from error
         assert isinstance(trainer, Trainer)
         trainer.has_run_folder, trainer.run_folder = self.trains, self.run
+        trainer.load_only_given_checkpoints()
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
         saving = next((callback for callback in callbacks if isinstance(callback, SaveConfiguration)), None)
         for callback in callbacks:
@@ -186,6 +194,7 @@ class DistillCLI(LightningCLI):
                 callback.configuration = yaml.safe_load(saving.text)
         if self.run is not None:
             write_to(self.run, trainer)
+            keep_logs(self.resumed_checkpoint, trainer)
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> LightningTrainer:
@@ -219,13 +228,8 @@ class DistillCLI(LightningCLI):
             settings.save_dir = str(self.run_folder)
         if settings.project is None and "WANDB_PROJECT" not in os.environ:
             settings.project = "distill"
-        if (
-            self.resumed_checkpoint is not None
-            and settings.id is None
-            and settings.version is None
-            and "WANDB_RUN_ID" not in os.environ
-        ):
-            settings.id = self.resumed_checkpoint["callbacks"].get("WandbReport", {}).get("id")
+        if settings.id is None and settings.version is None and "WANDB_RUN_ID" not in os.environ:
+            settings.id = wandb_id(self.resumed_checkpoint)
         if not settings.offline:
             go_offline_without_a_key()
 

@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
-from distill.callbacks import Results, RunCheckpoint
+from distill.callbacks import ExactResume, Results, RunCheckpoint, WandbReport
 from distill.cli.saved_configuration import SaveConfiguration
 from distill.errors import UserError
 from distill.runs.checkpoints import latest_valid_checkpoint, read_checkpoint
@@ -106,6 +106,32 @@ def write_to(run: RunFolder, trainer: Trainer) -> None:
             callback.dirpath = callback.dirpath or str(run.path / "checkpoints")
         elif isinstance(callback, Results | SaveConfiguration):
             callback.folder = run.path
+
+
+def csv_logger(folder: Path | None, resumed: dict[str, Any] | None) -> ResumableCSVLogger:
+    """Return the logger of a training; it continues the file of the run whose checkpoint is resumed, if one is."""
+    return ResumableCSVLogger(folder, _metrics_file(resumed), None if resumed is None else resumed["global_step"])
+
+
+def wandb_id(resumed: dict[str, Any] | None) -> str | None:
+    """Return the id of wandb's run in the checkpoint of a resumed run, if it has one."""
+    found: str | None = (resumed or {}).get("callbacks", {}).get("WandbReport", {}).get("id")
+    return found
+
+
+def keep_logs(resumed: dict[str, Any] | None, trainer: Trainer) -> None:
+    """Let the checkpoints of a resumed run keep what its loggers continue from, also while they are switched off."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning's Trainer has them
+        if isinstance(callback, ExactResume):
+            callback.metrics_file = _metrics_file(resumed)
+        elif isinstance(callback, WandbReport):
+            callback.id = wandb_id(resumed)
+
+
+def _metrics_file(resumed: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the state of `metrics.csv` in the checkpoint of a resumed run, if it has one."""
+    found: dict[str, Any] | None = (resumed or {}).get("interrupted", {}).get("metrics_file")
+    return found
 
 
 def _checkpoints(config: Namespace, run: Path) -> Path:

@@ -59,6 +59,6 @@ class SaveConfiguration(SaveConfigCallback):
     def text(self) -> str:
         """The configuration as YAML, without `resume` and the checkpoint it found."""
         config = self.config.clone()
-        if config.get("resume"):
-            config.resume, config.ckpt_path = False, None
+        if config.pop("resume", False):
+            config.ckpt_path = None
         return str(self.parser.dump(config, skip_none=False))

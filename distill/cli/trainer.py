@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from distill.callbacks.gradient_meter import At
 from distill.callbacks.pictures import PicturesOnce, can_plot
@@ -27,6 +28,15 @@ class Trainer(LightningTrainer):
     """Whether `fit` writes to the folder of a run."""
     run_folder: RunFolder | None = None
     """The folder; processes that do not know it receive it from rank 0 when `fit` begins."""
+
+    @property
+    def default_root_dir(self) -> str:
+        """The folder of the run, if there is one, for what Lightning writes, such as checkpoints of jobs on SLURM."""
+        return super().default_root_dir if self.run_folder is None else str(self.run_folder.path)
+
+    def load_only_given_checkpoints(self) -> None:
+        """Load no checkpoint that `ckpt_path` does not give, as Lightning does on SLURM."""
+        self._checkpoint_connector = _GivenCheckpoints(self)
 
     def _fit_impl(
         self,
@@ -154,3 +164,11 @@ class Trainer(LightningTrainer):
             output: a new file for the weights, a configuration to add to the one given.
         """
         weigh(self, model, datamodule, steps, warmup, share, at, ckpt_path, output)
+
+
+class _GivenCheckpoints(_CheckpointConnector):
+    """Lightning's connector, without its search for a checkpoint that a job on SLURM has left."""
+
+    @property
+    def _hpc_resume_path(self) -> None:
+        return None

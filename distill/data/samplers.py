@@ -168,8 +168,8 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of its batches that were loaded."""
-        return {"epoch": self.sampler.epoch, "batches": self.batches}
+        """Return the epoch and the number of its batches that were loaded; before the first, the state to resume."""
+        return self._resume_state or {"epoch": self.sampler.epoch, "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Resume there if the next epoch is the stored one."""

@@ -27,12 +27,17 @@ class ResumableCSVLogger(CSVLogger):
         folder: folder of `metrics.csv`; may be set later, before anything is logged.
         resumed: the `state` at the checkpoint that the run resumes from. Rows that were logged later are dropped, since
             they will be logged again; without it, the file starts empty.
+        resumed_step: the checkpoint's step, for a checkpoint without that state, which a run without this logger has
+            saved: the rows of that step and later ones are dropped.
     """
 
-    def __init__(self, folder: str | Path | None, resumed: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path | None, resumed: Mapping[str, Any] | None = None, resumed_step: int | None = None
+    ) -> None:
         self.folder = Path(folder or ".")
         super().__init__(self.folder, name="", version="")
         self._resumed = resumed
+        self._resumed_step = resumed_step
         self._rows = 0  # logged so far, in the file or not
         self._is_restored = False
 
@@ -79,19 +84,22 @@ class ResumableCSVLogger(CSVLogger):
 
     def _restore(self) -> None:
         """Bring the file to its state at the checkpoint."""
-        if self._is_restored or self._resumed is None:
+        if self._is_restored or (self._resumed is None and self._resumed_step is None):
             return
         self._is_restored = True
         path = self.folder / ExperimentWriter.NAME_METRICS_FILE
         names, rows = _read(path) if path.exists() else ([], [])
-        logged = self._resumed["rows"]
-        if len(rows) < logged:
-            rank_zero_warn(
-                f"{path} has {len(rows)} of the {logged} rows that the run had logged at its checkpoint: the others "
-                "are lost, and the curves begin after them; weights and results are not affected"
-            )
-        pending = self._resumed["pending"]
-        rows = [*rows[:logged], *pending]
+        pending: list[dict[str, Any]] = []
+        if self._resumed is None:
+            rows = [row for row in rows if not _is_logged_from(row, cast(int, self._resumed_step))]
+        else:
+            logged, pending = self._resumed["rows"], self._resumed["pending"]
+            if len(rows) < logged:
+                rank_zero_warn(
+                    f"{path} has {len(rows)} of the {logged} rows that the run had logged at its checkpoint: the "
+                    "others are lost, and the curves begin after them; weights and results are not affected"
+                )
+            rows = [*rows[:logged], *pending]
         names = sorted({*names, *(name for row in pending for name in row)})
         self._rows = len(rows)
         if rows:
@@ -110,6 +118,14 @@ class _Writer(ExperimentWriter):
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
         _write(path, fieldnames, _read(path)[1])
+
+
+def _is_logged_from(row: Mapping[str, Any], step: int) -> bool:
+    """Return True if a row was logged after the optimizer had made `step` steps, the first of which is step 0."""
+    try:
+        return float(row["step"]) >= step
+    except (KeyError, TypeError, ValueError):  # of a user's own row
+        return False
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from distill.errors import UserError
 
 _RUN_FILES = ("config.yaml", "metrics.csv", "results.json", "checkpoints")
+_OF_SLURM = "hpc_ckpt_*.ckpt"  # Lightning's checkpoints of a job that is requeued
 
 
 def holds_run(folder: Path) -> bool:
     """Return True if a folder contains files of a run."""
-    return any((folder / name).exists() for name in _RUN_FILES)
+    return any((folder / name).exists() for name in _RUN_FILES) or any(folder.glob(_OF_SLURM))
 
 
 def training_began(folder: Path) -> bool:
@@ -61,8 +65,9 @@ def refuse_to_overwrite(folder: Path, checkpoints: Path, resumable: bool) -> Non
             and both folders must be unused.
 
     Raises:
-        UserError: no checkpoint can be resumed but files of a run exist, the checkpoints belong to a run in another
-            folder, or `results.json` was not written by this project.
+        UserError: no checkpoint can be resumed but files of a run exist, the run has its checkpoints in another folder
+            or began from one of another run, the checkpoints belong to a run in another folder, or `results.json` was
+            not written by this project.
     """
     remedy = "to start over, give another trainer.default_root_dir or move the existing files; nothing was changed"
     results = folder / "results.json"
@@ -75,12 +80,34 @@ def refuse_to_overwrite(folder: Path, checkpoints: Path, resumable: bool) -> Non
                 f"{str(folder)!r} holds no run to resume; give another folder, or that run's trainer.default_root_dir"
             )
         return
+    began = _configuration(folder)
+    for kept in (folder / "checkpoints", (began.get("checkpoint") or {}).get("dirpath")):
+        if kept is not None and Path(kept).resolve() != checkpoints.resolve() and _checkpoint_names(Path(kept)):
+            raise UserError(
+                f"checkpoint.dirpath: {str(checkpoints)!r} has no checkpoint to resume, and the run in {str(folder)!r} "
+                f"keeps its own in {str(kept)!r}; give that folder, or move them"
+            )
     if found := _checkpoint_names(checkpoints):
         raise UserError(f"resume: no checkpoint in {str(checkpoints)!r} can be resumed ({_listed(found)}): {remedy}")
-    if found := [name for name in ("metrics.csv", "results.json") if (folder / name).exists()]:
+    written = [name for name in ("metrics.csv", "results.json") if (folder / name).exists()]
+    if found := [*written, *sorted(path.name for path in folder.glob(_OF_SLURM))]:
         raise UserError(
             f"resume: {str(folder)!r} holds a run without a checkpoint to resume (only {_listed(found)}): {remedy}"
         )
+    if (start := began.get("ckpt_path")) is not None:
+        raise UserError(
+            f"resume: {str(folder)!r} holds a run that began from {str(start)!r} and has saved no checkpoint: to begin "
+            "from there again, give another trainer.default_root_dir and --ckpt_path instead of --resume"
+        )
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    """Return the saved configuration of the run in a folder; empty if there is none."""
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _checkpoint_names(folder: Path) -> list[str]:

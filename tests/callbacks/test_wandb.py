@@ -78,3 +78,13 @@ def test_a_disabled_wandb_logs_nothing(tmp_path, monkeypatch):
     assert cli.trainer.global_step == 2
     assert not list(tmp_path.rglob("*.wandb"))
     assert os.environ["WANDB_MODE"] == "disabled"
+
+
+@pytest.mark.slow
+def test_a_run_resumed_for_a_while_without_wandb_goes_on_with_the_same_run_of_it(tmp_path):
+    fit = ["fit", *TINY, "--trainer.limit_train_batches=1", "--trainer.default_root_dir=run", "--resume"]
+    for epochs, logger in enumerate((["--trainer.logger=WandbLogger"], ["--trainer.logger=false"]), 1):
+        run([*fit, *logger, f"--trainer.max_epochs={epochs}"])
+    again = run([*fit, "--trainer.logger=WandbLogger", "--trainer.max_epochs=3"])
+    (first,) = {path.name.rsplit("-", 1)[1] for path in (tmp_path / "run/wandb").glob("offline-run-*")}
+    assert again.trainer.logger.version == first

@@ -143,6 +143,36 @@ def test_a_saved_configuration_reproduces_its_run(tmp_path):
     assert all(torch.equal(first["state_dict"][name], tensor) for name, tensor in second["state_dict"].items())
 
 
+def test_a_file_may_have_the_keys_of_a_training_that_the_command_lacks(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("resume: false\nweights_only: null\nckpt_path: null\n")
+    with pytest.raises(SystemExit) as end:
+        main(["store", f"--config={tmp_path / 'run.yaml'}", *TINY, "--output=stored", "--print_config"])
+    assert end.value.code == 0
+    assert not {"resume", "weights_only", "ckpt_path"} & yaml.safe_load(capsys.readouterr().out).keys()
+
+
+@pytest.mark.slow
+def test_every_command_accepts_the_saved_configuration_of_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(["fit", *TINY, *TEACHER, "--model.heads.rrd.head=RRD", "--trainer.default_root_dir=run"])
+    saved = tmp_path / "run/config.yaml"
+    assert "resume" not in yaml.safe_load(saved.read_text())
+    saved.write_text(saved.read_text() + "resume: false\n")  # as earlier versions saved it
+    checkpoint = "--ckpt_path=run/checkpoints/last.ckpt"
+    commands = [["test", checkpoint], ["plot", checkpoint, "--images=1"], ["check", "--trainer.default_root_dir=new"]]
+    commands += [
+        ["weigh", "--steps=1", "--warmup=0"],
+        ["store", "--output=stored", "--data.draws=1", "--splits", "val"],
+    ]
+    for name, *options in commands:
+        assert main([name, "--config=run/config.yaml", *options]) == 0, capsys.readouterr().err
+    assert main(["test", "--config=run/config.yaml", "--resume"]) == 2
+    assert "there is no option --resume" in capsys.readouterr().err
+    (tmp_path / "wrong.yaml").write_text("resumed: true\n")
+    assert main(["test", "--config=run/config.yaml", "--config=wrong.yaml"]) == 2
+    assert "there is no key 'resumed'" in capsys.readouterr().err
+
+
 def test_a_run_saves_configuration_metrics_and_checkpoints_in_one_folder(tmp_path):
     args = [
         "--config=base.yaml",

@@ -4,7 +4,9 @@ import csv
 
 import pytest
 
+from distill.__main__ import main
 from distill.runs.csv_logger import ResumableCSVLogger
+from tests.program import TINY
 from tests.test_export import files_of_at_most
 
 
@@ -63,3 +65,39 @@ def test_a_resume_says_which_rows_are_lost(tmp_path):
         logger.log_metrics({"train/loss": 7.0}, 3)
     logger.save()
     assert [row["train/loss"] for row in rows(tmp_path)] == ["0.0", "7.0"]
+
+
+def test_a_resume_from_a_checkpoint_without_the_files_state_keeps_the_rows_before_its_step(tmp_path):
+    logged(tmp_path, 5)
+    logger = ResumableCSVLogger(tmp_path, None, 3)
+    logger.log_metrics({"train/loss": 7.0, "train/new": 1.0}, 3)
+    logger.save()
+    assert [(row["train/loss"], row["train/new"]) for row in rows(tmp_path)] == [
+        *(("0.0", ""), ("1.0", ""), ("2.0", "")),
+        ("7.0", "1.0"),
+    ]
+    assert logger.state(None)["rows"] == 4
+
+
+@pytest.mark.slow
+def test_a_run_resumed_for_a_while_without_the_file_goes_on_with_it(tmp_path):
+    fit = ["fit", *TINY, "--trainer.limit_train_batches=1", f"--trainer.default_root_dir={tmp_path}", "--resume"]
+    fit += ["--trainer.log_every_n_steps=1"]
+    for stretch in (["--trainer.max_epochs=2"], ["--trainer.max_epochs=3", "--trainer.logger=false"]):
+        assert main([*fit, *stretch]) == 0
+    expected = rows(tmp_path)
+    assert main([*fit, "--trainer.max_epochs=4"]) == 0
+    found = rows(tmp_path)
+    assert found[: len(expected)] == expected
+    assert {row["step"] for row in found} == {"0", "1", "3"}
+
+
+@pytest.mark.slow
+def test_a_run_begun_without_the_file_and_killed_with_it_can_be_resumed(tmp_path):
+    fit = ["fit", *TINY, "--trainer.limit_train_batches=1", f"--trainer.default_root_dir={tmp_path}", "--resume"]
+    fit += ["--trainer.log_every_n_steps=1"]
+    assert main([*fit, "--trainer.logger=false"]) == 0
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,9.0\n")  # after the checkpoint
+    assert main([*fit, "--trainer.max_epochs=2"]) == 0
+    assert "9.0" not in [row["train/loss"] for row in rows(tmp_path)]
+    assert {row["step"] for row in rows(tmp_path)} == {"1"}

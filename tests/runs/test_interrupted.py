@@ -293,6 +293,30 @@ def test_a_run_that_cannot_be_resumed_is_rejected_and_not_changed(undisturbed, d
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("moved", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_is_not_begun_again_if_its_checkpoints_are_in_another_folder(moved, tmp_path, monkeypatch, capsys):
+    """The run is one without `metrics.csv`, which would be refused anyway."""
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", *TINY, "--trainer.logger=false", "--trainer.default_root_dir=run"]
+    of_the_run = ["--checkpoint.dirpath=kept"] if moved else []
+    run([*fit, *of_the_run])
+    (tmp_path / "run/results.json").unlink()
+    given = [] if moved else ["--checkpoint.dirpath=elsewhere"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main([*fit, *given, "--resume"]) == 2
+    kept = "kept" if moved else "run/checkpoints"
+    assert f"the run in 'run' keeps its own in '{kept}'; give that folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert main([*fit, *of_the_run, "--resume", "--trainer.max_epochs=2"]) == 0
+
+
+def test_a_run_that_began_from_a_checkpoint_is_not_begun_again_without_it(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("ckpt_path: other/last.ckpt\n")
+    assert main(["fit", *TINY, f"--trainer.default_root_dir={tmp_path}", "--resume"]) == 2
+    assert "holds a run that began from 'other/last.ckpt' and has saved no checkpoint" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_the_checkpoints_of_another_run_are_not_overwritten(undisturbed, resume, tmp_path, capsys):
     checkpoints = tmp_path / "checkpoints"
@@ -379,6 +403,29 @@ def test_lightnings_names_of_checkpoints_are_read_as_safely_as_paths(undisturbed
     hpc = torch.load(undisturbed / "checkpoints/last.ckpt", weights_only=True)
     torch.save(hpc, tmp_path / "hpc_ckpt_10.ckpt")
     assert main(["test", *TINY, *TEACHER, "--ckpt_path=hpc", "--trainer.default_root_dir=."]) == 0
+
+
+SLURM = {"NTASKS": "1", "JOB_ID": "7", "JOB_NAME": "job", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+
+
+@pytest.mark.slow
+def test_on_slurm_a_run_writes_into_its_own_folder_and_loads_nothing_that_was_not_asked_for(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**SLURM, "NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    run(["fit", *TINY, "--trainer.callbacks=tests.signals.RequeueAfterBatch"])
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    saved = tmp_path / "runs/run-1/hpc_ckpt_1.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 1
+    assert run(["validate", *TINY, "--ckpt_path=hpc"]).trainer.ckpt_path == "runs/run-1/hpc_ckpt_1.ckpt"
+    shutil.copy(saved, tmp_path)
+    assert run(["validate", *TINY]).trainer.ckpt_path is None
+    assert run(["fit", *TINY]).trainer.ckpt_path is None
+    for resume in ([], ["--resume"]):
+        assert main(["fit", *TINY, *resume, "--trainer.default_root_dir=."]) == 2
+        assert "holds a run" in capsys.readouterr().err
 
 
 def test_a_process_that_is_not_the_first_of_a_run_does_not_train_alone(tmp_path, monkeypatch, capsys):

@@ -82,6 +82,40 @@ def test_a_run_killed_within_an_epoch_resumes_where_it_stopped(undisturbed, tmp_
     assert_equal_bits(weights(tmp_path / "resumed-1/checkpoints/last.ckpt"), weights(undisturbed / "last.ckpt"))
 
 
+def killed_at_its_first_checkpoint(command):
+    child = os.fork()
+    if child == 0:
+        os._exit(main([*command, "--trainer.plugins=tests.signals.KillAfterFirstSave"]))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    return [*command, "--trainer.plugins=tests.signals.KillAfterFirstSave", "--resume"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 6, 8, 12, 14])
+def test_a_run_killed_right_after_it_began_from_another_ones_checkpoint_resumes_there(undisturbed, step, tmp_path):
+    command = ["fit", *RUN, f"--trainer.default_root_dir={tmp_path}"]
+    again = killed_at_its_first_checkpoint([*command, f"--ckpt_path={undisturbed / f'step={step}.ckpt'}"])
+    (only,) = (tmp_path / "checkpoints").iterdir()
+    assert only.name == "last.ckpt"
+    assert torch.load(only, weights_only=True)["global_step"] == step
+    run([word for word in again if not word.startswith("--ckpt_path")])
+    assert_equal_bits(weights(tmp_path / "checkpoints/last.ckpt"), weights(undisturbed / "last.ckpt"))
+
+
+@pytest.mark.slow
+def test_a_plateau_scheduler_steps_once_however_often_a_run_is_resumed_at_the_end_of_an_epoch(tmp_path):
+    plateau = ["--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.scheduler.monitor=val/top1"]
+    plateau += ["--model.scheduler.mode=max", "--model.scheduler.patience=1", "--model.scheduler.threshold=9"]
+    fit = ["fit", *TINY, *plateau, "--trainer.max_epochs=5"]
+    fit += ["--checkpoint.save_top_k=-1", "--checkpoint.filename={step}"]
+    whole = run([*fit, f"--trainer.default_root_dir={tmp_path / 'whole'}"])
+    command = [*fit, f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    again = killed_at_its_first_checkpoint([*command, f"--ckpt_path={tmp_path / 'whole/checkpoints/step=4.ckpt'}"])
+    resumed = run([word for word in again if not word.startswith("--ckpt_path")])
+    states = [cli.trainer.lr_scheduler_configs[0].scheduler.state_dict() for cli in (whole, resumed)]
+    assert states[0] == states[1]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

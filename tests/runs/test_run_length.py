@@ -5,9 +5,12 @@ import shutil
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from distill.__main__ import main
+from distill.callbacks import RunCheckpoint
 from distill.cli.program import run
+from distill.runs.named_checkpoints import named_checkpoint
 from tests.program import TEACHER, TINY
 from tests.runs.test_interrupted import assert_alike
 from tests.runs.test_resume import assert_equal_bits, weights
@@ -18,6 +21,8 @@ FIT = [
 ]
 TEN = [*FIT, "--trainer.max_epochs=-1", "--trainer.max_steps=10", "--checkpoint.every_n_train_steps=1"]
 TEN += ["--checkpoint.save_top_k=-1", "--checkpoint.filename={step}", "--resume"]
+FOUR = [*FIT, "--trainer.limit_train_batches=1", "--trainer.max_epochs=4"]
+FOUR += ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]
 NEVER_BETTER = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]  # than after the first epoch
 
 
@@ -128,6 +133,61 @@ def test_a_moved_run_keeps_its_best_checkpoint(tmp_path):
     (tmp_path / "run").rename(tmp_path / "moved")
     run([*fit, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'moved'}"])
     assert step_of(tmp_path / "moved/checkpoints/best.ckpt") == 3
+
+
+def test_a_run_that_continues_another_ones_checkpoint_saves_it_before_its_first_step(tmp_path):
+    run([*FOUR, "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path / 'first'}"])
+    log = ["--trainer.callbacks=tests.signals.StepsOfLast", f"--trainer.callbacks.file={tmp_path / 'steps'}"]
+    begin = f"--ckpt_path={tmp_path / 'first/checkpoints/last.ckpt'}"
+    run([*FOUR, *log, begin, "--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path / 'second'}"])
+    assert (tmp_path / "steps").read_text().split() == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "steps"),
+    [
+        (["--checkpoint.save_top_k=2"], [1, 2]),
+        pytest.param(["--checkpoint.save_top_k=-1"], [1, 2, 3, 4], marks=pytest.mark.slow),
+        pytest.param(["--checkpoint.save_top_k=-1", "--checkpoint.monitor=null"], [1, 2, 3, 4], marks=pytest.mark.slow),
+    ],
+)
+def test_each_of_several_best_checkpoints_is_kept_in_a_file_of_its_own(kept, steps, tmp_path):
+    folder = tmp_path / "run/checkpoints"
+    run([*FOUR, *kept, f"--trainer.default_root_dir={tmp_path / 'run'}"])
+    assert {path.name: step_of(path) for path in folder.iterdir()} == {
+        **{f"best-step={step}.ckpt": step for step in steps},
+        "last.ckpt": 4,
+    }
+    best = named_checkpoint("best", tmp_path / "run", folder)
+    assert step_of(best) == (4 if "--checkpoint.monitor=null" in kept else 1)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_resumed_run_that_keeps_fewer_checkpoints_never_replaces_the_best_by_a_worse_one(mode, tmp_path):
+    sign = 1 if mode == "max" else -1
+    scores = {name: torch.tensor(sign * score) for name, score in (("fair", 0.7), ("best", 0.9), ("worst", 0.5))}
+    before = RunCheckpoint(str(tmp_path), monitor="score", mode=mode, save_top_k=3)
+    before.best_k_models, before.best_model_path = scores, "best"
+    before.kth_best_model_path, before.kth_value = "worst", scores["worst"]
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    for kept, better, worse in ((1, 0.95, 0.8), (2, 0.8, 0.6), (4, 0.1, None)):
+        resumed = RunCheckpoint(str(tmp_path), monitor="score", mode=mode, save_top_k=kept)
+        resumed.load_state_dict(before.state_dict())
+        assert resumed.check_monitor_top_k(trainer, torch.tensor(sign * better))
+        assert worse is None or not resumed.check_monitor_top_k(trainer, torch.tensor(sign * worse))
+        assert len(resumed.best_k_models) == min(kept, 3)
+        assert resumed.best_model_path == "best"
+
+
+@pytest.mark.parametrize(
+    ("filename", "expected"),
+    [("best", "best-{step}"), ("{epoch}", "{epoch}-{step}"), ("{step:03d}", "{step:03d}"), ("a-{step}", "a-{step}")],
+)
+def test_the_step_is_added_to_a_name_only_where_it_is_missing_and_several_are_kept(filename, expected):
+    for kept, name in ((3, expected), (-1, expected), (1, filename), (0, filename)):
+        assert (
+            RunCheckpoint(filename=filename, save_top_k=kept, monitor=None if kept == -1 else "auto").filename == name
+        )
 
 
 def test_a_further_checkpoint_of_the_users_is_left_alone_and_changes_nothing(tmp_path):
