@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from distill import __version__
 from distill.callbacks.checkpoint import run_checkpoint
@@ -81,12 +82,13 @@ class Results(Callback):
             self._record(trainer, "")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
+        """Write the file, and say how the run ended."""
         if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]  # Lightning has it
             return
         file = self.folder / "results.json"
         if not self._has_trained and file.exists():  # the run was already complete
             self.summary = json.loads(file.read_text())
+            rank_zero_info(f"{self.folder}: the run had ended already; a larger trainer.max_epochs continues it")
             return
         if self.last is None or self.last["step"] != trainer.global_step:
             metrics = {name: value for name, value in (self.last or {}).items() if name not in ("epoch", "step")}
@@ -95,6 +97,16 @@ class Results(Callback):
             self.last = {"epoch": epoch, "step": trainer.global_step, **validated, **metrics}
         self.summary = self._summary(trainer)
         write_atomic(file, (json.dumps(self.summary, indent=2) + "\n").encode())
+        rank_zero_info(f"{self.folder}: {self._told()}results.json has the figures")
+
+    def _told(self) -> str:
+        """Return the monitored figure of the last and the best epoch, as the beginning of a sentence."""
+        monitor = (self.summary or {}).get("monitor")
+        if self.best is None or monitor not in (self.last or {}):
+            return ""
+        last, best = ((figures or {})[monitor] for figures in (self.last, self.best))
+        shown = "not finite" if last is None else f"{last:.4g}"
+        return f"{monitor} is {shown} at the end and {best:.4g} at its best, in epoch {self.best['epoch']}; "
 
     def _record(self, trainer: Trainer, prefix: str) -> None:
         metrics = {

@@ -184,8 +184,13 @@ class ClassificationModule(DistillerModule):
             self.longtail_metrics = LongTailAccuracy(self.num_classes, data.longtail.groups(data.class_counts()))
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the callback that keeps memories out of weight averages."""
-        return [WholeAverages(self.evaluation_weights or "averaged")]
+        """Add the callback that keeps memories out of weight averages, unless an earlier run of the trainer has."""
+        choice = self.evaluation_weights or "averaged"
+        callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning's Trainer has them
+        found = [callback for callback in callbacks if isinstance(callback, WholeAverages)]
+        for callback in found:
+            callback.evaluated = choice
+        return [] if found else [WholeAverages(choice)]
 
     def configure_optimizers(self) -> Any:
         """Create the optimizer of the student's and heads' parameters, and the scheduler."""
