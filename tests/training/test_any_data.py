@@ -284,7 +284,8 @@ def test_a_validation_leaves_out_what_follows_the_progress_of_a_training():
 
 
 @pytest.mark.parametrize("callbacks", [[], [GradientShares(every=1)]])
-def test_a_run_without_labels_begins_with_terms_of_weight_0(callbacks):
+def test_a_run_without_labels_begins_with_terms_of_weight_0(callbacks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a Trainer without a folder writes its pictures
     model = module(classes=0, heads={"rkd": Term(RKD(), Warmup(epochs=1)), "sp": Term(SP(), Warmup(epochs=1))})
     losses, _ = fit(model, OwnData(labels=False), callbacks=callbacks)
     assert losses.values[0] == 0
