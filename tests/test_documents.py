@@ -130,8 +130,9 @@ def test_the_readmes_python_runs_as_it_stands(first_line, beside_the_project, ca
 @pytest.mark.slow
 def test_the_readmes_head_trains(beside_the_project):
     quick = [word for word in TINY if "student" not in word and "optimizer" not in word]
+    command = next(line for line in commands(TOP) if "my_heads.yaml" in line)
     found = in_a_process(
-        *("fit", "--config", "experiments/digits/distill.yaml", "--config", "my_heads.yaml"),
+        *shlex.split(command.partition("distill ")[2]),
         *(*quick, "--model.teacher.weights=null", "--trainer.log_every_n_steps=1"),
         cwd=beside_the_project,
     )
