@@ -192,7 +192,7 @@ def test_checkpoints_of_the_benchmark_are_read_from_its_files(name, zipped, wrap
         name
         if name in ("resnet8_cifar", "vgg8_cifar", "wrn_16_1_cifar")
         else pytest.param(name, marks=pytest.mark.slow)
-        for name in ONE_OF_EACH
+        for name in (getattr(each, "values", [each])[0] for each in ONE_OF_EACH)
     ],
 )
 def test_whole_checkpoints_of_mdistillers_public_code_give_the_network_of_the_prefix(name, tmp_path):
