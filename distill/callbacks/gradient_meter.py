@@ -42,7 +42,8 @@ class GradientMeter(Callback, ABC):
     """
 
     def __init__(self, at: At = "parameters") -> None:
-        self.at: At = one_of("at", at, ("parameters", "embedding", "tokens"))  # type: ignore[assignment]
+        one_of("at", at, ("parameters", "embedding", "tokens"))
+        self.at: At = at
         self._hook: RemovableHandle | None = None
         self._step: tuple[Features, Losses] | None = None  # of the current batch
         self._gradients: TermGradients | None = None  # of the current optimizer step, if it is measured

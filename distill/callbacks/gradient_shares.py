@@ -135,7 +135,7 @@ class GradientShares(GradientMeter):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the shares over time."""
         super().on_train_end(trainer, pl_module)
-        if not self._history or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self._history or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]  # it has
             return
         path = save_figure(self._figure(), pictures_folder(trainer) / "gradient_shares.png")
         for logger in trainer.loggers:
